@@ -1,0 +1,1 @@
+"""Pre-training of sparse LLaMA models on DeepSpeed."""

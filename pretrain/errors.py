@@ -1,0 +1,19 @@
+"""Errors of the training program, by who has to act. See ``smet.errors`` for the rule."""
+
+from __future__ import annotations
+
+from smet.errors import ConfigError, UserError, nearest
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "LaunchError", "UserError", "nearest"]
+
+
+class DataError(UserError):
+    """A corpus, index or tokenizer that is missing, damaged or does not fit the model."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, foreign or in the way."""
+
+
+class LaunchError(UserError):
+    """A launch whose processes, devices or world size are not what was asked for."""

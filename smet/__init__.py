@@ -1,0 +1,1 @@
+"""SMET: sparse, memory-efficient training of any torch model with dynamic topology."""

@@ -1,0 +1,141 @@
+"""``SmetConfig``: which layers are sparse, how dense they are, and which remedies are on.
+
+Dense AdamW, static sparsity, SET, RigL and SMET are settings of this one dataclass (``PRESETS``);
+there is no second code path. Method and symbols: Xiao et al., arXiv 2606.00888.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from smet.errors import ConfigError, nearest
+
+CHOICES = {
+    "distribution": ("uniform", "erk"),
+    "bias_correction": ("local", "global"),
+    "warmup_scope": ("regrown", "all"),
+    "prune_schedule": ("cosine", "constant", "linear", "wsd"),
+    "growth": ("random", "gradient"),
+    "mask_residency": ("sharded", "replicated"),
+    "weight_residency": ("compressed", "dense"),
+}
+
+
+@dataclass(kw_only=True)
+class SmetConfig:
+    """Settings of sparse training. Steps are optimizer steps; fractions lie in [0, 1]."""
+
+    method: str | None = None
+    """Name of a preset (see ``PRESETS``) whose values replace the defaults of the keys not given."""
+    density: float = 0.25
+    """Fraction of blocks that stay active in the sparse layers, in (0, 1]."""
+    block: tuple[int, int] = (1, 1)
+    """Rows and columns of one mask block, in the canonical orientation of the matrix."""
+    distribution: str = "uniform"
+    """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns of module names that may become sparse."""
+    exclude: tuple[str, ...] = ("*embed*", "*norm*", "*lm_head*")
+    """Glob patterns of module names that stay dense whatever ``include`` says."""
+    row_parallel: tuple[str, ...] = ("*o_proj", "*down_proj")
+    """Layers whose canonical matrix is the transpose (split over their inputs by tensor parallelism)."""
+
+    update_interval: int = 100
+    """Optimizer steps between topology updates; 0 = never (static sparsity)."""
+    stop_fraction: float = 0.75
+    """No topology update after this fraction of the run."""
+    prune_schedule: str = "cosine"
+    """How the prune fraction goes from ``prune_start`` to ``prune_end``."""
+    prune_start: float = 0.2
+    """Fraction of a layer's active blocks replaced at the first update."""
+    prune_end: float = 0.005
+    """The same at the last update."""
+    growth: str = "random"
+    """``random`` (SET) or ``gradient`` (RigL: largest |dense gradient| averaged over ranks)."""
+    protect_rounds: int = 0
+    """A block younger than this many updates is not pruned (beyond the paper; 0 = off)."""
+
+    bias_correction: str = "local"
+    """``local``: by the weight's own age; ``global``: by the run's step, as plain Adam does."""
+    warmup_steps: int = 100
+    """W: steps over which a regrown weight's update grows to full size; 0 = off."""
+    warmup_scope: str = "regrown"
+    """``regrown`` weights only, or ``all`` (also those active from the start; for ablations)."""
+    lr_exponent: float = 0.5
+    """e: weights at density d train with lr * d**-e; 0 = off."""
+    fan_in_init: bool = True
+    """Scale the initial standard deviation by density**-0.5."""
+
+    mask_residency: str = "sharded"
+    """``sharded``: each data-parallel rank keeps 1/D of the mask bits; ``replicated``: all of them."""
+    weight_residency: str = "compressed"
+    """``compressed``: the dense matrix lives only while its layer computes; ``dense``: kept between uses."""
+    seed: int = 0
+    """Seed of initial masks and random growth."""
+
+    def __post_init__(self) -> None:
+        for name in ("block", "include", "exclude", "row_parallel"):
+            value = getattr(self, name)
+            setattr(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
+        if self.method in PRESETS:
+            default = {f.name: f.default for f in fields(self)}
+            for name, value in PRESETS[self.method].items():
+                if getattr(self, name) == default[name]:
+                    setattr(self, name, value)
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each: found, expected, what to change."""
+        found = []
+        if self.method is not None and self.method not in PRESETS:
+            found.append(
+                f"sparsity.method is '{self.method}', expected one of {', '.join(PRESETS)}"
+                + nearest(str(self.method), PRESETS)
+            )
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                hint = nearest(str(value), allowed)
+                found.append(f"sparsity.{name} is '{value}', expected one of {', '.join(allowed)}{hint}")
+        if not 0.0 < self.density <= 1.0:
+            found.append(f"sparsity.density is {self.density}, expected a fraction in (0, 1], such as 0.25")
+        if len(self.block) != 2 or any(side < 1 for side in self.block):
+            found.append(f"sparsity.block is {list(self.block)}, expected two positive sizes, such as [1, 16]")
+        for name in ("update_interval", "warmup_steps", "protect_rounds", "seed"):
+            if getattr(self, name) < 0:
+                found.append(f"sparsity.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("stop_fraction", "prune_start", "prune_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                found.append(f"sparsity.{name} is {getattr(self, name)}, expected a fraction in [0, 1]")
+        return found
+
+    def check(self) -> SmetConfig:
+        """Return self, or raise ``ConfigError`` with all problems."""
+        if found := self.problems():
+            raise ConfigError(found)
+        return self
+
+    @classmethod
+    def preset(cls, method: str, **changes: Any) -> SmetConfig:
+        """The settings of a named method, with ``changes`` on top."""
+        if method not in PRESETS:
+            raise ConfigError(f"method is '{method}', expected one of {', '.join(PRESETS)}{nearest(method, PRESETS)}")
+        return replace(cls(**PRESETS[method]), **changes)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the topology ever changes."""
+        return self.update_interval > 0 and self.density < 1.0 and self.stop_fraction > 0
+
+
+_NAIVE = {"bias_correction": "global", "warmup_steps": 0, "lr_exponent": 0.0, "fan_in_init": False}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smet": {},
+    "dense": {"density": 1.0, "update_interval": 0, **_NAIVE},
+    "static": {"update_interval": 0, **_NAIVE},
+    "set": dict(_NAIVE),
+    "rigl": {"growth": "gradient", **_NAIVE},
+    "smet-rigl": {"growth": "gradient"},
+}
+"""Named methods. ``set`` and ``rigl`` are the naive baselines: global bias correction, no warm-up, e = 0."""
