@@ -6,7 +6,7 @@ there is no second code path. Method and symbols: Xiao et al., arXiv 2606.00888.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from smet.errors import ConfigError, nearest
@@ -27,7 +27,7 @@ class SmetConfig:
     """Settings of sparse training. Steps are optimizer steps; fractions lie in [0, 1]."""
 
     method: str | None = None
-    """Name of a preset (see ``PRESETS``) whose values replace the defaults of the keys not given."""
+    """Name of the preset these settings started from (see ``PRESETS``); a label once loaded."""
     density: float = 0.25
     """Fraction of blocks that stay active in the sparse layers, in (0, 1]."""
     block: tuple[int, int] = (1, 1)
@@ -78,11 +78,6 @@ class SmetConfig:
         for name in ("block", "include", "exclude", "row_parallel"):
             value = getattr(self, name)
             setattr(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
-        if self.method in PRESETS:
-            default = {f.name: f.default for f in fields(self)}
-            for name, value in PRESETS[self.method].items():
-                if getattr(self, name) == default[name]:
-                    setattr(self, name, value)
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each: found, expected, what to change."""
@@ -115,12 +110,17 @@ class SmetConfig:
             raise ConfigError(found)
         return self
 
+    @staticmethod
+    def with_preset(given: dict[str, Any]) -> dict[str, Any]:
+        """The keys of ``given`` on top of those of the preset that ``given["method"]`` names."""
+        return {**PRESETS.get(given.get("method", "smet"), {}), **given}
+
     @classmethod
     def preset(cls, method: str, **changes: Any) -> SmetConfig:
         """The settings of a named method, with ``changes`` on top."""
         if method not in PRESETS:
             raise ConfigError(f"method is '{method}', expected one of {', '.join(PRESETS)}{nearest(method, PRESETS)}")
-        return replace(cls(**PRESETS[method]), **changes)
+        return cls(**cls.with_preset({"method": method, **changes}))
 
     @property
     def dynamic(self) -> bool:
