@@ -1,0 +1,32 @@
+"""The settings of one run: dataclasses (``schema``), cross-checks (``checks``) and YAML files (``load``)."""
+
+from __future__ import annotations
+
+from pretrain.config.load import config_from_dict, load_config
+from pretrain.config.run import RunConfig
+from pretrain.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Source,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "Source",
+    "TrainConfig",
+    "config_from_dict",
+    "load_config",
+]

@@ -1,0 +1,225 @@
+"""Run files: YAML with ``base:`` files merged below it and dotted overrides on top.
+
+Layers, weakest first: the files named by ``base`` (recursively, in order), the file itself, the
+overrides. A later layer wins key by key; lists are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config.checks import cross_problems
+from pretrain.config.run import RunConfig
+from pretrain.config.typed import build
+from pretrain.errors import ConfigError, nearest
+from smet.config import PRESETS, SmetConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: ``1e-3`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key_node.value}' twice", problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+_Loader.yaml_implicit_resolvers = {key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),  # YAML 1.1 wants a dot and a sign
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, merge its bases and the overrides (``section.key=value``), and check it all.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, or with every problem of the settings at once.
+    """
+    problems: list[str] = []
+    merged = merge(_read_with_bases(Path(path), ()), _from_overrides(overrides, problems))
+    return _checked(merged, problems)
+
+
+def config_from_dict(given: dict[str, Any]) -> RunConfig:
+    """Build and check the settings from plain dicts, as ``RunConfig.to_dict`` makes them.
+
+    Raises:
+        ConfigError: with every problem at once.
+    """
+    return _checked(given, [])
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, no YAML, or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path} does not exist, expected a YAML run file{nearest(path.name, siblings)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text ({error}), expected a YAML run file") from None
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, expected a mapping of sections")
+    return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML; ``where`` names its origin in the error.
+
+    Raises:
+        ConfigError: ``text`` is no YAML, in one line with the line number.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{line} is no valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
+
+
+def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Return ``lower`` with ``upper`` on top, mapping by mapping.
+
+    A layer that names a ``sparsity.method`` also outdoes what lower layers say about that method's keys.
+    """
+    method = upper.get("sparsity", {}).get("method") if isinstance(upper.get("sparsity"), dict) else None
+    if method is not None and isinstance(lower.get("sparsity"), dict):
+        lower = {**lower, "sparsity": _without_presets(lower["sparsity"], method)}
+    merged = dict(lower)
+    for key, value in upper.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _without_presets(sparsity: dict[str, Any], method: Any) -> dict[str, Any]:
+    """The keys that neither the new method sets, nor the old one's preset had set."""
+    new = PRESETS.get(method, {}) if isinstance(method, str) else {}
+    old_method = sparsity.get("method")
+    old = PRESETS.get(old_method, {}) if isinstance(old_method, str) else {}
+    return {k: v for k, v in sparsity.items() if k not in new and not (k in old and old[k] == v)}
+
+
+def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in parents:
+        chain = " -> ".join(file.name for file in (*parents[parents.index(resolved) :], resolved))
+        raise ConfigError(f"base files form a cycle, expected a chain that ends: {chain}")
+    content = read_yaml(path)
+    bases = content.pop("base", None)
+    bases = [] if bases is None else bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path} has base {bases}, expected a path or a list of paths relative to the file")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read_with_bases(path.parent / base, (*parents, resolved)))
+    return merge(merged, content)
+
+
+def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
+            problems.append(f"override '{text}' is malformed, expected section.key=value, such as train.steps=100")
+            continue
+        try:
+            nested: Any = parse_yaml(value, f"override '{text}'")
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        for key in reversed(keys):
+            nested = {key: nested}
+        layer = merge(layer, nested)
+    return layer
+
+
+def _checked(given: dict[str, Any], problems: list[str]) -> RunConfig:
+    """Build every section, then check each by itself and all together; raise everything found."""
+    hints = typing.get_type_hints(RunConfig)
+    problems += _unknown_sections(given, hints)
+    sections: dict[str, Any] = {}
+    sound: dict[str, Any] = {}
+    for name, kind in hints.items():
+        raw = given.get(name)
+        raw = {} if raw is None else raw
+        if not isinstance(raw, dict):
+            problems.append(f"{name} is {raw!r} ({type(raw).__name__}), expected a mapping of keys")
+            continue
+        if name == "deepspeed":
+            sections[name] = sound[name] = raw
+            continue
+        section, is_sound = build(kind, _prepared(name, raw), name, problems)
+        sections[name] = section
+        if is_sound:
+            sound[name] = section
+            problems += section.problems()
+        else:
+            problems += _given_and_new(section.problems(), raw, problems)
+    problems += cross_problems(sound)
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sections)
+
+
+def _prepared(name: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Short forms written out: a preset's name as its keys, one prefix as a blend of one."""
+    if name == "sparsity" and isinstance(raw.get("method"), str):
+        return SmetConfig.with_preset(raw)
+    if name == "data":
+        return {
+            key: [{"path": value}] if key in ("train", "validation") and isinstance(value, str) else value
+            for key, value in raw.items()
+        }
+    return raw
+
+
+def _given_and_new(own: list[str], raw: dict[str, Any], problems: list[str]) -> list[str]:
+    """Of a section with stand-ins, the problems about keys that were given and are not reported yet."""
+    found = []
+    for text in own:
+        dotted = text.split(" ")[0].partition("[")[0]
+        reported = any(re.match(re.escape(dotted) + r"[\[. ]", earlier) for earlier in problems)
+        if dotted.partition(".")[2] in raw and not reported:
+            found.append(text)
+    return found
+
+
+def _unknown_sections(given: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    found = []
+    for name in given:
+        if name in known:
+            continue
+        homes = [
+            section for section, kind in known.items() if section != "deepspeed" and name in _names(kind)
+        ]  # a key written at the top level, where its section was meant
+        hint = nearest(str(name), known) or f"; sections: base, {', '.join(known)}"
+        if homes:
+            hint = f" (did you mean '{homes[0]}.{name}'?)"
+        found.append(f"{name} is not a known section{hint}")
+    return found
+
+
+def _names(kind: Any) -> set[str]:
+    return {part.name for part in dataclasses.fields(kind)}

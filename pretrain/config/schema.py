@@ -1,0 +1,321 @@
+"""One dataclass per section of a run file; ``pretrain.config.run`` holds them all.
+
+Every section has ``problems()``: one sentence per invalid value, with what was found, what was
+expected and what to change. What concerns two sections at once is in ``pretrain.config.checks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.errors import nearest
+
+
+def _below(section: str, config: Any, minimum: int, names: Iterable[str]) -> list[str]:
+    """A problem for each of the named whole numbers that lies below ``minimum``."""
+    return [
+        f"{section}.{name} is {getattr(config, name)}, expected {minimum} or more"
+        for name in names
+        if getattr(config, name) < minimum
+    ]
+
+
+def _outside_unit(section: str, config: Any, names: Iterable[str]) -> list[str]:
+    """A problem for each of the named numbers that is no fraction in [0, 1]."""
+    return [
+        f"{section}.{name} is {getattr(config, name)}, expected a fraction in [0, 1]"
+        for name in names
+        if not 0.0 <= getattr(config, name) <= 1.0
+    ]
+
+
+def _no_choice(section: str, config: Any, choices: dict[str, tuple[str, ...]]) -> list[str]:
+    """A problem for each of the named values that is not among its choices."""
+    return [
+        f"{section}.{name} is '{getattr(config, name)}', expected one of {', '.join(allowed)}"
+        + nearest(getattr(config, name), allowed)
+        for name, allowed in choices.items()
+        if getattr(config, name) not in allowed
+    ]
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Shape of a LLaMA model, with the key names of Hugging Face's ``LlamaConfig``."""
+
+    vocab_size: int
+    """Number of token ids the embedding and the head know."""
+    hidden_size: int
+    """Features of the residual stream."""
+    intermediate_size: int
+    """Features inside the feed-forward block."""
+    num_hidden_layers: int
+    """Number of decoder layers."""
+    num_attention_heads: int
+    """Number of query heads."""
+    num_key_value_heads: int = 0
+    """Number of key and value heads (fewer than query heads: grouped queries); 0 = as many as query heads."""
+    head_dim: int = 0
+    """Features of one head; 0 = hidden_size / num_attention_heads."""
+    max_position_embeddings: int = 2048
+    """Longest sequence the model is meant for, in tokens."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square before the root."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights (sparse layers scale it by their density)."""
+    tie_word_embeddings: bool = False
+    """Whether the head uses the embedding's weights."""
+    hidden_act: str = "silu"
+    """Activation of the gate; LLaMA's is ``silu``, the only one built."""
+    attention_bias: bool = False
+    """Bias in the attention's projections; LLaMA has none, so only ``false``."""
+    mlp_bias: bool = False
+    """Bias in the feed-forward's projections; LLaMA has none, so only ``false``."""
+
+    def __post_init__(self) -> None:
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // max(1, self.num_attention_heads)
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        found = _below("model", self, 1, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
+        found += _no_choice("model", self, {"hidden_act": ("silu",)})
+        for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
+            if not getattr(self, name) > 0:
+                found.append(f"model.{name} is {getattr(self, name)}, expected a positive number")
+        for name in ("attention_bias", "mlp_bias"):
+            if getattr(self, name):
+                found.append(f"model.{name} is true, expected false: LLaMA's projections have no bias")
+        return found or self._head_problems()
+
+    def _head_problems(self) -> list[str]:
+        hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        found = []
+        # A head_dim of its own may differ from hidden / heads; the rounded quotient is never meant.
+        if hidden % heads and self.head_dim == hidden // heads:
+            found.append(
+                f"model.hidden_size is {hidden} with {heads} heads, expected a multiple of num_attention_heads"
+                f" ({hidden // heads * heads} or {(hidden // heads + 1) * heads}), or a head_dim"
+            )
+        elif self.head_dim % 2:
+            found.append(f"model.head_dim is {self.head_dim}, expected an even size: rotary embedding pairs features")
+        if heads % kv_heads:
+            fitting = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)
+            found.append(
+                f"model.num_key_value_heads is {kv_heads}, expected a divisor of num_attention_heads"
+                f" {heads} ({fitting})"
+            )
+        return found
+
+
+@dataclass(kw_only=True)
+class Source:
+    """One corpus of a blend."""
+
+    path: str
+    """Prefix of the corpus: ``<path>.bin`` and ``<path>.idx``, relative to the working directory."""
+    weight: float = 1.0
+    """Share of the samples drawn from this corpus, relative to the other weights."""
+
+    def problems(self, where: str) -> list[str]:
+        """Every invalid value, one sentence each; ``where`` is the dotted name of this source."""
+        found = [] if self.path else [f"{where}.path is empty, expected the prefix of a .bin and .idx file"]
+        if not self.weight > 0:
+            found.append(f"{where}.weight is {self.weight}, expected a positive number")
+        return found
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is read. A blend may also be written as one prefix, a string."""
+
+    train: tuple[Source, ...]
+    """Corpora of the training blend."""
+    validation: tuple[Source, ...] = ()
+    """Corpora of the validation blend; empty = no evaluation."""
+    tokenizer: str | None = None
+    """Path of a SentencePiece ``.model`` or Hugging Face ``tokenizer.json``; checked against the corpus."""
+    seq_length: int
+    """Tokens that one training sequence predicts (a sample holds one more)."""
+    seed: int = 0
+    """Seed of the order of samples, a function of (seed, epoch, sample number) only."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        found = _below("data", self, 1, ("seq_length",)) + _below("data", self, 0, ("seed",))
+        if not self.train:
+            found.append("data.train is empty, expected a prefix or a list of {path, weight}")
+        for name in ("train", "validation"):
+            for position, source in enumerate(getattr(self, name)):
+                found += source.problems(f"data.{name}[{position}]")
+        return found
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule (``pretrain.schedule``)."""
+
+    lr: float
+    """Peak learning rate of dense parameters; sparse ones use lr * density**-sparsity.lr_exponent."""
+    beta1: float = 0.9
+    """Decay of the first moment per optimizer step."""
+    beta2: float = 0.999
+    """Decay of the second moment per optimizer step."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, times the learning rate, per optimizer step."""
+    gradient_clipping: float = 1.0
+    """Largest global norm of the gradients; 0 = no clipping."""
+    schedule: str = "cosine"
+    """Decay after the warm-up: ``cosine``, ``linear``, ``wsd`` (warm-up, stable, decay) or ``constant``."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises linearly to ``lr``."""
+    min_lr_ratio: float = 0.1
+    """Final rate as a fraction of ``lr``."""
+    decay_fraction: float = 0.2
+    """``wsd`` only: fraction of all steps, at the end, over which the rate decays linearly."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        schedules = ("cosine", "linear", "wsd", "constant")
+        found = _no_choice("optimizer", self, {"schedule": schedules}) + _below("optimizer", self, 0, ("warmup_steps",))
+        found += _outside_unit("optimizer", self, ("min_lr_ratio", "decay_fraction"))
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                found.append(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
+        for name in ("weight_decay", "gradient_clipping"):
+            if not getattr(self, name) >= 0:
+                found.append(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                found.append(f"optimizer.{name} is {getattr(self, name)}, expected a number in [0, 1)")
+        return found
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    global_batch_size: int
+    """Sequences per optimizer step, over all ranks and micro-batches."""
+    micro_batch_size: int = 1
+    """Sequences per rank and micro-batch."""
+    precision: str = "bf16"
+    """Weights and products in ``bf16`` or ``fp32``; master weights and moments are fp32 either way."""
+    activation_checkpointing: bool = False
+    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    output_dir: str
+    """Run folder, relative to the working directory."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``: cuda where there is one."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        found = _below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
+        found += _below("train", self, 0, ("seed",))
+        found += _no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
+        if not self.output_dir:
+            found.append("train.output_dir is empty, expected the path of the run folder")
+        return found
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How the work is split. Data-parallel ranks are what remains: world size / (tensor * pipeline)."""
+
+    zero_stage: int = 2
+    """ZeRO stage: 1 splits optimizer state over data-parallel ranks, 2 gradients too, 3 weights too."""
+    tensor: int = 1
+    """Ranks that share one layer's matrices."""
+    pipeline: int = 1
+    """Ranks that share the layers, as stages."""
+    sequence: bool = False
+    """Split norms and residuals over the sequence among the tensor-parallel ranks."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        found = _below("parallel", self, 1, ("tensor", "pipeline"))
+        if self.zero_stage == 0:
+            found.append(
+                "parallel.zero_stage is 0, expected 1, 2 or 3: without a partition each rank would hold all"
+                " optimizer state, and DeepSpeed's stage 0 skips part of the gradient norm in pipelines;"
+                " stage 1 trains the same on any number of ranks"
+            )
+        elif self.zero_stage not in (1, 2, 3):
+            found.append(
+                f"parallel.zero_stage is {self.zero_stage}, expected 1, 2 or 3: ZeRO ends at stage 3,"
+                " where weights, gradients and optimizer state are all split"
+            )
+        if self.pipeline > 1 and self.zero_stage in (2, 3):
+            found.append(
+                f"parallel.pipeline is {self.pipeline} with zero_stage {self.zero_stage}, expected zero_stage 1:"
+                " a pipeline sums gradients over its micro-batches in place, while ZeRO-2 and 3 scatter them"
+                " after every micro-batch; set zero_stage to 1 or pipeline to 1"
+            )
+        if self.sequence and self.tensor == 1:
+            found.append(
+                "parallel.sequence is true with tensor 1, expected tensor 2 or more: it splits among"
+                " tensor-parallel ranks; set sequence to false or raise tensor"
+            )
+        return found
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Loss on the validation blend."""
+
+    interval: int = 0
+    """Optimizer steps between evaluations; 0 = only at the end."""
+    samples: int = 256
+    """Sequences per evaluation, over all ranks."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        return _below("evaluation", self, 0, ("interval",)) + _below("evaluation", self, 1, ("samples",))
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """When the state is saved, what is kept, and where a run goes on from."""
+
+    interval: int = 0
+    """Optimizer steps between checkpoints; 0 = only at the end."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; 0 = all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 = none."""
+    resume: str = "auto"
+    """``auto``: from the run folder's latest, if any; ``never``; or the path of a checkpoint."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        found = _below("checkpoint", self, 0, ("interval", "keep_last", "keep_every"))
+        if not self.resume:
+            found.append("checkpoint.resume is empty, expected auto, never or the path of a checkpoint")
+        return found
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """What the run tells about itself."""
+
+    interval: int = 10
+    """Optimizer steps between progress lines; metrics.jsonl has every step."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder."""
+
+    def problems(self) -> list[str]:
+        """Every invalid value, one sentence each."""
+        return _below("logging", self, 1, ("interval",))

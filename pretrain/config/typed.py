@@ -1,0 +1,109 @@
+"""From plain YAML values to typed dataclasses, collecting every problem instead of stopping at one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+from pretrain.errors import nearest
+
+T = TypeVar("T")
+_STAND_INS: dict[Any, Any] = {int: 1, float: 1.0, str: "missing", bool: False}
+
+
+def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) -> tuple[T, bool]:
+    """Make a dataclass from a mapping, appending to ``problems`` what does not fit.
+
+    A key whose value is null counts as not given. What is missing or of the wrong type is reported and
+    replaced by the default or a stand-in, so that the other keys can still be checked.
+
+    Returns:
+        The object, and whether every key was sound; if not, the object is good for checks only.
+    """
+    known = {part.name: part for part in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls)
+    before = len(problems)
+    values: dict[str, Any] = {}
+    excused = set()  # required keys that were given, though wrongly: they are reported once
+    for key, value in given.items():
+        if key not in known:
+            hint = nearest(str(key), known) or f"; known keys: {', '.join(known)}"
+            problems.append(f"{where}.{key} is not a known key{hint}")
+            excused |= {name for name in known if f"'{name}'" in hint}
+        elif value is not None:
+            try:
+                values[key] = coerce(value, hints[key], f"{where}.{key}", problems)
+            except TypeError as mismatch:
+                problems.append(f"{where}.{key} is {mismatch}")
+                excused.add(key)
+    missing = [name for name, part in known.items() if name not in values and _required(part)]
+    problems += [f"{where}.{name} is missing, it has no default" for name in missing if name not in excused]
+    values |= {name: _STAND_INS.get(hints[name], ()) for name in missing}
+    return cls(**values), len(problems) == before
+
+
+def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
+    """Return ``value`` as the annotated ``kind``.
+
+    Raises:
+        TypeError: with text ``"<found>, expected <kind>"``.
+    """
+    if isinstance(kind, types.UnionType):  # only "X | None" is used, and null never comes here
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return _coerce_tuple(value, typing.get_args(kind), where, problems)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        made, _ = build(typing.cast(type[Any], kind), value, where, problems)
+        return made
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if (isinstance(value, kind) and not (kind is int and isinstance(value, bool))) and _finite(value):
+        return value
+    quote = "; quote it to make it text" if kind is str and isinstance(value, (int, float)) else ""
+    raise TypeError(f"{_show(value)}, expected {_describe(kind)}{quote}")
+
+
+def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list[str]) -> tuple[Any, ...]:
+    open_ended = len(kinds) == 2 and kinds[1] is Ellipsis
+    if not isinstance(value, (list, tuple)) or not (open_ended or len(value) == len(kinds)):
+        count = "" if open_ended else f"{len(kinds)} "
+        raise TypeError(f"{_show(value)}, expected a list of {count}{_describe(kinds[0])} values")
+    items = []
+    for position, item in enumerate(value):
+        try:
+            made = coerce(item, kinds[0] if open_ended else kinds[position], f"{where}[{position}]", problems)
+        except TypeError as mismatch:
+            problems.append(f"{where}[{position}] is {mismatch}")
+            continue
+        items.append(made)
+    if not open_ended and len(items) != len(kinds):
+        raise TypeError(f"{_show(value)}, expected {len(kinds)} values that are each {_describe(kinds[0])}")
+    return tuple(items)
+
+
+def _required(part: dataclasses.Field[Any]) -> bool:
+    return part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _describe(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        names = ", ".join(part.name for part in dataclasses.fields(kind))
+        return f"a mapping of {names}"
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
+    return words.get(kind, str(kind))
