@@ -1,0 +1,141 @@
+"""Packed samples, blends in exact proportions, fingerprints, and checks against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pretrain.data.blend import Blend
+from pretrain.data.corpus import TokenCorpus, check_vocabulary, open_corpus
+from pretrain.data.manifest import manifest_path, read_manifest
+from pretrain.errors import DataError
+from tests.data.corpora import make_corpus
+
+
+def test_an_epoch_covers_every_window_once(tmp_path: Path) -> None:
+    corpus = TokenCorpus(make_corpus(tmp_path / "c", 101), seq_length=10, seed=3)
+    assert corpus.num_samples == 10
+    for epoch in range(3):
+        samples = [corpus.sample(epoch * 10 + i) for i in range(10)]
+        assert all(s.dtype == np.int64 and s.shape == (11,) for s in samples)
+        assert sorted(int(s[0]) for s in samples) == list(range(0, 100, 10))
+        assert all((np.diff(s) == 1).all() for s in samples)
+
+
+def test_epochs_are_shuffled_differently(tmp_path: Path) -> None:
+    corpus = TokenCorpus(make_corpus(tmp_path / "c", 1001), seq_length=10, seed=3)
+    first, second = ([int(corpus.sample(e * 100 + i)[0]) for i in range(100)] for e in range(2))
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_too_small_a_corpus_is_refused(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "c", 10)
+    assert TokenCorpus(tmp_path / "c", 9, 0).num_samples == 1
+    with pytest.raises(DataError, match="has 10 tokens, one sample needs 11"):
+        TokenCorpus(tmp_path / "c", 10, 0)
+
+
+@pytest.mark.parametrize("weights", [[1], [0.7, 0.3], [1, 1, 1], [0.1, 0.2, 0.3, 0.4], [5, 1e-3, 2.5, 7, 1]])
+def test_blend_is_exact_after_every_sample(weights: list[float]) -> None:
+    blend = Blend(weights)
+    given = [0] * len(weights)
+    for number in range(3000):
+        which, own = blend.locate(number)
+        assert own == given[which]
+        given[which] += 1
+        assert blend.counts(number + 1) == given
+        for count, weight in zip(given, weights, strict=True):
+            assert abs(count - (number + 1) * weight / sum(weights)) <= max(1, len(weights).bit_length())
+
+
+def test_blend_of_round_weights_is_exact_after_a_round() -> None:
+    assert Blend([0.7, 0.2, 0.1]).counts(10**12) == [7 * 10**11, 2 * 10**11, 10**11]
+
+
+@pytest.mark.parametrize("weights", [[], [0.5, 0], [1, -1], [float("nan")], [float("inf"), 1], ["x"]])
+def test_bad_weights_are_refused(weights: list) -> None:
+    with pytest.raises(DataError, match="expected positive numbers"):
+        Blend(weights)
+
+
+def test_blended_corpus_draws_each_corpus_in_its_own_order(tmp_path: Path) -> None:
+    a = make_corpus(tmp_path / "a", 401)
+    b = make_corpus(tmp_path / "b", 101, first=500)
+    blend = open_corpus([{"path": a, "weight": 3}, {"path": b, "weight": 1}], seq_length=10, seed=5)
+    drawn = [int(blend.sample(n)[0]) for n in range(40)]
+    alone = TokenCorpus(a, 10, 5)
+    assert [token for token in drawn if token < 500] == [int(alone.sample(n)[0]) for n in range(30)]
+    assert len(set(drawn)) == 40
+    assert blend.consumed(40) == {a: 30, b: 10}
+
+
+def test_a_corpus_listed_twice_gives_two_orders(tmp_path: Path) -> None:
+    a = make_corpus(tmp_path / "a", 1001)
+    blend = open_corpus([{"path": a}, {"path": a}], seq_length=10, seed=5)
+    first, second = ([int(blend.sample(n)[0]) for n in range(start, 40, 2)] for start in (0, 1))
+    assert first != second
+
+
+def test_fingerprint_follows_content_and_order(tmp_path: Path) -> None:
+    a, same = make_corpus(tmp_path / "a", 401), make_corpus(tmp_path / "same", 401)
+    other = make_corpus(tmp_path / "other", 401, first=1)
+    fingerprint = open_corpus(a, 10, 5).fingerprint
+    assert open_corpus(same, 10, 5).fingerprint == fingerprint
+    assert (
+        len({fingerprint, *(open_corpus(*args).fingerprint for args in [(other, 10, 5), (a, 20, 5), (a, 10, 6)])}) == 4
+    )
+
+
+def test_fingerprint_without_a_manifest_sees_the_tokens(tmp_path: Path) -> None:
+    prints = []
+    for name, first in (("a", 0), ("b", 0), ("c", 1)):
+        prefix = make_corpus(tmp_path / name, 401, first=first)
+        manifest_path(prefix).unlink()
+        corpus = open_corpus(prefix, 10, 5)
+        assert (corpus.vocab_size, corpus.tokenizer_sha256, corpus.eos_id) == (None, None, None)
+        prints.append(corpus.fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_corpora_of_different_tokenizers_do_not_blend(tmp_path: Path) -> None:
+    a, b = make_corpus(tmp_path / "a", 401), make_corpus(tmp_path / "b", 401, tokenizer="b" * 64)
+    with pytest.raises(DataError, match="different tokenizers"):
+        open_corpus([{"path": a}, {"path": b}], 10, 0)
+
+
+def test_vocabulary_is_checked_against_the_model(tmp_path: Path) -> None:
+    corpus = open_corpus(make_corpus(tmp_path / "a", 401), 10, 0)
+    check_vocabulary(corpus, 1000, "a" * 64)
+    check_vocabulary(corpus, 1024)
+    for size in (999, 512, 32000):
+        with pytest.raises(DataError, match=f"vocabulary of 1000, the model of {size}"):
+            check_vocabulary(corpus, size)
+    with pytest.raises(DataError, match="tokenizer aaaaaaaaaaaa, the model expects bbbbbbbbbbbb"):
+        check_vocabulary(corpus, 1000, "b" * 64)
+
+
+@pytest.mark.parametrize("spec", [[], {}, 3, [{"weight": 1}], [{"path": "x", "wieght": 1}], ["x"]])
+def test_a_spec_of_another_form_is_refused(spec) -> None:
+    with pytest.raises(DataError, match="expected|did you mean 'weight'"):
+        open_corpus(spec, 10, 0)
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    prefix = make_corpus(tmp_path / "a", 401)
+    path = manifest_path(prefix)
+    path.write_text(path.read_text().replace('"vocab_size": 1000', '"vocab_size": 2000'))
+    with pytest.raises(DataError, match="was changed"):
+        read_manifest(prefix)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="is not a manifest"):
+        read_manifest(prefix)
+
+
+def test_manifest_of_another_run_is_refused(tmp_path: Path) -> None:
+    a, b = make_corpus(tmp_path / "a", 401), make_corpus(tmp_path / "b", 301)
+    manifest_path(a).write_bytes(manifest_path(b).read_bytes())
+    with pytest.raises(DataError, match="different runs"):
+        open_corpus(a, 10, 0)
