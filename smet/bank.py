@@ -1,0 +1,173 @@
+"""MaskBank: the masks of a model, cut evenly over data-parallel ranks at rest.
+
+Masks are grouped in buckets, one per decoder layer. Each rank keeps ``1 / D`` of a bucket's bytes;
+the whole bucket exists only while its layers compute. The next bucket in the direction of travel
+(forward or backward) is gathered in the background meanwhile, on a process group of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smet.exchange import all_gather_flat
+from smet.linear import SparseLinear, sparse_layers
+
+
+@dataclass
+class _Bucket:
+    """Masks of consecutive layers, back to back, padded to a multiple of the number of ranks."""
+
+    layers: list[tuple[str, SparseLinear, int]] = field(default_factory=list)  # name, layer, byte offset
+    size: int = 0
+    shard: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    whole: Tensor | None = None
+    pending: Any = None
+
+
+def bucket_key(name: str) -> str:
+    """Name of the decoder layer that a module belongs to: everything up to the first number."""
+    match = re.match(r"^(.*?\.)?\d+(?=\.|$)", name)
+    return match.group(0) if match else name
+
+
+class MaskBank:
+    """Serves packed masks to the ``SparseLinear`` layers of ``model``.
+
+    Args:
+        model: its sparse layers hand over their own mask buffers.
+        group: data-parallel process group, for whose ranks the masks are equal; None = one rank.
+        replicated: keep every mask whole on every rank (more memory, no gathers).
+    """
+
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None, replicated: bool = False):
+        self.group = group
+        self.ranks = dist.get_world_size(group) if group is not None else 1
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.sharded = self.ranks > 1 and not replicated
+        self.bytes_gathered = 0
+        """Bytes received by this rank in mask gathers so far."""
+        self._buckets: list[_Bucket] = []
+        self._place: dict[SparseLinear, tuple[int, int]] = {}
+        self._current: int | None = None
+        if self.sharded:
+            self._take_over({name: layer for name, layer in sparse_layers(model).items() if not layer.is_full})
+
+    def _take_over(self, layers: dict[str, SparseLinear]) -> None:
+        keys: dict[str, _Bucket] = {}
+        for name, layer in layers.items():
+            bucket = keys.setdefault(bucket_key(name), _Bucket())
+            self._place[layer] = (list(keys).index(bucket_key(name)), bucket.size)
+            bucket.layers.append((name, layer, bucket.size))
+            bucket.size += layer.grid.mask_bytes
+        for bucket in keys.values():
+            whole = torch.cat([layer.mask for _, layer, _ in bucket.layers])  # type: ignore[misc]
+            self._store(bucket, whole)
+            for _, layer, _ in bucket.layers:
+                layer.mask, layer.source = None, self
+            self._buckets.append(bucket)
+
+    def _store(self, bucket: _Bucket, whole: Tensor) -> None:
+        part = -(-bucket.size // self.ranks)
+        padded = whole.new_zeros(part * self.ranks)
+        padded[: bucket.size] = whole[: bucket.size]
+        bucket.shard = padded[part * self.rank : part * (self.rank + 1)].clone()
+
+    def bits(self, layer: SparseLinear) -> Tensor:
+        """The whole packed mask of ``layer``. Collective over the group: all ranks ask in the same order."""
+        if not self.sharded:
+            assert layer.mask is not None
+            return layer.mask
+        index, offset = self._place[layer]
+        if index != self._current:
+            self._travel_to(index)
+        whole = self._finish(self._buckets[index])
+        return whole[offset : offset + layer.grid.mask_bytes]
+
+    def _travel_to(self, index: int) -> None:
+        step = 1 if self._current is None or index > self._current else -1
+        following = index + step
+        for other, bucket in enumerate(self._buckets):
+            if other not in (index, following):
+                self._drop(bucket)
+        self._current = index
+        self._begin(self._buckets[index])
+        if 0 <= following < len(self._buckets):
+            self._begin(self._buckets[following])
+
+    def _begin(self, bucket: _Bucket) -> None:
+        if bucket.whole is None:
+            bucket.whole = bucket.shard.new_empty(bucket.shard.numel() * self.ranks)
+            bucket.pending = all_gather_flat(bucket.whole, bucket.shard, group=self.group, async_op=True)
+            self.bytes_gathered += bucket.shard.numel() * (self.ranks - 1)
+
+    def _finish(self, bucket: _Bucket) -> Tensor:
+        if bucket.pending is not None:
+            bucket.pending.wait()
+            bucket.pending = None
+        assert bucket.whole is not None
+        return bucket.whole
+
+    def _drop(self, bucket: _Bucket) -> None:
+        if bucket.pending is not None:
+            bucket.pending.wait()
+        bucket.whole = bucket.pending = None
+
+    def release(self) -> None:
+        """Free every gathered mask; what remains is what is at rest."""
+        for bucket in self._buckets:
+            self._drop(bucket)
+        self._current = None
+
+    def write(self, layer: SparseLinear, bits: Tensor) -> None:
+        """Replace the mask of ``layer`` by ``bits`` (the whole packed mask, equal on all ranks)."""
+        if not self.sharded:
+            assert layer.mask is not None
+            layer.mask.copy_(bits)
+            return
+        for _, lo, shard in self._pieces(layer):
+            shard.copy_(bits[lo : lo + shard.numel()])
+        index, offset = self._place[layer]
+        whole = self._buckets[index].whole
+        if whole is not None:
+            self._finish(self._buckets[index])
+            whole[offset : offset + bits.numel()] = bits
+
+    def _pieces(self, layer: SparseLinear) -> Iterator[tuple[int, int, Tensor]]:
+        """(bucket, first byte within the layer's mask, live view of this rank's bytes)."""
+        index, offset = self._place[layer]
+        shard = self._buckets[index].shard
+        begin = self.rank * shard.numel()
+        lo = max(offset, begin)
+        hi = min(offset + layer.grid.mask_bytes, begin + shard.numel())
+        if lo < hi:
+            yield index, lo - offset, shard[lo - begin : hi - begin]
+
+    def fragment(self, layer: SparseLinear) -> tuple[int, Tensor]:
+        """(first byte, live view) of this rank's part of the packed mask of ``layer``; may be empty.
+
+        Where masks are replicated, rank 0 of the group counts as the owner of all of it.
+        """
+        if not self.sharded:
+            assert layer.mask is not None
+            return (0, layer.mask) if self.rank == 0 else (0, layer.mask[:0])
+        for _, lo, shard in self._pieces(layer):
+            return lo, shard
+        return 0, self._buckets[self._place[layer][0]].shard[:0]
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that holds mask bits on this rank now (at rest after ``release``)."""
+        gathered = [bucket.whole for bucket in self._buckets if bucket.whole is not None]
+        return [bucket.shard for bucket in self._buckets] + gathered
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the shards to ``device``."""
+        self.release()
+        for bucket in self._buckets:
+            bucket.shard = bucket.shard.to(device)

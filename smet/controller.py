@@ -1,0 +1,221 @@
+"""TopologyController: applies topology updates across ranks, layer by layer.
+
+A decision is a pure function of (master weights, mask, seed, layer name, update number), so all
+data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobody broadcasts one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smet.ages import AgeTable
+from smet.bank import MaskBank
+from smet.config import SmetConfig
+from smet.exchange import Range, all_ranges, gather, redistribute
+from smet.linear import SparseLinear, sparse_layers
+from smet.mask import combined_digest, digest
+from smet.schedule import TopologySchedule
+from smet.seeds import generator
+from smet.store import Fragment, ParameterStore
+from smet.topology import TopologyChange, block_scores, change_topology
+
+
+class MaskMismatchError(RuntimeError):
+    """Ranks that must hold the same masks do not."""
+
+
+@dataclass
+class UpdateReport:
+    """What one topology update did. ``pruned`` and ``grown`` count blocks over all layers of this rank."""
+
+    step: int
+    update: int
+    fraction: float
+    pruned: int = 0
+    grown: int = 0
+    recycled: int = 0
+    """Pruned blocks that had been grown at the update just before."""
+    seconds: float = 0.0
+    digest: str = ""
+    density: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of ``topology.jsonl``."""
+        return dict(vars(self))
+
+
+class TopologyController:
+    """Owns the masks' schedule and the clock of ``store.optimizer``.
+
+    Call ``before_step()`` before a step's first micro-batch and ``after_step()`` after its update.
+
+    Args:
+        model: has ``SparseLinear`` layers.
+        config: method and schedule.
+        store: fragments of master weights and state.
+        bank: serves the masks; sharded over ``store.group``.
+        total_steps: length of the run in optimizer steps.
+        shard: extra identity of this tensor-parallel shard, for the random numbers; equal over data-parallel ranks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SmetConfig,
+        store: ParameterStore,
+        bank: MaskBank,
+        total_steps: int,
+        shard: str = "",
+    ):
+        self.config, self.store, self.bank, self.shard = config, store, bank, shard
+        self.schedule = TopologySchedule(config, total_steps)
+        self.updates_done = 0
+        self.last_code = 0
+        all_layers = sparse_layers(model)
+        self.all_layers = all_layers
+        self.layers = {
+            name: layer for name, layer in all_layers.items() if layer.values.requires_grad and not layer.is_full
+        }
+        own = [store.fragment(layer.values).range for layer in self.layers.values()]
+        self._ranges = dict(zip(self.layers, all_ranges(own, store.group), strict=True))
+        self._rank = dist.get_rank(store.group) if store.group is not None else 0
+
+    @property
+    def ages(self) -> AgeTable:
+        """The optimizer's age table."""
+        return self.store.optimizer.ages
+
+    def before_step(self) -> None:
+        """Ask the layers for dense gradients if this step ends in a gradient-grown update."""
+        if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
+            return
+        for layer in self.layers.values():
+            layer.capture_gradient = True
+
+    def after_step(self) -> UpdateReport | None:
+        """Advance the clock if the step was applied, and update the topology when that is due."""
+        report = None
+        if self.store.step_applied():
+            optimizer = self.store.optimizer
+            if optimizer.external_clock:
+                optimizer.advance()
+            if self.schedule.due(optimizer.steps_done):
+                report = self.update()
+        for layer in self.all_layers.values():
+            layer.drop_dense_weight()
+            layer.capture_gradient, layer.dense_gradient = False, None
+        return report
+
+    @torch.no_grad()
+    def update(self) -> UpdateReport:
+        """One topology update of every layer. Collective over the data-parallel ranks.
+
+        Raises:
+            MaskMismatchError: ranks ended with different masks.
+        """
+        begin = time.perf_counter()
+        step = self.store.optimizer.steps_done
+        report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
+        code, recode = self.ages.open(step)
+        digests = {}
+        for name, layer in self.layers.items():
+            bits = self._update_layer(name, layer, code, recode, report)
+            digests[name] = digest(bits)
+            report.density[name] = layer.density
+        self.store.publish()
+        self.updates_done += 1
+        self.last_code = code
+        report.digest = combined_digest(digests)
+        self._require_agreement(report.digest)
+        report.seconds = time.perf_counter() - begin
+        return report
+
+    def _update_layer(
+        self, name: str, layer: SparseLinear, code: int, recode: dict[int, int], report: UpdateReport
+    ) -> Tensor:
+        fragment = self.store.fragment(layer.values)
+        bits = self.bank.bits(layer)
+        size = layer.grid.block_size
+        scores = block_scores(gather(fragment.master, fragment.range, fragment.total, self.store.group), size)
+        births = gather(fragment.state["birth"], fragment.range, fragment.total, self.store.group)[::size]
+        change = change_topology(
+            scores.to(bits.device), bits, layer.grid.blocks, int(report.fraction * layer.active),
+            generator(self.config.seed, "grow", name, self.shard, self.updates_done),
+            protected=self._young(births, report.step),
+            gradient_scores=self._gradient_scores(layer),
+        )  # fmt: skip
+        report.pruned += change.count
+        report.grown += change.count
+        if self.last_code:
+            report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())
+        self._move_state(fragment, change, size, self._ranges[name], code, recode)
+        self.bank.write(layer, change.bits)
+        return change.bits
+
+    def _young(self, births: Tensor, step: int) -> Tensor | None:
+        """Active blocks grown within the last ``protect_rounds`` updates."""
+        if self.config.protect_rounds == 0:
+            return None
+        horizon = step - self.config.protect_rounds * self.config.update_interval
+        codes = [c for c, birth in enumerate(self.ages.births) if c and birth is not None and birth >= horizon]
+        return torch.isin(births, torch.tensor(codes, dtype=births.dtype, device=births.device))
+
+    def _gradient_scores(self, layer: SparseLinear) -> Tensor | None:
+        """|dense gradient averaged over ranks|, summed per block: ``(blocks,)``."""
+        if self.config.growth != "gradient":
+            return None
+        gradient = layer.dense_gradient
+        if gradient is None:
+            raise RuntimeError("gradient growth needs before_step() before the step's first micro-batch")
+        if self.store.group is not None:
+            dist.all_reduce(gradient, group=self.store.group)
+        return layer.grid.to_blocks(gradient).abs().sum(1)
+
+    def _move_state(
+        self, fragment: Fragment, change: TopologyChange, size: int, ranges: list[Range], code: int,
+        recode: dict[int, int],
+    ) -> None:  # fmt: skip
+        device = fragment.master.device
+        kept = change.kept.repeat_interleave(size).to(device)
+        grown = change.grown.repeat_interleave(size).to(device)
+        own_grown = grown[fragment.start : fragment.start + fragment.master.numel()]
+        for old, new in recode.items():
+            fragment.state["birth"][fragment.state["birth"] == old] = new
+        for tensor in (fragment.master, *fragment.state.values()):
+            tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
+        fragment.state["birth"][own_grown] = code
+
+    def _require_agreement(self, own: str) -> None:
+        if self.store.group is None:
+            return
+        digests: list[Any] = [None] * dist.get_world_size(self.store.group)
+        dist.all_gather_object(digests, own, group=self.store.group)
+        if len(set(digests)) > 1:
+            raise MaskMismatchError(f"masks differ over data-parallel ranks after a topology update: {digests}")
+
+    def mask_digest(self) -> str:
+        """Digest of all masks of this rank's layers. Collective where masks are sharded."""
+        digests = {name: digest(self.bank.bits(layer)) for name, layer in self.layers.items()}
+        self.bank.release()
+        return combined_digest(digests)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Clock, ages and schedule position; masks and weights are saved as tensors of their own."""
+        return {
+            "steps_done": self.store.optimizer.steps_done,
+            "updates_done": self.updates_done,
+            "last_code": self.last_code,
+            "ages": self.ages.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.store.optimizer.steps_done = state["steps_done"]
+        self.updates_done, self.last_code = state["updates_done"], state["last_code"]
+        self.ages.load_state_dict(state["ages"])

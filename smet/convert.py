@@ -1,0 +1,166 @@
+"""``sparsify``: turn the linear layers of any torch model into sparse ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet.config import SmetConfig
+from smet.distribution import layer_densities
+from smet.errors import ConfigError
+from smet.linear import SparseLinear, sparse_layers
+from smet.mask import BlockGrid, unpack
+from smet.seeds import generator
+from smet.topology import block_scores, magnitude_mask, random_mask
+
+DenseSource = Callable[[str, nn.Linear], Tensor]
+
+
+def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Linear]:
+    """The ``nn.Linear`` modules that ``config.include`` and ``config.exclude`` select, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(fnmatchcase(name, pattern) for pattern in config.include)
+        and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+    }
+
+
+def active_blocks(blocks: int, density: float) -> int:
+    """Number of active blocks of a layer: the nearest to ``density`` of them, and at least one."""
+    return max(1, min(blocks, round(blocks * density)))
+
+
+def sparsify(
+    model: nn.Module,
+    config: SmetConfig,
+    initial: str = "random",
+    dense_source: DenseSource | None = None,
+) -> nn.Module:
+    """Replace the selected ``nn.Linear`` layers of ``model`` by ``SparseLinear``, in place.
+
+    Masks are exact (not Bernoulli draws) and a pure function of (seed, layer name), so every rank
+    builds the same model. With ``fan_in_init`` the kept weights are scaled by density**-0.5
+    (effective fan-in, arXiv 2405.15743).
+
+    Args:
+        model: any torch or transformers model.
+        config: densities, filters and method.
+        initial: ``random`` masks, or ``magnitude`` (keep the largest weights, unscaled).
+        dense_source: gives a layer's dense ``(out, in)`` weight; default is the layer's own.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ConfigError: invalid settings, no layer selected, or a block that does not divide a layer.
+    """
+    config.check()
+    layers = selected_layers(model, config)
+    if not layers:
+        raise ConfigError(
+            f"sparsity.include {list(config.include)} minus exclude {list(config.exclude)} selects no linear layer; "
+            "loosen the patterns"
+        )
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    densities = layer_densities(shapes, config.density, config.distribution)
+    _check_blocks(layers, config)
+    for name, layer in layers.items():
+        weight = dense_source(name, layer) if dense_source else layer.weight.detach()
+        sparse = _sparse_copy(name, layer, weight, densities[name], config, initial)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, sparse)
+    return model
+
+
+def _check_blocks(layers: dict[str, nn.Linear], config: SmetConfig) -> None:
+    problems = []
+    for name, layer in layers.items():
+        rows, cols = _canonical_shape(layer, is_transposed(name, config))
+        try:
+            BlockGrid(rows, cols, config.block)
+        except ConfigError as error:
+            problems += [f"{name}: {text}" for text in error.problems]
+    if problems:
+        raise ConfigError(problems)
+
+
+def is_transposed(name: str, config: SmetConfig) -> bool:
+    """Whether the canonical matrix of layer ``name`` is ``(in, out)``."""
+    return any(fnmatchcase(name, pattern) for pattern in config.row_parallel)
+
+
+def _canonical_shape(layer: nn.Linear, transposed: bool) -> tuple[int, int]:
+    shape = (layer.out_features, layer.in_features)
+    return (shape[1], shape[0]) if transposed else shape
+
+
+def _sparse_copy(
+    name: str, layer: nn.Linear, weight: Tensor, density: float, config: SmetConfig, initial: str
+) -> SparseLinear:
+    transposed = is_transposed(name, config)
+    grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
+    tiles = grid.to_blocks(weight.t() if transposed else weight)
+    active = active_blocks(grid.blocks, density)
+    if initial == "magnitude":
+        bits = magnitude_mask(block_scores(tiles.reshape(-1).float(), grid.block_size), active)
+    else:
+        bits = random_mask(grid.blocks, active, generator(config.seed, "mask", name)).to(weight.device)
+    values = tiles[unpack(bits, grid.blocks)].reshape(-1)
+    if config.fan_in_init and initial == "random":
+        values = values * density**-0.5
+    sparse = SparseLinear(
+        layer.in_features, layer.out_features, bits, values.clone(), config.block, transposed,
+        None if layer.bias is None else layer.bias.detach(),
+    )  # fmt: skip
+    sparse.values.requires_grad_(layer.weight.requires_grad)
+    sparse.configured_density = density
+    sparse.keep_dense = config.weight_residency == "dense"
+    return sparse
+
+
+def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimizer groups for ``SmetAdamW``.
+
+    Sparse values form one group per configured density, with ``lr_factor = density**-lr_exponent``,
+    whose names start with ``sparse``.
+    Dense matrices form one group; vectors (norms, biases) another without weight decay.
+    Frozen parameters are left out.
+    """
+    sparse: dict[float, list[nn.Parameter]] = {}
+    owned = set()
+    for layer in sparse_layers(model).values():
+        owned.add(id(layer.values))
+        if layer.values.requires_grad:
+            sparse.setdefault(layer.configured_density, []).append(layer.values)
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in owned]
+    groups: list[dict[str, Any]] = [
+        {"name": "dense", "params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
+        {"name": "vectors", "params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    for density, params in sorted(sparse.items()):
+        groups.append(
+            {
+                "name": f"sparse-{density:.4g}",
+                "params": params,
+                "weight_decay": weight_decay,
+                "lr_factor": density**-config.lr_exponent,
+                "aged": config.dynamic and density < 1.0,
+            }
+        )
+    return [group for group in groups if group["params"]]
+
+
+def densify(layer: SparseLinear) -> nn.Linear:
+    """An ``nn.Linear`` with the same function; inactive weights are exact zeros."""
+    weight = layer.dense_weight().contiguous()
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=weight.device)
+    linear.weight = nn.Parameter(weight.clone())
+    if layer.bias is not None:
+        linear.bias = nn.Parameter(layer.bias.detach().clone())
+    return linear.to(torch.float32 if weight.dtype == torch.float32 else weight.dtype)

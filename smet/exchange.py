@@ -1,0 +1,86 @@
+"""Collectives over a vector that is cut into one contiguous fragment per rank.
+
+A sparse layer's values, moments and ages are such vectors; ZeRO decides the cuts. Fragments may
+be empty and of any length, and a mask block may straddle two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Range = tuple[int, int]
+"""(start, length) of a fragment, in elements."""
+
+all_gather_flat: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""torch's flat all-gather under its newer name, where it has one."""
+
+
+def all_ranges(own: Sequence[Range], group: dist.ProcessGroup | None) -> list[list[Range]]:
+    """For each vector, the ranges of all ranks of ``group``; ``own`` lists this rank's. Collective."""
+    if group is None or dist.get_world_size(group) == 1:
+        return [[one] for one in own]
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, list(own), group=group)
+    return [list(ranges) for ranges in zip(*gathered, strict=True)]
+
+
+def gather(local: Tensor, own: Range, total: int, group: dist.ProcessGroup | None) -> Tensor:
+    """The whole vector ``(total,)`` from every rank's fragment, bit for bit. Collective."""
+    start, length = own
+    if length == total and (group is None or dist.get_world_size(group) == 1):
+        return local
+    whole = local.new_zeros(total)
+    whole[start : start + length] = local
+    # Summed as integers, the zeros of the other ranks leave every bit pattern as it is.
+    dist.all_reduce(whole.view(torch.int32) if whole.element_size() == 4 else whole, group=group)
+    return whole
+
+
+def redistribute(
+    local: Tensor, kept: Tensor, grown: Tensor, ranges: Sequence[Range], rank: int, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Move the kept entries of a vector to their new places; grown places become 0. Collective.
+
+    The order of kept entries does not change, so what a rank sends to another is one contiguous
+    run, and each entry crosses the network at most once.
+
+    Args:
+        local: this rank's fragment.
+        kept: bool ``(total,)``, old order: which entries survive.
+        grown: bool ``(total,)``, new order: which places are new.
+        ranges: every rank's range; the same before and after.
+        rank: this rank's index in ``ranges``.
+
+    Returns:
+        This rank's fragment of the new vector.
+    """
+    start, length = ranges[rank]
+    survivors = local[kept[start : start + length]]
+    stay = ~grown[start : start + length]
+    arrived = survivors
+    if len(ranges) > 1:
+        held = _survivor_ranges(kept, ranges)
+        wanted = _survivor_ranges(~grown, ranges)
+        send = [_overlap(held[rank], other) for other in wanted]
+        receive = [_overlap(other, wanted[rank]) for other in held]
+        arrived = local.new_empty(sum(receive))
+        dist.all_to_all_single(arrived, survivors.contiguous(), receive, send, group=group)
+    fresh = torch.zeros_like(local)
+    fresh[stay] = arrived
+    return fresh
+
+
+def _survivor_ranges(marked: Tensor, ranges: Sequence[Range]) -> list[Range]:
+    """Which numbers of marked entries (counted from 0) fall into each range."""
+    counts = [int(marked[start : start + length].sum()) for start, length in ranges]
+    before = {start: int(marked[:start].sum()) for start in {start for start, _ in ranges}}
+    return [(before[start], count) for (start, _), count in zip(ranges, counts, strict=True)]
+
+
+def _overlap(a: Range, b: Range) -> int:
+    return max(0, min(a[0] + a[1], b[0] + b[1]) - max(a[0], b[0]))

@@ -1,0 +1,71 @@
+"""The kernels in plain torch: what every faster version must equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smet.mask import unpack
+
+
+def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
+    """Scatter active values into a dense vector.
+
+    Args:
+        bits: packed mask, uint8 ``(ceil(blocks / 8),)``.
+        values: active weights, tile by tile, ``(active * block_size,)``.
+        blocks: number of tiles of the dense matrix.
+        block_size: weights in a tile.
+
+    Returns:
+        Dense tiles ``(blocks * block_size,)`` in the dtype of ``values``; inactive weights are 0.
+    """
+    dense = values.new_zeros(blocks, block_size)
+    dense[unpack(bits, blocks)] = values.view(-1, block_size)
+    return dense.view(-1)
+
+
+def compress(dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
+    """Gather the active entries of dense tiles ``(blocks * block_size,)`` into ``(active * block_size,)``."""
+    tiles = dense.reshape(blocks, block_size)[unpack(bits, blocks)]
+    if tiles.shape[0] != active:
+        raise RuntimeError(f"mask holds {tiles.shape[0]} active blocks, the layer {active}")
+    return tiles.view(-1)
+
+
+def adamw(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    birth: Tensor | None,
+    step_size: Tensor,
+    correction: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """One AdamW step in place over flat vectors, with per-age step sizes.
+
+    For element i with birth code c: ``w -= step_size[c] * m / (sqrt(v) / correction[c] + eps) + decay * w``.
+
+    Args:
+        weight, grad, exp_avg, exp_avg_sq: ``(n,)`` in the master dtype.
+        birth: uint8 codes ``(n,)``, or None where every element has code 0.
+        step_size: ``lr * r / (1 - beta1**age)`` per code, ``(codes,)``.
+        correction: ``sqrt(1 - beta2**age)`` per code, ``(codes,)``.
+        decay: learning rate times weight decay.
+    """
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    if decay:
+        weight.mul_(1 - decay)
+    denominator = exp_avg_sq.sqrt()
+    if birth is None:
+        denominator.div_(correction[0]).add_(eps)
+        weight.addcdiv_(exp_avg * -step_size[0], denominator)
+        return
+    codes = birth.int()
+    denominator.div_(correction.index_select(0, codes)).add_(eps)
+    weight.sub_(step_size.index_select(0, codes).mul_(exp_avg).div_(denominator))

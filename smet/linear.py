@@ -1,0 +1,159 @@
+"""SparseLinear: a linear layer whose weight is stored as its active entries only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smet import kernels
+from smet.mask import BlockGrid, count_active, pack
+
+
+class SparseLinear(nn.Module):
+    """``y = x W^T (+ bias)`` where W is dense only while the layer computes.
+
+    The *canonical matrix* is W ``(out, in)``, or its transpose for ``transposed`` layers (those that
+    tensor parallelism splits over their inputs), so that a tensor-parallel shard is always a
+    contiguous range of mask and values.
+
+    Args:
+        in_features, out_features: as in ``nn.Linear``.
+        bits: packed mask of the canonical matrix's blocks, uint8.
+        values: initial active values, ``(active * block_size,)``, tile by tile.
+        block: tile size in the canonical matrix.
+        transposed: whether the canonical matrix is ``(in, out)``.
+        bias: initial bias ``(out,)``, or None.
+    """
+
+    values: nn.Parameter
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: Tensor,
+        values: Tensor,
+        block: tuple[int, int] = (1, 1),
+        transposed: bool = False,
+        bias: Tensor | None = None,
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
+        rows, cols = (in_features, out_features) if transposed else (out_features, in_features)
+        self.grid = BlockGrid(rows, cols, block)
+        self.values = nn.Parameter(values)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.active = values.numel() // self.grid.block_size
+        if not values.is_meta and count_active(bits) != self.active:
+            raise ValueError(f"mask has {count_active(bits)} active blocks, values fill {self.active}")
+        self.register_buffer("mask", None if self.is_full else bits)
+        self.configured_density = self.density
+        """The density that was asked for; decides the learning-rate factor."""
+        self.source: Any = None
+        """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
+        self.keep_dense = False
+        self._dense: Tensor | None = None
+        self.capture_gradient = False
+        self.dense_gradient: Tensor | None = None
+        """Sum of dense gradients (canonical, fp32) since ``capture_gradient`` was set; for RigL growth."""
+
+    @property
+    def density(self) -> float:
+        """Active fraction of the blocks."""
+        return self.active / self.grid.blocks
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every block is active; such a layer stores no mask."""
+        return self.active == self.grid.blocks
+
+    def packed_mask(self) -> Tensor:
+        """The whole packed mask of this layer, gathered from its owners if it is sharded."""
+        if self.is_full:
+            return pack(torch.ones(self.grid.blocks, dtype=torch.bool, device=self.values.device))
+        if self.source is not None:
+            return self.source.bits(self)
+        assert self.mask is not None
+        return self.mask
+
+    def canonical_weight(self, values: Tensor) -> Tensor:
+        """Dense canonical matrix ``(rows, cols)`` of ``values``."""
+        grid = self.grid
+        if self.is_full:
+            return grid.from_blocks(values)
+        return grid.from_blocks(kernels.expand(self.packed_mask(), values, grid.blocks, grid.block_size))
+
+    def dense_weight(self, values: Tensor | None = None) -> Tensor:
+        """Dense W ``(out, in)``; inactive entries are exactly 0."""
+        if self._dense is not None:
+            return self._dense
+        weight = self.canonical_weight(self.values.detach() if values is None else values)
+        weight = weight.t() if self.transposed else weight
+        if self.keep_dense:
+            self._dense = weight
+        return weight
+
+    def drop_dense_weight(self) -> None:
+        """Forget the kept dense matrix; called when values or mask have changed."""
+        self._dense = None
+
+    def compress_gradient(self, dense: Tensor) -> Tensor:
+        """Active entries of a canonical gradient ``(rows, cols)``, as ``(active * block_size,)``."""
+        if self.capture_gradient:
+            fresh = dense.float()
+            self.dense_gradient = fresh if self.dense_gradient is None else self.dense_gradient.add_(fresh)
+        grid = self.grid
+        tiles = grid.to_blocks(dense)
+        if self.is_full:
+            return tiles.reshape(-1)
+        return kernels.compress(tiles.reshape(-1), self.packed_mask(), grid.blocks, grid.block_size, self.active)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""
+        values = self.values
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, values = x.to(dtype), values.to(dtype)
+        y = _SparseMatmul.apply(x, values, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Shapes and density, for ``print(model)``."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
+            f"block={self.grid.block[0]}x{self.grid.block[1]}, bias={self.bias is not None}"
+        )
+
+
+class _SparseMatmul(torch.autograd.Function):
+    """Linear map whose dense weight and dense gradient live only inside forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseLinear) -> Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.layer = layer
+        with torch.amp.autocast(x.device.type, enabled=False):
+            return F.linear(x, layer.dense_weight(values))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, values = ctx.saved_tensors
+        layer, grad = ctx.layer, grads[0]
+        grad_x = grad_values = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ layer.dense_weight(values)
+        if ctx.needs_input_grad[1]:
+            flat_x = x.reshape(-1, layer.in_features)
+            flat_grad = grad.reshape(-1, layer.out_features)
+            dense = flat_x.t() @ flat_grad if layer.transposed else flat_grad.t() @ flat_x
+            grad_values = layer.compress_gradient(dense)
+        return grad_x, grad_values, None
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Every ``SparseLinear`` of ``model`` by its module name, in module order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

@@ -1,0 +1,108 @@
+"""Packed block masks: one bit per block, eight blocks a byte, lowest bit first.
+
+A mask describes a *canonical matrix* of ``rows x cols`` cut into tiles of ``r x c`` (``block``);
+bit ``i`` belongs to the i-th tile in row-major order. Block size 1 x 1 is plain unstructured
+sparsity. ``values`` of a layer are stored tile by tile in the order of the set bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smet.errors import ConfigError
+
+_BIT = {}
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The tiling of one canonical matrix."""
+
+    rows: int
+    cols: int
+    block: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        r, c = self.block
+        if self.rows % r or self.cols % c:
+            raise ConfigError(
+                f"block is {r} x {c}, which does not divide a {self.rows} x {self.cols} canonical matrix; "
+                "choose a block whose sides divide it (transposed layers have rows = inputs)"
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Number of tiles."""
+        return (self.rows // self.block[0]) * (self.cols // self.block[1])
+
+    @property
+    def block_size(self) -> int:
+        """Weights in one tile."""
+        return self.block[0] * self.block[1]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of the packed mask."""
+        return packed_bytes(self.blocks)
+
+    def to_blocks(self, matrix: Tensor) -> Tensor:
+        """View a ``(rows, cols)`` matrix as ``(blocks, block_size)``, copying only if tiles are tall."""
+        r, c = self.block
+        if r == 1:
+            return matrix.reshape(self.blocks, c)
+        tiles = matrix.reshape(self.rows // r, r, self.cols // c, c)
+        return tiles.permute(0, 2, 1, 3).reshape(self.blocks, self.block_size)
+
+    def from_blocks(self, tiles: Tensor) -> Tensor:
+        """Inverse of ``to_blocks``: ``(blocks, block_size)`` to ``(rows, cols)``."""
+        r, c = self.block
+        if r == 1:
+            return tiles.reshape(self.rows, self.cols)
+        tiles = tiles.reshape(self.rows // r, self.cols // c, r, c)
+        return tiles.permute(0, 2, 1, 3).reshape(self.rows, self.cols)
+
+
+def packed_bytes(count: int) -> int:
+    """Bytes that hold ``count`` bits."""
+    return (count + 7) // 8
+
+
+def _weights(device: torch.device, shift: bool) -> Tensor:
+    key = (device, shift)
+    if key not in _BIT:
+        powers = torch.arange(8, dtype=torch.uint8, device=device)
+        _BIT[key] = powers if shift else (torch.ones_like(powers) << powers)
+    return _BIT[key]
+
+
+def pack(active: Tensor) -> Tensor:
+    """Pack a bool vector ``(count,)`` into uint8 ``(ceil(count / 8),)``; spare bits are 0."""
+    padded = active.new_zeros(packed_bytes(active.numel()) * 8, dtype=torch.uint8)
+    padded[: active.numel()] = active
+    return (padded.view(-1, 8) * _weights(active.device, shift=False)).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """Unpack uint8 ``(ceil(count / 8),)`` into a bool vector ``(count,)``."""
+    spread = (bits.unsqueeze(1) >> _weights(bits.device, shift=True)) & 1
+    return spread.view(-1)[:count].bool()
+
+
+def count_active(bits: Tensor) -> int:
+    """Number of set bits."""
+    return int(unpack(bits, bits.numel() * 8).sum())
+
+
+def digest(bits: Tensor) -> str:
+    """A 128-bit hex digest of a packed mask, equal on every device and rank."""
+    return hashlib.blake2b(bits.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def combined_digest(digests: dict[str, str]) -> str:
+    """One digest of many layers' digests, independent of the order they were computed in."""
+    text = "\n".join(f"{name} {value}" for name, value in sorted(digests.items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

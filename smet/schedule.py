@@ -1,0 +1,42 @@
+"""When the topology changes, and by how much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from smet.config import SmetConfig
+
+
+@dataclass(frozen=True)
+class TopologySchedule:
+    """Update times and prune fractions of one run of ``total_steps`` optimizer steps."""
+
+    config: SmetConfig
+    total_steps: int
+
+    @property
+    def last_step(self) -> int:
+        """No update happens after this step."""
+        return int(self.config.stop_fraction * self.total_steps)
+
+    def due(self, step: int) -> bool:
+        """Whether an update follows optimizer step ``step`` (counted from 1)."""
+        config = self.config
+        return config.dynamic and step > 0 and step % config.update_interval == 0 and step <= self.last_step
+
+    def prune_fraction(self, step: int) -> float:
+        """zeta(t): the fraction of active blocks replaced at the update after ``step``.
+
+        ``wsd`` holds ``prune_start`` for the first 80 % of the updates, then falls linearly.
+        """
+        config = self.config
+        start, end = config.prune_start, config.prune_end
+        progress = min(1.0, step / max(1, self.last_step))
+        if config.prune_schedule == "constant":
+            return start
+        if config.prune_schedule == "cosine":
+            return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+        if config.prune_schedule == "wsd":
+            progress = max(0.0, progress - 0.8) / 0.2
+        return start + (end - start) * progress

@@ -1,0 +1,146 @@
+"""DeepSpeed's ZeRO 1, 2 and 3: where this rank's master weights and optimizer state are.
+
+The only file that touches DeepSpeed internals (checked against deepspeed 0.19.8).
+
+Stages 1 and 2 flatten each parameter group, pad its end and cut it evenly over ranks, so that a
+parameter may be cut at any offset. Stage 3 pads and cuts each parameter by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smet.errors import ConfigError
+from smet.optimizer import SmetAdamW
+from smet.store import Fragment, state_kind
+
+SUPPORTED = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
+
+
+class ZeroStore:
+    """The fragments of a ``deepspeed.initialize``d engine whose client optimizer is ``SmetAdamW``.
+
+    Creating it allocates the optimizer state and starts the optimizer's clock.
+
+    Raises:
+        ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over ``SmetAdamW``.
+    """
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self.zero: Any = engine.optimizer
+        kind = type(self.zero).__name__
+        client = getattr(self.zero, "optimizer", None)
+        if kind not in SUPPORTED or not isinstance(client, SmetAdamW):
+            raise ConfigError(
+                f"the engine runs {kind} over {type(client).__name__}, expected ZeRO 1, 2 or 3 over SmetAdamW; "
+                "set parallel.zero_stage to 1, 2 or 3 and leave deepspeed.data_types.grad_accum_dtype unset"
+            )
+        self.optimizer = client
+        self.stage3 = kind == "DeepSpeedZeroOptimizer_Stage3"
+        ranks = dist.get_world_size(self.zero.dp_process_group)
+        self.group: dist.ProcessGroup | None = self.zero.dp_process_group if ranks > 1 else None
+        for flat, options in self._partitions():
+            self.optimizer.ensure_state(flat, options["aged"])
+        self.optimizer.start()
+
+    def _partitions(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """(flat fp32 partition of this rank, options of its parameter group)."""
+        zero = self.zero
+        if self.stage3:
+            for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+                yield flat, self.optimizer.param_groups[zero.sub_group_to_group_id[index]]
+        else:
+            yield from zip(zero.single_partition_of_fp32_groups, self.optimizer.param_groups, strict=True)
+
+    def fragment(self, param: nn.Parameter) -> Fragment:
+        """This rank's fragment of ``param``; empty where it owns nothing."""
+        flat, offset, start, length, total = self._address(param)
+        state = self.optimizer.state[flat]
+        views = {key: value.view(-1).narrow(0, offset, length) for key, value in state.items()}
+        return Fragment(start, total, flat.detach().narrow(0, offset, length), views)
+
+    def _address(self, param: Any) -> tuple[Tensor, int, int, int, int]:
+        """(flat partition, offset in it, start in the parameter, length, parameter's length)."""
+        if self.stage3:
+            index, offset, size = self.zero.grad_position[self.zero.get_param_id(param)]
+            start = min(size * dist.get_rank(self.zero.dp_process_group), param.ds_numel)
+            length = min(size, param.ds_numel - start)
+            return self.zero.fp32_partitioned_groups_flat[index], offset, start, length, param.ds_numel
+        mapping = param._hp_mapping
+        if mapping is None:
+            group = self._group_index(param)
+            return self.zero.single_partition_of_fp32_groups[group], 0, 0, 0, param.numel()
+        inside = mapping.lp_fragment_address
+        flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        return flat, mapping.hp_fragment_address.start, inside.start, inside.numel, param.numel()
+
+    def _group_index(self, param: nn.Parameter) -> int:
+        for index, params in enumerate(self.zero.bit16_groups):
+            if any(param is other for other in params):
+                return index
+        raise KeyError("parameter does not belong to this engine's optimizer")
+
+    def publish(self) -> None:
+        """Copy all master weights into the parameters that compute. Collective."""
+        if not self.stage3:
+            self.zero.update_lp_params()
+            return
+        for index in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(index)
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+    def step_applied(self) -> bool:
+        """Whether the engine's last ``step`` changed weights."""
+        return bool(self.engine.was_step_applied())
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradients, before clipping; inf after an overflow."""
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """See ``smet.store.ParameterStore``. Call it at a step's last backward to see its gradients."""
+        for index, (flat, options) in enumerate(self._partitions()):
+            name = options.get("name", "all")
+            yield "master", name, flat
+            for key, value in self.optimizer.state[flat].items():
+                yield state_kind(key), name, value
+            params = self.zero.fp16_groups[index] if self.stage3 else self.zero.bit16_groups[index]
+            yield from (("weights", name, tensor) for tensor in self._weights(index, params))
+            yield from (("gradients", name, tensor) for tensor in self._gradients(index, params))
+
+    def _weights(self, index: int, params: list[Any]) -> Iterator[Tensor]:
+        if not self.stage3:
+            yield self.zero.bit16_groups_flat[index]
+            return
+        for param in params:
+            yield param.ds_tensor.data
+            if param.data.numel() > 1:
+                yield param.data
+
+    def _gradients(self, index: int, params: list[Any]) -> Iterator[Tensor]:
+        if self.stage3:
+            partitions = self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+            yield from (partitions[param.ds_id] for param in params)
+            return
+        yield from (param.grad for param in params if param.grad is not None)
+        held = self.zero.averaged_gradients.get(index)
+        if held is not None:
+            yield from (grad for grad in held if torch.is_tensor(grad))
+
+
+def quiet_cpu_collectives() -> None:
+    """Keep DeepSpeed from building its shared-memory collectives, which training never uses.
+
+    They need a compiler, take half a minute, and crash where LOCAL_SIZE is not the world size.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
