@@ -1,0 +1,181 @@
+"""LLaMA (Touvron et al., arXiv 2302.13971; grouped queries: Ainslie et al., arXiv 2305.13245).
+
+    h = E[tokens]
+    h = h + Attention(RMSNorm(h));   h = h + SwiGLU(RMSNorm(h))       for every decoder layer
+    logits = W RMSNorm(h)
+
+Module names and the rotary convention are those of Hugging Face's ``LlamaForCausalLM``, so weights are
+interchangeable. A block maps one tensor to one tensor, so that a pipeline can cut between any two;
+``Parts`` names the layers that tensor parallelism replaces. Nothing here knows of ranks: a block
+takes the number of its heads from what its projections return.
+
+Shapes: b sequences, s tokens, h hidden, q query heads, k key and value heads, d head_dim, i inner, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config.schema import ModelConfig
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all tokens of -log p(target), in fp32. logits: (b, s, v); targets: (b, s) -> scalar."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The layers a LLaMA is made of; each takes (inputs, outputs), the sizes of the whole layer."""
+
+    column: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
+    """q, k, v, gate and up: a tensor-parallel one returns only its rank's share of the outputs."""
+    row: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
+    """o and down: a tensor-parallel one takes only its rank's share of the inputs."""
+    embedding: Callable[[int, int], nn.Module] = nn.Embedding
+    """Takes (vocabulary, hidden)."""
+    norm: Callable[..., nn.Module] = nn.RMSNorm
+    """Takes (hidden, eps=...)."""
+    head: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
+    """Logits; a tensor-parallel one may return only its rank's share of the vocabulary ..."""
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = mean_cross_entropy
+    """... which this then has to understand. (logits, targets) -> mean loss."""
+
+
+DENSE = Parts()
+
+
+@lru_cache(maxsize=8)
+def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position * theta**(-2j / d) in fp32, (s, d): feature j and j + d/2 turn together.
+
+    They are no buffers on purpose: an engine that casts a module to bf16 would round the angles too.
+    """
+    with torch.inference_mode(False):
+        exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+        positions = torch.arange(length, device=device, dtype=torch.float32)
+        angles = torch.outer(positions, 1.0 / theta**exponents).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn every feature pair by its position's angle, in fp32. x: (b, heads, s, d); cos, sin: (s, d)."""
+    first, second = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each key and value head serves q / k query heads."""
+
+    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+        super().__init__()
+        self.head_dim, self.theta = config.head_dim, config.rope_theta
+        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = parts.column(config.hidden_size, queries)
+        self.k_proj = parts.column(config.hidden_size, keys)
+        self.v_proj = parts.column(config.hidden_size, keys)
+        self.o_proj = parts.row(queries, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, s, h) -> (b, s, h)"""
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, q or k, s, d)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        cos, sin = rotary_tables(query.shape[2], self.head_dim, self.theta, query.device)
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, cos, sin),
+            rotate(key, cos, sin),
+            value,
+            is_causal=True,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # (b, q, s, d)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+        super().__init__()
+        self.gate_proj = parts.column(config.hidden_size, config.intermediate_size)
+        self.up_proj = parts.column(config.hidden_size, config.intermediate_size)
+        self.down_proj = parts.row(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, s, h) -> (b, s, h), by way of (b, s, i)"""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each on the normed residual stream and added to it."""
+
+    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+        super().__init__()
+        self.input_layernorm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config, parts)
+        self.post_attention_layernorm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = FeedForward(config, parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, s, h) -> (b, s, h)"""
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def blocks(config: ModelConfig, parts: Parts = DENSE) -> list[tuple[str, Callable[[], nn.Module]]]:
+    """Name and maker of every block, in order: embedding, decoder layers, final norm, head.
+
+    The composition of the blocks is the model. A pipeline stage makes only its own, under the same names.
+    """
+    return [
+        ("model.embed_tokens", partial(parts.embedding, config.vocab_size, config.hidden_size)),
+        *((f"model.layers.{n}", partial(DecoderLayer, config, parts)) for n in range(config.num_hidden_layers)),
+        ("model.norm", partial(parts.norm, config.hidden_size, eps=config.rms_norm_eps)),
+        ("lm_head", partial(parts.head, config.hidden_size, config.vocab_size)),
+    ]
+
+
+class LlamaModel(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, embed_tokens: nn.Module, layers: list[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, tokens: Tensor, recompute: bool) -> Tensor:
+        """Token ids (b, s) -> (b, s, h); with ``recompute``, layers keep no activations but their inputs."""
+        x = self.embed_tokens(tokens)  # (b, s, h)
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        return self.norm(x)
+
+
+class LlamaForCausalLM(nn.Module):
+    """The whole model in one process. Its weights are arbitrary until ``initialize`` or a load fills them."""
+
+    def __init__(self, config: ModelConfig, parts: Parts = DENSE, *, activation_checkpointing: bool = False):
+        super().__init__()
+        self.config, self.parts, self.activation_checkpointing = config, parts, activation_checkpointing
+        embedding, *layers, norm, self.lm_head = (make() for _, make in blocks(config, parts))
+        self.model = LlamaModel(embedding, layers, norm)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (b, s) -> logits (b, s, v) of the token that follows each."""
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        return self.lm_head(self.model(tokens, recompute))
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Token ids (b, s + 1) -> mean cross-entropy over the s predicted tokens, in fp32 nats."""
+        return self.parts.cross_entropy(self(tokens[:, :-1]), tokens[:, 1:])
