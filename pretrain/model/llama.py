@@ -166,8 +166,9 @@ class LlamaForCausalLM(nn.Module):
     def __init__(self, config: ModelConfig, parts: Parts = DENSE, *, activation_checkpointing: bool = False):
         super().__init__()
         self.config, self.parts, self.activation_checkpointing = config, parts, activation_checkpointing
-        embedding, *layers, norm, self.lm_head = (make() for _, make in blocks(config, parts))
+        embedding, *layers, norm, head = (make() for _, make in blocks(config, parts))
         self.model = LlamaModel(embedding, layers, norm)
+        self.lm_head = head  # after the model: a tied weight goes by the name of the embedding
         if config.tie_word_embeddings:
             self.lm_head.weight = embedding.weight
 
