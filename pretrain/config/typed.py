@@ -72,7 +72,7 @@ def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list
     open_ended = len(kinds) == 2 and kinds[1] is Ellipsis
     if not isinstance(value, (list, tuple)) or not (open_ended or len(value) == len(kinds)):
         count = "" if open_ended else f"{len(kinds)} "
-        raise TypeError(f"{_show(value)}, expected a list of {count}{_describe(kinds[0])} values")
+        raise TypeError(f"{_show(value)}, expected a list of {count}values, each {_describe(kinds[0])}")
     items = []
     for position, item in enumerate(value):
         try:
@@ -82,7 +82,7 @@ def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list
             continue
         items.append(made)
     if not open_ended and len(items) != len(kinds):
-        raise TypeError(f"{_show(value)}, expected {len(kinds)} values that are each {_describe(kinds[0])}")
+        raise TypeError(f"{_show(value)}, expected {len(kinds)} values, each {_describe(kinds[0])}")
     return tuple(items)
 
 

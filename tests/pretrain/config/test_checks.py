@@ -1,0 +1,121 @@
+"""Settings that do not fit each other, and batch arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.config import ModelConfig, RunConfig, config_from_dict
+from pretrain.config.checks import linear_shapes
+from pretrain.errors import ConfigError
+from pretrain.model import LlamaForCausalLM
+
+
+def make(**sections: dict[str, Any]) -> RunConfig:
+    run: dict[str, dict[str, Any]] = {
+        "model": {
+            "vocab_size": 512,
+            "hidden_size": 128,
+            "intermediate_size": 352,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+        },
+        "data": {"train": "data/corpus", "seq_length": 256},
+        "optimizer": {"lr": 0.003},
+        "train": {"steps": 100, "global_batch_size": 16, "output_dir": "runs/test"},
+    }
+    for name, keys in sections.items():
+        run[name] = {**run.get(name, {}), **keys}
+    return config_from_dict(run)
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"model": {"num_attention_heads": 3}}, "model.hidden_size is 128 with 3 heads, expected a multiple"),
+        ({"model": {"num_key_value_heads": 3}}, "expected a divisor of num_attention_heads 4 (1, 2, 4)"),
+        ({"model": {"head_dim": 33}}, "model.head_dim is 33, expected an even size"),
+        ({"model": {"hidden_act": "gelu"}}, "model.hidden_act is 'gelu', expected one of silu"),
+        ({"model": {"mlp_bias": True}}, "model.mlp_bias is true, expected false"),
+        ({"data": {"seq_length": 257}}, "data.seq_length is 257, expected at most model.max_position_embeddings 256"),
+        ({"data": {"train": [{"path": "a", "weight": 0}]}}, "data.train[0].weight is 0.0, expected a positive number"),
+        ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps is 101, expected at most train.steps 100"),
+        ({"evaluation": {"interval": 10}}, "evaluation.interval is 10 without data.validation"),
+        ({"parallel": {"zero_stage": 0}}, "parallel.zero_stage is 0, expected 1, 2 or 3: without a partition"),
+        ({"parallel": {"zero_stage": 4}}, "parallel.zero_stage is 4, expected 1, 2 or 3: ZeRO ends at stage 3"),
+        ({"parallel": {"zero_stage": 3, "pipeline": 2}}, "with zero_stage 3, expected zero_stage 1: a pipeline sums"),
+        ({"parallel": {"zero_stage": 1, "pipeline": 5}}, "expected at most model.num_hidden_layers 4"),
+        ({"parallel": {"sequence": True}}, "parallel.sequence is true with tensor 1"),
+        ({"parallel": {"tensor": 8}}, "model.num_attention_heads is 4, expected a multiple of parallel.tensor 8"),
+        ({"deepspeed": {"fp16": {}}}, "deepspeed.fp16 is derived, expected no such key here; set train.precision"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "set parallel.zero_stage"),
+    ],
+)
+def test_misfits(sections: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**sections)
+    assert any(expected in problem for problem in caught.value.problems)
+
+
+def test_a_block_must_divide_the_canonical_matrix_of_every_sparse_layer() -> None:
+    make(sparsity={"block": [32, 32]})  # 352 = 11 * 32
+    with pytest.raises(ConfigError) as caught:
+        make(sparsity={"block": [64, 1]})
+    (problem,) = caught.value.problems
+    # The transposed down_proj has its 352 inputs as rows; attention's 128 rows are fine.
+    assert "mlp.gate_proj 352 x 128," in problem and "mlp.down_proj 352 x 128 (transposed)" in problem
+    assert "self_attn" not in problem
+    make(sparsity={"block": [64, 1], "exclude": ["*mlp*", "*lm_head*"]})
+    with pytest.raises(ConfigError, match="lm_head"):
+        make(sparsity={"block": [1, 64], "include": ["*"], "exclude": []}, model={"hidden_size": 96})
+    with pytest.raises(ConfigError, match="on 2 tensor-parallel ranks.*mlp.up_proj 176 x 128"):
+        make(sparsity={"block": [32, 1]}, parallel={"tensor": 2})
+
+
+def test_linear_shapes_are_those_of_the_model() -> None:
+    config = ModelConfig(
+        vocab_size=51,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=10,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    actual = [(n, m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    assert list(linear_shapes(config)) == actual
+
+
+def test_accumulation_counts_micro_batches() -> None:
+    config = make(train={"global_batch_size": 48, "micro_batch_size": 4})
+    assert [config.accumulation(ranks) for ranks in (1, 2, 3, 12)] == [12, 6, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "remedy"),
+    [
+        (100, 8, 4, "= 32; set global_batch_size to 96 or 128, or micro_batch_size to 5"),
+        (10, 4, 3, "= 12; set global_batch_size to 12"),
+        (8, 16, 2, "= 32; set global_batch_size to 32, or micro_batch_size to 4"),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_what_to_change(batch: int, micro: int, ranks: int, remedy: str) -> None:
+    config = make(train={"global_batch_size": batch, "micro_batch_size": micro})
+    with pytest.raises(ConfigError) as caught:
+        config.accumulation(ranks)
+    assert str(caught.value).endswith(remedy)
+
+
+def test_settings_made_in_code_are_checked_too() -> None:
+    config = make()
+    config.parallel.zero_stage = 7
+    config.data.seq_length = 1000
+    with pytest.raises(ConfigError) as caught:
+        config.check()
+    assert len(caught.value.problems) == 2

@@ -1,0 +1,220 @@
+"""Run files: merging, overrides, and every problem told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.config import RunConfig, Source, config_from_dict, load_config
+from pretrain.errors import ConfigError
+
+RUN: dict[str, Any] = {
+    "model": {
+        "vocab_size": 4096,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    },
+    "data": {"train": "data/corpus", "seq_length": 256},
+    "optimizer": {"lr": 0.003},
+    "train": {"steps": 100, "global_batch_size": 16, "output_dir": "runs/test"},
+}
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def load(folder: Path, *overrides: str) -> RunConfig:
+    return load_config(write(folder, "run.yaml", RUN), overrides)
+
+
+def problems_of(folder: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, *overrides)
+    assert "\n" not in str(caught.value)
+    return caught.value.problems
+
+
+def test_defaults_follow_the_shape(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert config.model.head_dim == 32
+    assert config.model.num_key_value_heads == 4
+    assert config.data.train == (Source(path="data/corpus", weight=1.0),)
+    assert config.data.validation == ()
+
+
+def test_a_later_layer_wins_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    write(tmp_path, "models/shape.yaml", {"model": RUN["model"]})
+    write(tmp_path, "common.yaml", {"base": "models/shape.yaml", "optimizer": {"lr": 0.5, "beta2": 0.9}})
+    write(tmp_path, "more.yaml", {"optimizer": {"beta2": 0.95}})
+    run = {key: value for key, value in RUN.items() if key != "model"}
+    path = write(tmp_path, "run.yaml", {"base": ["common.yaml", "more.yaml"], **run})
+    config = load_config(path, ["model.num_hidden_layers=5"])
+    assert (config.optimizer.lr, config.optimizer.beta2) == (0.003, 0.95)
+    assert (config.model.num_hidden_layers, config.model.hidden_size) == (5, 128)
+
+
+def test_a_cycle_of_bases_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", {"base": "b.yaml"})
+    write(tmp_path, "b.yaml", {"base": "a.yaml"})
+    with pytest.raises(ConfigError, match=r"cycle.*a\.yaml -> b\.yaml -> a\.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", ".1e-2", "1.0e-3", "0.001", "1.e-3"])
+def test_every_way_to_write_a_thousandth(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, f"optimizer.lr={text}").optimizer.lr == 1e-3
+    path = write(tmp_path, "lr.yaml", f"base: run.yaml\noptimizer: {{lr: {text}}}\n")
+    assert load_config(path).optimizer.lr == 1e-3
+
+
+def test_overrides_take_yaml_values(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "train.steps=1e4",
+        "sparsity.block=[1, 16]",
+        "data.train=[{path: a, weight: 3}, {path: b}]",
+        "deepspeed.zero_optimization.overlap_comm=true",
+        "train.activation_checkpointing=true",
+        "model.head_dim=null",
+        "train.output_dir=runs/a=b",
+    )
+    assert config.train.steps == 10000 and isinstance(config.train.steps, int)
+    assert config.sparsity.block == (1, 16)
+    assert config.data.train == (Source(path="a", weight=3.0), Source(path="b"))
+    assert config.deepspeed == {"zero_optimization": {"overlap_comm": True}}
+    assert config.train.activation_checkpointing is True
+    assert config.model.head_dim == 32
+    assert config.train.output_dir == "runs/a=b"
+
+
+def test_the_resolved_settings_load_back_equal(tmp_path: Path) -> None:
+    config = load(
+        tmp_path, "sparsity.method=rigl", "optimizer.eps=1e-15", "data.validation=v", "deepspeed.a.b=[1, {c: 2.5}]"
+    )
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert config_from_dict(config.to_dict()) == config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "saved.yaml"]
+
+
+def test_a_preset_yields_to_keys_given_beside_it_and_outdoes_those_below(tmp_path: Path) -> None:
+    write(tmp_path, "run.yaml", RUN)
+    path = write(
+        tmp_path,
+        "low.yaml",
+        {"base": "run.yaml", "sparsity": {"density": 0.1, "warmup_steps": 40, "update_interval": 7}},
+    )
+    naive = load_config(path, ["sparsity.method=set"]).sparsity
+    assert (naive.density, naive.update_interval, naive.warmup_steps, naive.lr_exponent) == (0.1, 7, 0, 0.0)
+    dense = load_config(path, ["sparsity.method=dense"]).sparsity
+    assert (dense.density, dense.update_interval) == (1.0, 0)
+    assert load_config(path, ["sparsity.method=set", "sparsity.warmup_steps=9"]).sparsity.warmup_steps == 9
+
+
+def test_a_method_named_above_a_resolved_file_undoes_the_preset_written_out_there(tmp_path: Path) -> None:
+    load(tmp_path, "sparsity.method=set", "sparsity.density=0.1").save(tmp_path / "set.yaml")
+    smet = load_config(tmp_path / "set.yaml", ["sparsity.method=smet"])
+    assert smet == load(tmp_path, "sparsity.method=smet", "sparsity.density=0.1")
+    assert smet.sparsity.bias_correction == "local"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.hiden_size=3", "model.hiden_size is not a known key (did you mean 'hidden_size'?)"),
+        ("modle.vocab_size=3", "modle is not a known section (did you mean 'model'?)"),
+        ("steps=3", "steps is not a known section (did you mean 'train.steps'?)"),
+        ("sparsity.densty=0.5", "sparsity.densty is not a known key (did you mean 'density'?)"),
+        ("data.train=[{path: a, wight: 1}]", "data.train[0].wight is not a known key (did you mean 'weight'?)"),
+        ("train.steps=many", "train.steps is 'many' (str), expected a whole number"),
+        ("train.steps=1.5", "train.steps is 1.5 (float), expected a whole number"),
+        ("train.steps=true", "train.steps is true, expected a whole number"),
+        ("optimizer.lr=.inf", "optimizer.lr is inf (float), expected a finite number"),
+        ("optimizer.lr=true", "optimizer.lr is true, expected a finite number"),
+        ("parallel.sequence=1", "parallel.sequence is 1 (int), expected true or false"),
+        ("train.output_dir=7", "train.output_dir is 7 (int), expected text; quote it to make it text"),
+        ("sparsity.block=4", "sparsity.block is 4 (int), expected a list of 2 values, each a whole number"),
+        ("sparsity.method=[a]", "sparsity.method is ['a'] (list), expected text"),
+        ("sparsity.method=smit", "sparsity.method is 'smit', expected one of"),
+        ("data.train=3", "data.train is 3 (int), expected a list of values, each a mapping of path, weight"),
+        ("data.train=null", "data.train is missing, it has no default"),
+        ("data.train=[]", "data.train is empty"),
+        ("data.train={}", "data.train is {} (dict), expected a list"),
+        ("model=3", "model is 3 (int), expected a mapping of keys"),
+        ("deepspeed=[1]", "deepspeed is [1] (list), expected a mapping of keys"),
+        ("train.precision=bf15", "train.precision is 'bf15', expected one of bf16, fp32 (did you mean 'bf16'?)"),
+        ("no equals sign", "override 'no equals sign' is malformed, expected section.key=value"),
+        ("train..steps=1", "override 'train..steps=1' is malformed"),
+        ("train.steps=[1", "override 'train.steps=[1' line 1 is no valid YAML"),
+    ],
+)
+def test_one_problem_is_told_once_with_its_remedy(tmp_path: Path, override: str, expected: str) -> None:
+    found = problems_of(tmp_path, override)
+    assert len(found) == 1 or override.startswith("model=")
+    assert found[0].startswith(expected)
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        "model.num_attention_heads=5",
+        "data.seq_length=none",
+        "data.seed=-1",
+        "optimizer.lr=0",
+        "optimizer.momentum=0.9",
+        "train.precision=fp16",
+        "train.steps=null",
+        "parallel.zero_stage=4",
+        "parallel.pipeline=3",
+        "sparsity.density=1.5",
+    )
+    names = {text.split(" ")[0] for text in found}
+    assert names == {
+        "model.hidden_size",
+        "data.seq_length",
+        "data.seed",
+        "optimizer.lr",
+        "optimizer.momentum",
+        "train.precision",
+        "train.steps",
+        "parallel.zero_stage",
+        "parallel.pipeline",
+        "sparsity.density",
+    }
+    assert len(found) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model:\n  [1", "line 2 is no valid YAML"),
+        ("train: {}\ntrain: {}\n", "line 2 is no valid YAML: key 'train' twice"),
+        ("- a\n", "holds list, expected a mapping of sections"),
+        ("", "holds NoneType, expected a mapping of sections"),
+        ("base: 3\n", "has base [3], expected a path or a list of paths"),
+        ("a: *x\n", "line 1 is no valid YAML"),
+        ("base: none.yaml\n", "none.yaml does not exist"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "broken.yaml", text))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, "quickstart.yaml", RUN)
+    with pytest.raises(ConfigError, match=r"quickstat\.yaml does not exist.*did you mean 'quickstart\.yaml'"):
+        load_config(tmp_path / "quickstat.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
