@@ -6,17 +6,12 @@ any number of tensor-parallel ranks, pipeline stages or data-parallel ranks star
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-
-def seed_of(name: str, seed: int) -> int:
-    """Seed of the generator for the tensor called ``name``, in [0, 2**63)."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from smet.seeds import generator
 
 
 def initial_weight(name: str, shape: Sequence[int], *, seed: int, std: float) -> Tensor:
@@ -30,8 +25,7 @@ def initial_weight(name: str, shape: Sequence[int], *, seed: int, std: float) ->
     """
     if "norm" in name:
         return torch.ones(*shape)
-    generator = torch.Generator().manual_seed(seed_of(name, seed))
-    return torch.normal(0.0, std, tuple(shape), generator=generator)
+    return torch.normal(0.0, std, tuple(shape), generator=generator(seed, "initial weight", name))
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""Every YAML in configs/ is a valid run, and its model is as large as its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pretrain.config import ModelConfig, load_config
+from pretrain.model import LlamaForCausalLM
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RUNS = sorted(CONFIGS.glob("*.yaml"))
+SIZES = {
+    "9m": 9e6,
+    "60m": 60e6,
+    "130m": 130e6,
+    "350m": 350e6,
+    "1b": 1.34e9,  # what GaLore and its successors call 1B
+    "3b": 3.4e9,  # what OpenLLaMA calls 3B
+    "7b": 6.7e9,
+    "13b": 13e9,
+    "70b": 69e9,
+    "quickstart": 2e6,
+}
+
+
+def parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+
+
+def test_every_size_has_a_model_and_a_run() -> None:
+    assert {path.stem for path in RUNS} == SIZES.keys()
+    assert {path.stem for path in (CONFIGS / "models").glob("*.yaml")} == SIZES.keys() - {"quickstart"}
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_run(path: Path) -> None:
+    config = load_config(path)
+    assert parameters(config.model) == pytest.approx(SIZES[path.stem], rel=0.15)
+    assert config.sparsity.density == 0.25 and config.sparsity.dynamic
+    assert config.train.output_dir == f"runs/{path.stem}"
+    assert config.optimizer.warmup_steps < config.train.steps
+    for ranks in (1, 2) if path.stem == "quickstart" else (1, 2, 4, 8):
+        assert config.accumulation(ranks) >= 1
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "smet-rigl"])
+def test_every_method_is_one_override_away(method: str) -> None:
+    config = load_config(CONFIGS / "quickstart.yaml", [f"sparsity.method={method}"])
+    assert config.sparsity.method == method
+    assert (config.sparsity.density == 1.0) == (method == "dense")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_model_file_holds_a_model_and_nothing_else(path: Path) -> None:
+    assert yaml.safe_load(path.read_text(encoding="utf-8")).keys() == {"model"}
+    run = load_config(CONFIGS / path.name)
+    assert run.model.vocab_size == 32000
+
+
+@pytest.mark.parametrize("size", ["350m", "1b", "3b", "7b", "13b", "70b"])
+def test_shapes_divide_among_eight_tensor_parallel_ranks_in_blocks_of_eight(size: str) -> None:
+    overrides = ["parallel.tensor=8", "sparsity.block=[1, 8]"]
+    assert load_config(CONFIGS / f"{size}.yaml", overrides).parallel.tensor == 8
