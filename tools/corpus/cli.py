@@ -1,0 +1,66 @@
+"""What every corpus tool's command line shares: errors in one line, and ``--json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from smet.errors import UserError
+
+Summary = dict[str, Any]
+
+
+def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose description is the module's docstring, with ``--json``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tools.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
+    return parser
+
+
+def run_tool(
+    parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], Summary], argv: Sequence[str] | None
+):
+    """Parse, work, print the summary. Returns the exit code: 0, or 2 after one line about the user's mistake."""
+    args = parser.parse_args(argv)
+    try:
+        summary = work(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        for key, value in summary.items():
+            print(f"{key}: {_readable(value)}")
+    return 0
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(_readable(v) for v in value) or "none"
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def byte_size(text: str) -> int:
+    """``"200M"`` as bytes; suffixes k, M, G, T are powers of 1000. For ``argparse``'s ``type``."""
+    factors = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+    factor = factors.get(text[-1:].lower(), 1)
+    try:
+        size = int(float(text[:-1] if factor > 1 else text) * factor)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size in bytes, expected a number such as 500k or 2G")
+    return size

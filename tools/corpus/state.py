@@ -1,0 +1,99 @@
+"""The work folder ``PREFIX.work``: finished parts, and what run they belong to."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.indexed import index_path, tokens_path
+from pretrain.data.manifest import manifest_path, read_manifest
+from pretrain.data.writer import publish
+from pretrain.errors import DataError
+from tools.corpus.parts import Part, PartSummary
+
+
+class WorkFolder:
+    """Parts of one run; a context manager that holds a lock and removes the folder only on ``finish``.
+
+    Args:
+        prefix: the output's prefix; the folder is ``PREFIX.work``.
+        run: description of inputs and settings; parts of a run that differs are not taken over.
+        restart: drop parts of a run that differs.
+
+    Raises:
+        DataError: another process works there, or it holds an unfinished run of other inputs or settings.
+    """
+
+    def __init__(self, prefix: str, run: dict[str, Any], restart: bool):
+        self.path = Path(f"{prefix}.work")
+        self._run, self._restart = run, restart
+
+    def __enter__(self) -> WorkFolder:
+        self._gone = self.path.with_name(self.path.name + ".done")
+        shutil.rmtree(self._gone, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process is preprocessing to {self.path}; wait for it or end it") from None
+        except OSError:
+            # A file system without locks: parts are published whole, so two runs only waste time.
+            pass
+        self._take_over()
+        return self
+
+    def _take_over(self) -> None:
+        path = self.path / "run.json"
+        wanted = json.loads(json.dumps(self._run))
+        found = json.loads(path.read_bytes()) if path.exists() else None
+        if found == wanted:
+            return
+        if found is not None and not self._restart:
+            changed = ", ".join(key for key in wanted if found.get(key) != wanted[key]) or "an older version"
+            raise DataError(
+                f"{self.path} holds an unfinished run with other {changed}; finish it with the command it was started "
+                "with, or start anew with --overwrite"
+            )
+        for part in self.path.glob("part-*"):
+            part.unlink()
+        publish(path, [json.dumps(wanted, indent=1).encode()])
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
+
+    def summaries(self) -> list[PartSummary]:
+        """Counts of the finished parts, in output order."""
+        return [Part(path).summary for path in sorted(self.path.glob("part-*"))]
+
+    def parts(self) -> list[Path]:
+        """Finished parts, in output order."""
+        return sorted(self.path.glob("part-*"))
+
+    def finish(self) -> None:
+        """Remove the folder. Renamed first, so that a kill leaves no half a work folder behind."""
+        os.replace(self.path, self._gone)
+        shutil.rmtree(self._gone)
+
+
+def existing_files(prefix: str) -> list[Path]:
+    """Files of a corpus that stand at ``prefix``."""
+    return [path for path in (tokens_path(prefix), index_path(prefix), manifest_path(prefix)) if path.exists()]
+
+
+def already_made(prefixes: Sequence[str], tokenizer_sha256: str, sources: list[Any], settings: dict[str, Any]) -> bool:
+    """Whether complete corpora of exactly these inputs and settings stand at all ``prefixes``."""
+    for prefix in prefixes:
+        if len(existing_files(prefix)) < 3:
+            return False
+        manifest = read_manifest(prefix)
+        if manifest is None or manifest.tokenizer_sha256 != tokenizer_sha256 or manifest.sources != sources:
+            return False
+        if {key: manifest.settings.get(key) for key in settings} != settings:
+            return False
+    return True
