@@ -203,7 +203,9 @@ class TrainConfig:
     """The training loop."""
 
     steps: int
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; schedules are laid out over them."""
+    stop_at: int = 0
+    """Save and end after this step, to be continued later; 0 = at ``steps``."""
     global_batch_size: int
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_size: int = 1
@@ -222,7 +224,7 @@ class TrainConfig:
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         found = _below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
-        found += _below("train", self, 0, ("seed",))
+        found += _below("train", self, 0, ("seed", "stop_at"))
         found += _no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
         if not self.output_dir:
             found.append("train.output_dir is empty, expected the path of the run folder")

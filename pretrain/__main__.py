@@ -1,0 +1,71 @@
+"""``python -m pretrain CONFIG.yaml key=value ...``, alone or under any launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+
+from pretrain.errors import UserError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Command line to its parts; unknown options end with the usage and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain",
+        description="Pre-train a sparse LLaMA. Start it alone (one process), or on many with "
+        "`deepspeed --module pretrain CONFIG.yaml ...`.",
+    )
+    parser.add_argument("config", help="run file (YAML), such as configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 sparsity.density=0.1")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 1 a bug or a failed machine, 2 something the user can mend."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from pretrain.config import load_config
+
+        config = load_config(options.config, options.overrides)
+        _quiet()
+        from pretrain.layout import start
+        from pretrain.run import run
+
+        run(config, start(config))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            for problem in getattr(error, "problems", [str(error)]):
+                print(f"error: {problem}", file=sys.stderr, flush=True)
+        return 2
+    except Exception:
+        rank = os.environ.get("RANK", "0")
+        text = traceback.format_exc()
+        print("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()), file=sys.stderr, flush=True)
+        os._exit(1)  # other ranks may wait for us in a collective: do not wait for them in turn
+    _leave()
+    return 0
+
+
+def _quiet() -> None:
+    """Keep libraries' start-up chatter off the screen; warnings and errors still show."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*|deepspeed.*")
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Validation loss and perplexity inside the train loop."""
+
+from __future__ import annotations
+
+from pretrain.callbacks.base import Callback, Record
+from pretrain.data.loader import BatchLoader
+from pretrain.evaluate import evaluate
+from pretrain.trainer import Trainer
+
+
+class EvaluationCallback(Callback):
+    """Adds ``validation_loss`` and ``validation_perplexity`` to the record of due steps.
+
+    It stands before the topology callback: an evaluation right behind an update would measure the
+    update's shock instead of the model.
+    """
+
+    name = "evaluation"
+
+    def __init__(self, loader: BatchLoader):
+        self.loader = loader
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        """Evaluate every ``evaluation.interval`` steps and after the last step of the run."""
+        interval = trainer.config.evaluation.interval
+        if trainer.step == trainer.total_steps or (interval and trainer.step % interval == 0):
+            samples = trainer.config.evaluation.samples
+            record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout))
+
+    def close(self) -> None:
+        """Stop the loader's reader."""
+        self.loader.close()

@@ -1,0 +1,42 @@
+"""Runs the topology controller and logs what it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretrain.callbacks.base import Callback, Record
+from pretrain.run_folder import RunFolder
+from pretrain.trainer import Trainer
+
+
+class TopologyCallback(Callback):
+    """One line of ``topology.jsonl`` per update; a warning when an update changed nothing."""
+
+    name = "topology"
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Let the layers collect dense gradients if the coming update grows by them."""
+        trainer.topology.before_step()
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        """Advance ages; update the topology if that is due."""
+        report = trainer.topology.after_step()
+        if report is None:
+            return
+        record["topology"] = report
+        if not trainer.layout.is_main:
+            return
+        self.folder.append("topology.jsonl", report.to_json())
+        if report.grown == 0:
+            print(
+                f"warning: the topology update after step {report.step} changed nothing: prune fraction "
+                f"{report.fraction:.4g} is less than one block per layer",
+                flush=True,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controller keeps its own state in the checkpoint."""
+        return {}

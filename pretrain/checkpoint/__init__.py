@@ -1,0 +1,1 @@
+"""Checkpoints of logical vectors: written at any layout, read at any other."""

@@ -1,0 +1,96 @@
+"""Loading: choose a checkpoint, verify it, and read it into any layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+
+from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.vectors import Vectors
+from pretrain.errors import CheckpointError
+from pretrain.layout import Layout
+
+
+def choose(resume: str, root: Path, layout: Layout) -> Path | None:
+    """The verified checkpoint to go on from, or None to start anew. Collective.
+
+    ``auto`` takes the newest whole one below ``root`` and says so if newer ones are damaged;
+    a path must be whole itself.
+
+    Raises:
+        CheckpointError: nothing usable, with the file that is damaged.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        _require_whole(path, layout)
+        return path
+    damaged = []
+    for path in reversed(layout.agree(lambda: folders.published(root))):
+        problems = problems_of(path, layout)
+        if not problems:
+            if damaged and layout.is_main:
+                print(f"warning: {damaged[0]}; going on from {path.name} instead", flush=True)
+            return path
+        damaged.append(problems[0])
+    if damaged:
+        raise CheckpointError(
+            f"no whole checkpoint in {root}: {damaged[0]}; restore it, or choose another train.output_dir to start anew"
+        )
+    return None
+
+
+def problems_of(path: Path, layout: Layout) -> list[str]:
+    """Every damage of one checkpoint; ranks share the reading. Collective."""
+    try:
+        manifest = layout.agree(lambda: folders.read_manifest(path))
+    except CheckpointError as error:
+        return [str(error)]
+    parts = layout.gather_objects(folders.damage(path, manifest, (layout.rank, layout.world_size)))
+    return [problem for part in parts for problem in part]
+
+
+def _require_whole(path: Path, layout: Layout) -> None:
+    layout.agree(lambda: folders.read_manifest(path))
+    problems = problems_of(path, layout)
+    if problems:
+        whole = [other for other in folders.published(path.parent) if other != path]
+        remedy = f"; try checkpoint.resume={whole[-1]}" if whole else ""
+        raise CheckpointError(f"checkpoint is damaged: {problems[0]}{remedy}")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The small state of a verified checkpoint."""
+    state: dict[str, Any] = json.loads((path / folders.STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
+    """Fill the live fragments of ``vectors`` from the checkpoint, whatever layout wrote it. Collective.
+
+    Births may be absent (a run whose topology never changed wrote it); then all weights are old.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model: a vector is missing or has another length.
+    """
+    reader = dcp.FileSystemReader(path)
+    stored = {name: entry.size.numel() for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    wanted = dict(vectors)
+    for name in [name for name in vectors if name.endswith("/birth") and name not in stored]:
+        wanted.pop(name).local.zero_()
+    wrong = [
+        f"{name} has {stored.get(name, 'no')} elements, expected {vector.numel()}"
+        for name, vector in wanted.items()
+        if stored.get(name) != vector.numel()
+    ]
+    wrong += [f"{name} is not in this model" for name in stored if name not in vectors and not name.endswith("/birth")]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {path} is of another model or density: {wrong[0]} ({len(wrong)} differences); "
+            "set model and sparsity as in its state.json, or start anew in another train.output_dir"
+        )
+    dcp.load(dict(wanted), storage_reader=reader, process_group=layout.control)

@@ -1,0 +1,144 @@
+"""One run from its settings to its end: the order in which everything is set up."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pretrain.build import build_engine, build_model, build_optimizer, deepspeed_config
+from pretrain.callbacks.base import Callback
+from pretrain.callbacks.checkpointing import CheckpointCallback
+from pretrain.callbacks.evaluation import EvaluationCallback
+from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
+from pretrain.callbacks.memory import MemoryCallback
+from pretrain.callbacks.topology import TopologyCallback
+from pretrain.checkpoint.content import restore_state, vectors_of
+from pretrain.checkpoint.load import choose, read_state, read_vectors
+from pretrain.checkpoint.probe import probe_loss, require_same_loss
+from pretrain.checkpoint.save import Saver
+from pretrain.config import RunConfig
+from pretrain.config.schema import Source
+from pretrain.data.corpus import Corpus, check_vocabulary, open_corpus
+from pretrain.data.loader import BatchLoader
+from pretrain.errors import CheckpointError, DataError
+from pretrain.layout import Layout
+from pretrain.run_folder import RunFolder
+from pretrain.trainer import Trainer
+from smet import MaskBank, SmetConfig, TopologyController
+from smet.zero import ZeroStore
+
+
+def run(config: RunConfig, layout: Layout) -> Trainer:
+    """Train, from the beginning or from a checkpoint. Collective over all ranks.
+
+    Raises:
+        UserError: bad data, a folder or checkpoint of another run; raised on every rank.
+    """
+    folder = RunFolder(config.train.output_dir)
+    accumulation = config.accumulation(layout.dp_size)
+    train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
+    checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
+
+    settings = deepspeed_config(config, layout.dp_size)
+    model = build_model(config)
+    engine = build_engine(model, build_optimizer(model, config), settings)
+    store = ZeroStore(engine)
+    bank = MaskBank(model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
+    topology = TopologyController(model, config.sparsity, store, bank, config.train.steps)
+
+    micro = config.train.micro_batch_size
+    loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
+    trainer = Trainer(config, layout, engine, store, bank, topology, loader)
+    validation = None
+    if validation_data is not None:
+        validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
+    trainer.callbacks = _callbacks(config, folder, layout, validation)
+    if checkpoint is not None:
+        resume(trainer, checkpoint)
+    if layout.is_main:
+        folder.begin(config, settings, trainer.step)
+        print(_summary(trainer), flush=True)
+    layout.barrier()
+    trainer.fit()
+    return trainer
+
+
+def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | None]:
+    """Open and check corpora, tokenizer and run folder; no collectives in here."""
+    folder.require_same_run(config)
+    data, tokenizer = config.data, None
+    if data.tokenizer is not None:
+        path = Path(data.tokenizer)
+        if not path.is_file():
+            raise DataError(f"data.tokenizer {path} does not exist; train one with python -m tools.train_tokenizer")
+        tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
+    corpora = []
+    for sources in (data.train, data.validation):
+        corpus = open_corpus(_blend(sources), data.seq_length, data.seed) if sources else None
+        if corpus is not None:
+            check_vocabulary(corpus, config.model.vocab_size, tokenizer)
+        corpora.append(corpus)
+    train, validation = corpora
+    assert train is not None
+    return train, validation
+
+
+def _blend(sources: tuple[Source, ...]) -> Any:
+    if len(sources) == 1:
+        return sources[0].path
+    return [{"path": source.path, "weight": source.weight} for source in sources]
+
+
+def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation: BatchLoader | None) -> list[Callback]:
+    """In the order in which a step's end is worked off; see each callback for why."""
+    settings = config.checkpoint
+    saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
+    return [
+        *([EvaluationCallback(validation)] if validation is not None else []),
+        TopologyCallback(folder),
+        MemoryCallback(folder),
+        CheckpointCallback(saver),
+        MetricsCallback(folder, config.logging.tensorboard),
+        ProgressCallback(),
+    ]
+
+
+def resume(trainer: Trainer, path: Path) -> None:
+    """Load the checkpoint at ``path`` into a trainer of any layout. Collective.
+
+    Raises:
+        CheckpointError: it is of another model or corpus, or its recorded batch has another loss.
+    """
+    state = read_state(path)
+    fingerprint = trainer.loader.corpus.fingerprint
+    if state["data_fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data (fingerprint {state['data_fingerprint'][:12]}, this run's is "
+            f"{fingerprint[:12]}); give the same data.train, data.seq_length and data.seed"
+        )
+    vectors = vectors_of(trainer.engine.module.llama, trainer.store, trainer.bank)
+    read_vectors(path, vectors, trainer.layout)
+    trainer.bank.release()
+    trainer.store.publish()
+    restore_state(trainer, state)
+    probe = state["probe"]
+    loss = probe_loss(trainer.engine, probe["tokens"], trainer.layout)
+    require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
+    if trainer.layout.is_main:
+        print(f"resumed from {path} after step {trainer.step}", flush=True)
+
+
+def _summary(trainer: Trainer) -> str:
+    """One resolved line: what trains, how, on what."""
+    config, layout = trainer.config, trainer.layout
+    sparsity: SmetConfig = config.sparsity
+    weights = sum(layer.active * layer.grid.block_size for layer in trainer.topology.all_layers.values())
+    total = sum(layer.grid.rows * layer.grid.cols for layer in trainer.topology.all_layers.values())
+    return (
+        f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
+        f"{sparsity.block[0]}x{sparsity.block[1]}); SmetAdamW in ZeRO-{config.parallel.zero_stage} over "
+        f"{layout.dp_size} rank{'s' if layout.dp_size > 1 else ''} on {layout.device.type}; {config.train.precision} "
+        f"weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
+        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens per step"
+    )

@@ -1,0 +1,111 @@
+"""The run folder: settings, metrics and checkpoints of one run, written by its main rank."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config import RunConfig
+from pretrain.errors import CheckpointError
+
+MAY_CHANGE = {
+    "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
+    "train.stop_at", "sparsity.mask_residency", "sparsity.weight_residency", "data.tokenizer",
+}  # fmt: skip
+"""Settings that a resumed run may change: they do not change what is being trained."""
+MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "deepspeed")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """``key: old -> new`` for every setting that differs and may not."""
+    found = []
+    for key in sorted({*old, *new}):
+        dotted = prefix + key
+        if dotted in MAY_CHANGE or dotted in MAY_CHANGE_SECTIONS or old.get(key) == new.get(key):
+            continue
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            found += differences(old[key], new[key], f"{dotted}.")
+        else:
+            found.append(f"{dotted}: {old.get(key)!r} -> {new.get(key)!r}")
+    return found
+
+
+class RunFolder:
+    """``config.yaml``, ``deepspeed.json``, ``metrics.jsonl``, ``topology.jsonl``, ``memory.json``, ``checkpoints/``."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are published."""
+        return self.path / "checkpoints"
+
+    def require_same_run(self, config: RunConfig) -> None:
+        """Check that this folder is new, or holds the run that ``config`` describes.
+
+        Raises:
+            CheckpointError: it holds another run, or ``checkpoint.resume`` is ``never`` and it holds any.
+        """
+        saved = self.path / "config.yaml"
+        if not saved.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise CheckpointError(
+                    f"output folder {self.path} is not empty and holds no run; choose another train.output_dir"
+                )
+            return
+        if config.checkpoint.resume == "never":
+            raise CheckpointError(
+                f"output folder {self.path} already holds a run and checkpoint.resume is never; choose another "
+                "train.output_dir, or set checkpoint.resume=auto to continue it"
+            )
+        changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config.to_dict())
+        if changed:
+            raise CheckpointError(
+                f"output folder {self.path} already holds another run ({'; '.join(changed[:6])}"
+                f"{'; ...' if len(changed) > 6 else ''}); choose another train.output_dir, or set these back to continue it"
+            )
+
+    def begin(self, config: RunConfig, deepspeed: dict[str, Any], step: int) -> None:
+        """Write the settings; drop metrics of steps after ``step``, which will be done again."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        config.save(self.path / "config.yaml")
+        write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+        for name in ("metrics.jsonl", "topology.jsonl"):
+            self._keep_until(self.path / name, step)
+
+    @staticmethod
+    def _keep_until(path: Path, step: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # a line cut off by a crash
+        write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Add one JSON line to the file ``name``."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Publish ``content`` as the file ``name``."""
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,111 @@
+"""The train loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pretrain.callbacks.base import Callback, Record
+from pretrain.config import RunConfig
+from pretrain.data.loader import BatchLoader
+from pretrain.layout import Layout
+from pretrain.schedule import learning_rate
+from smet.bank import MaskBank
+from smet.controller import TopologyController
+from smet.zero import ZeroStore
+
+
+class Trainer:
+    """One run: an engine, its data, and the position in both.
+
+    ``step`` counts optimizer steps begun and ended, skipped ones included; ``consumed_samples`` the
+    samples that went into them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        layout: Layout,
+        engine: Any,
+        store: ZeroStore,
+        bank: MaskBank,
+        topology: TopologyController,
+        loader: BatchLoader,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.config, self.layout, self.engine = config, layout, engine
+        self.store, self.bank, self.topology, self.loader = store, bank, topology, loader
+        self.callbacks = list(callbacks)
+        self.step = 0
+        self.consumed_samples = 0
+        self.stop_reason = ""
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this process ends, if nothing stops it before."""
+        stop_at = self.config.train.stop_at
+        return min(stop_at, self.total_steps) if stop_at else self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the whole run in optimizer steps."""
+        return self.config.train.steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Predicted tokens per optimizer step, over all ranks."""
+        return self.config.train.global_batch_size * self.config.data.seq_length
+
+    def fit(self) -> None:
+        """Train from the current step until the end or until a callback asks to stop."""
+        try:
+            self._call("on_start")
+            while self.step < self.last_step and not self.stop_reason:
+                self._call("before_step")
+                record = self._train_step()
+                self._call("after_step", record)
+            self._call("on_end")
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+            self.loader.close()
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after this step. Every rank must ask at the same step."""
+        self.stop_reason = self.stop_reason or reason
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *arguments)
+
+    def _train_step(self) -> Record:
+        begin = time.perf_counter()
+        lr = learning_rate(self.step, self.config.optimizer, self.total_steps)
+        for group in self.store.optimizer.param_groups:
+            group["lr"] = lr
+        batches = self.loader.batches(self.consumed_samples)
+        loss = torch.zeros((), device=self.layout.device)
+        for number, tokens in enumerate(batches, start=1):
+            micro_loss = self.engine(tokens.to(self.layout.device))
+            self.engine.backward(micro_loss)
+            loss += micro_loss.detach() / len(batches)
+            if number == len(batches):
+                self._call("before_update")
+            self.engine.step()
+        self.step += 1
+        self.consumed_samples += self.config.train.global_batch_size
+        mean_loss = self.layout.mean(loss)
+        seconds = time.perf_counter() - begin
+        return {
+            "step": self.step,
+            "loss": mean_loss,
+            "lr": lr,
+            "grad_norm": self.store.gradient_norm(),
+            "tokens": self.step * self.tokens_per_step,
+            "tokens_per_second": self.tokens_per_step / seconds,
+            "step_seconds": seconds,
+            "skipped": not self.store.step_applied(),
+        }
