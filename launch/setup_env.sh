@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned requirements, or does nothing where that is done already.
+#
+#   launch/setup_env.sh          what training and the tools need
+#   launch/setup_env.sh --dev    and what the tests and linters need
+#
+# PYTHON names the interpreter (default: python3). Exit code 2: something is missing, one line says what.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { echo "setup_env: $*" >&2; }
+die() { echo "error: $*" >&2; exit 2; }
+
+case "${1:-}" in
+  "") kind=run files=(requirements.txt) ;;
+  --dev) kind=dev files=(requirements.txt requirements-dev.txt) ;;
+  -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  *) die "unknown option '$1', expected --dev or nothing" ;;
+esac
+
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || die "no '$python' found, expected Python 3.10 to 3.12; install it or set PYTHON"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || die "'$python' does not run; set PYTHON"
+case "$version" in
+  3.10 | 3.11 | 3.12) ;;
+  *) die "'$python' is Python $version, expected 3.10 to 3.12; set PYTHON to such an interpreter" ;;
+esac
+
+mkdir -p .venv
+exec 9>.venv/.setup.lock
+flock 9 # two jobs on one checkout take turns
+
+stamp=.venv/.setup.$kind
+wanted=$(cat "${files[@]}" <(echo "python $version") | sha256sum | cut -d' ' -f1)
+[ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
+
+command -v gcc >/dev/null || die "no gcc found, expected a C compiler for the kernels; apt-get install gcc g++"
+if [ -x .venv/bin/python ]; then
+  has=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' || echo broken)
+  [ "$has" = "$version" ] || die ".venv holds Python $has, expected $version; remove .venv or set PYTHON"
+else
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    die "'$python' has no venv module, expected one; apt-get install python3-venv"
+  say "making .venv with Python $version"
+  "$python" -m venv .venv
+fi
+
+say "installing ${files[-1]} (minutes when torch is not at hand yet)"
+start=$SECONDS
+log=.venv/.setup.log
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "${files[-1]}" >"$log" 2>&1 || {
+  tail -n 20 "$log" >&2
+  die "pip could not install ${files[-1]}; its last lines stand above, all of them in $log"
+}
+echo "$wanted" >"$stamp.new"
+mv "$stamp.new" "$stamp"
+say "done in $((SECONDS - start)) s"
