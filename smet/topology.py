@@ -36,10 +36,12 @@ def block_scores(values: Tensor, block_size: int) -> Tensor:
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Bool vector that marks the ``count`` smallest scores; of equal scores the first ones."""
+    """Bool vector that marks the ``count`` smallest scores; of equal scores the first ones. NaN is largest."""
     marked = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     if count <= 0:
         return marked
+    # A NaN compares as false: fewer than count would be marked, and the number of active blocks would drift.
+    scores = scores.masked_fill(scores.isnan(), torch.inf)
     threshold = torch.kthvalue(scores, count).values
     marked = scores < threshold
     ties = (scores == threshold).nonzero().view(-1)
@@ -53,7 +55,7 @@ def prune(scores: Tensor, count: int, protected: Tensor | None = None) -> Tensor
     Fewer are pruned where protection leaves fewer candidates.
     """
     if protected is None:
-        return smallest(scores, count)
+        return smallest(scores, min(count, scores.numel()))
     candidates = (~protected).nonzero().view(-1)
     pruned = torch.zeros_like(protected)
     pruned[candidates] = smallest(scores[candidates], min(count, candidates.numel()))

@@ -1,0 +1,143 @@
+"""Prune and grow: exact counts, ties by position, nothing grown that was active before the prune."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smet.mask import count_active, pack, unpack
+from smet.seeds import generator
+from smet.topology import (
+    block_scores,
+    change_topology,
+    grow_by_gradient,
+    grow_random,
+    magnitude_mask,
+    prune,
+    random_mask,
+    smallest,
+)
+
+FEW_VALUES = st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0, float("inf")])
+
+
+@given(st.lists(FEW_VALUES, max_size=60), st.integers(-1, 60))
+def test_smallest_takes_exactly_that_many_and_the_first_of_equals(scores: list[float], count: int) -> None:
+    count = min(count, len(scores))
+    marked = smallest(torch.tensor(scores), count)
+    expected = sorted(range(len(scores)), key=lambda i: (scores[i], i))[: max(0, count)]
+    assert marked.nonzero().view(-1).tolist() == sorted(expected)
+
+
+def test_scores_that_are_not_numbers_count_as_largest() -> None:
+    scores = torch.tensor([float("nan"), 1.0, float("nan"), 0.5])
+    assert smallest(scores, 3).tolist() == [True, True, False, True]
+    grown = grow_by_gradient(torch.ones(4, dtype=torch.bool), 3, torch.tensor([0.0, 2.0, float("nan"), 1.0]))
+    assert grown.numel() == 3
+
+
+@given(st.data())
+def test_a_change_keeps_the_count_and_moves_only_what_it_should(data: st.DataObject) -> None:
+    blocks = data.draw(st.integers(1, 120))
+    active = data.draw(st.integers(1, blocks))
+    count = data.draw(st.integers(0, blocks))
+    seed = data.draw(st.integers(0, 50))
+    bits = random_mask(blocks, active, generator("mask", seed))
+    scores = torch.tensor(data.draw(st.lists(FEW_VALUES, min_size=active, max_size=active)))
+    protected = torch.tensor(data.draw(st.lists(st.booleans(), min_size=active, max_size=active)))
+    by_gradient = data.draw(st.booleans())
+    gradients = torch.rand(blocks, generator=generator("gradient", seed)) if by_gradient else None
+    use_protection = data.draw(st.booleans())
+
+    change = change_topology(
+        scores, bits, blocks, count, generator("grow", seed), protected if use_protection else None, gradients
+    )
+
+    before, after = unpack(bits, blocks), unpack(change.bits, blocks)
+    candidates = int((~protected).sum()) if use_protection else active
+    assert change.count == min(count, blocks - active, candidates)
+    assert int(after.sum()) == active
+    positions_before, positions_after = before.nonzero().view(-1), after.nonzero().view(-1)
+    survivors, grown = positions_before[change.kept], positions_after[change.grown]
+    assert not before[grown].any(), "grew a block that was active before the prune"
+    assert torch.equal(positions_after[~change.grown], survivors), "survivors must keep their order"
+    assert not use_protection or change.kept[protected].all()
+    if (~change.kept).any():
+        free = torch.ones(active, dtype=torch.bool) if not use_protection else ~protected
+        spared = scores[change.kept & free]
+        assert spared.numel() == 0 or scores[~change.kept].max() <= spared.min()
+    if gradients is not None and 0 < change.count < blocks - active:
+        left = ~before
+        left[grown] = False
+        assert gradients[grown].min() >= gradients[left].max()
+
+
+def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:
+    bits = random_mask(10, 8, generator(0))
+    change = change_topology(torch.rand(8), bits, 10, 5, generator(1))
+    assert change.count == 2
+    assert count_active(change.bits) == 8
+    assert (unpack(change.bits, 10) | unpack(bits, 10)).all(), "both inactive blocks must have been grown"
+
+
+def test_a_full_layer_cannot_change() -> None:
+    bits = random_mask(9, 9, generator(0))
+    change = change_topology(torch.rand(9), bits, 9, 3, generator(1))
+    assert change.count == 0
+    assert torch.equal(change.bits, bits)
+
+
+@pytest.mark.parametrize("gradients", [None, torch.arange(20.0)])
+def test_replacing_nothing_changes_nothing(gradients: torch.Tensor | None) -> None:
+    bits = random_mask(20, 6, generator(0))
+    change = change_topology(torch.rand(6), bits, 20, 0, generator(1), gradient_scores=gradients)
+    assert torch.equal(change.bits, bits)
+    assert change.kept.all() and not change.grown.any()
+
+
+def test_protection_of_everything_prunes_nothing() -> None:
+    assert not prune(torch.rand(5), 3, torch.ones(5, dtype=torch.bool)).any()
+
+
+def test_the_same_inputs_give_the_same_mask_and_another_generator_another() -> None:
+    bits, scores = random_mask(500, 200, generator(0)), torch.rand(200, generator=generator(1))
+    first, again, other = (change_topology(scores, bits, 500, 40, generator(seed)).bits for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_gradient_growth_takes_the_first_of_equals() -> None:
+    inactive = torch.tensor([True, False, True, True, False, True])
+    assert grow_by_gradient(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 1.0, 9.0, 1.0])).tolist() == [0, 2]
+    assert grow_by_gradient(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 3.0, 9.0, 2.0])).tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("count", [3, 15])
+def test_random_growth_is_uniform_over_what_was_inactive(count: int) -> None:
+    inactive = unpack(pack(torch.arange(60) % 3 != 0), 60)
+    hits, trials, places = torch.zeros(60), 3000, 40
+    for trial in range(trials):
+        hits[grow_random(inactive, count, generator("growth", count, trial))] += 1
+    assert hits[~inactive].sum() == 0
+    chance = count / places
+    variance = trials * chance * (1 - chance) * places / (places - 1)
+    statistic = float(((hits[inactive] - trials * chance) ** 2).sum() / variance)
+    assert 39 - 30 < statistic < 39 + 42  # chi-square of 39 degrees
+
+
+def test_block_scores_are_l1_norms() -> None:
+    values = torch.tensor([1.0, -2.0, 0.5, 0.0, -4.0, 4.0])
+    assert block_scores(values, 2).tolist() == [3.0, 0.5, 8.0]
+    assert block_scores(values, 1).tolist() == [1.0, 2.0, 0.5, 0.0, 4.0, 4.0]
+
+
+@given(st.integers(1, 300), st.data())
+def test_initial_masks_are_exact(blocks: int, data: st.DataObject) -> None:
+    active = data.draw(st.integers(0, blocks))
+    assert count_active(random_mask(blocks, active, generator(blocks))) == active
+    scores = torch.rand(blocks, generator=generator(active))
+    kept = unpack(magnitude_mask(scores, active), blocks)
+    assert int(kept.sum()) == active
+    assert active in (0, blocks) or scores[kept].min() >= scores[~kept].max()
