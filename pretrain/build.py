@@ -73,7 +73,11 @@ def deepspeed_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            # Norms stay gathered; whatever is larger is partitioned, so that bytes at rest follow the plan.
+            "stage3_param_persistence_threshold": config.model.hidden_size,
+        },
         "bf16": {"enabled": config.train.precision == "bf16"},
         "steps_per_print": 1 << 30,
     }

@@ -158,8 +158,7 @@ def _init_process_group(device: torch.device) -> None:
     from smet.zero import quiet_cpu_collectives
 
     quiet_cpu_collectives()
-    if os.environ["WORLD_SIZE"] == "1":
-        os.environ["MASTER_PORT"] = "0"
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
         store = dist.HashStore()  # no port, so any number of single-process runs share a host
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=store, rank=0, world_size=1)
     deepspeed.init_distributed("gloo" if device.type == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False)

@@ -56,14 +56,16 @@ class Sizes:
 def plan(sizes: Sizes, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True) -> dict[str, int]:
     """Bytes per kind on the rank that holds most, under ZeRO ``stage`` over ``ranks`` ranks.
 
-    Padding of partitions (a few elements per parameter group) is left out.
+    Padding of partitions (a few elements per parameter group) is left out. Gradients are what is left
+    at the accumulation boundary, where every stage has reduced them to its own partition; between
+    micro-batches stage 1 holds whole gradients.
     """
     width = 2 if sixteen_bit else 4
     share = -(-sizes.weights // ranks)
     mask_bytes = -(-sizes.mask_bits // 8)
     return {
         "weights": width * (share if stage == 3 else sizes.weights),
-        "gradients": width * (share if stage >= 2 else sizes.weights),
+        "gradients": width * share,
         "master": 4 * share,
         "moments": 8 * share,
         "ages": share if sizes.aged else 0,

@@ -91,10 +91,13 @@ class ZeroStore:
         if not self.stage3:
             self.zero.update_lp_params()
             return
+        small = self.zero.persistent_parameters  # kept gathered by DeepSpeed: drop the old copies first
+        if small:
+            small[0].partition(small)
         for index in range(len(self.zero.fp16_groups)):
             self.zero._reassign_or_swap_out_partitioned_parameters(index)
-        if self.zero.persistent_parameters:
-            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+        if small:
+            small[0].all_gather(small)
 
     def step_applied(self) -> bool:
         """Whether the engine's last ``step`` changed weights."""

@@ -1,0 +1,362 @@
+// Expand, compress and AdamW on the CPU, behind a C interface (see cpu.py).
+//
+// Expand and compress move units (a block's bytes) and never look at the numbers in them, so one
+// kernel serves every dtype. Units of 2, 4 and 8 bytes go through AVX-512 where this processor has
+// it; all others, and all other processors, walk the set bits of 64-bit words of the mask.
+// Results do not depend on the number of threads, nor on the instructions used.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "masks are read as little-endian words");
+
+namespace {
+
+constexpr int64_t WORD = 64;              // blocks in one word of the mask
+constexpr int64_t MOVE_GRAIN = 1 << 21;   // dense bytes that are worth one more thread
+constexpr int64_t ADAM_GRAIN = 1 << 16;   // elements that are worth one more thread
+constexpr int CODES = 256;                // birth codes
+
+// Runs body(0) ... body(parts - 1), each on its own thread, the first on this one.
+template <class Body>
+void run(int parts, const Body& body) {
+    std::vector<std::thread> team;
+    int next = 1;
+    try {
+        for (; next < parts; ++next) team.emplace_back(body, next);
+    } catch (const std::system_error&) {  // no more threads to be had: do the rest here
+    }
+    body(0);
+    for (; next < parts; ++next) body(next);
+    for (auto& thread : team) thread.join();
+}
+
+int64_t parts_for(int64_t work, int64_t grain, int threads) {
+    return std::clamp<int64_t>(work / grain, 1, std::max(threads, 1));
+}
+
+// ---- masks ------------------------------------------------------------------------------------
+
+struct Mask {
+    const uint8_t* bits;
+    int64_t blocks;
+
+    int64_t words() const { return (blocks + WORD - 1) / WORD; }
+
+    // Blocks [64 w, 64 w + 64) as bits; there are none at or beyond `blocks`.
+    uint64_t word(int64_t w) const {
+        uint64_t word = 0;
+        const int64_t left = blocks - w * WORD;
+        if (left >= WORD) {
+            std::memcpy(&word, bits + w * 8, 8);
+            return word;
+        }
+        std::memcpy(&word, bits + w * 8, (left + 7) / 8);
+        return word & ((uint64_t{1} << left) - 1);
+    }
+
+    int64_t count(int64_t first, int64_t last) const {
+        int64_t total = 0;
+        for (int64_t w = first; w < last; ++w) total += __builtin_popcountll(word(w));
+        return total;
+    }
+};
+
+// A mask cut into one range of words per thread, with the active blocks before each range.
+struct Split {
+    std::vector<int64_t> first, before;
+
+    Split(const Mask& mask, int64_t parts) : first(parts + 1), before(parts + 1) {
+        for (int64_t p = 0; p <= parts; ++p) first[p] = mask.words() * p / parts;
+        run(static_cast<int>(parts), [&](int p) { before[p + 1] = mask.count(first[p], first[p + 1]); });
+        for (int64_t p = 0; p < parts; ++p) before[p + 1] += before[p];
+    }
+    int64_t active() const { return before.back(); }
+};
+
+// ---- any processor ----------------------------------------------------------------------------
+
+// Copies one block; UNIT is its size in bytes where the compiler may know it, else 0.
+template <int UNIT>
+inline void copy(char* to, const char* from, int64_t unit) {
+    std::memcpy(to, from, UNIT ? UNIT : unit);
+}
+
+template <int UNIT>
+const char* expand_word(uint64_t word, int64_t count, const char* values, char* dense, int64_t unit) {
+    std::memset(dense, 0, count * unit);
+    for (; word; word &= word - 1) {
+        copy<UNIT>(dense + __builtin_ctzll(word) * unit, values, unit);
+        values += unit;
+    }
+    return values;
+}
+
+template <int UNIT>
+char* compress_word(uint64_t word, const char* dense, char* values, int64_t unit) {
+    for (; word; word &= word - 1) {
+        copy<UNIT>(values, dense + __builtin_ctzll(word) * unit, unit);
+        values += unit;
+    }
+    return values;
+}
+
+// ---- AVX-512 ----------------------------------------------------------------------------------
+
+// Lanes<UNIT>: COUNT blocks of UNIT bytes at a time, for the units that have such an instruction.
+template <int UNIT>
+struct Lanes {
+    static constexpr int COUNT = 0;
+};
+
+#if defined(__AVX512F__)
+template <>
+struct Lanes<8> {
+    static constexpr int COUNT = 8;
+    static void expand(uint64_t mask, const char* values, char* dense) {
+        _mm512_storeu_si512(dense, _mm512_maskz_expandloadu_epi64(static_cast<__mmask8>(mask), values));
+    }
+    static __m512i compress(uint64_t mask, const char* dense) {
+        return _mm512_maskz_compress_epi64(static_cast<__mmask8>(mask), _mm512_loadu_si512(dense));
+    }
+    static void store(char* values, __m512i packed) { _mm512_storeu_si512(values, packed); }
+    static void store_first(char* values, __m512i packed, int active) {
+        _mm512_mask_storeu_epi64(values, static_cast<__mmask8>((1u << active) - 1), packed);
+    }
+};
+
+template <>
+struct Lanes<4> {
+    static constexpr int COUNT = 16;
+    static void expand(uint64_t mask, const char* values, char* dense) {
+        _mm512_storeu_si512(dense, _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), values));
+    }
+    static __m512i compress(uint64_t mask, const char* dense) {
+        return _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), _mm512_loadu_si512(dense));
+    }
+    static void store(char* values, __m512i packed) { _mm512_storeu_si512(values, packed); }
+    static void store_first(char* values, __m512i packed, int active) {
+        _mm512_mask_storeu_epi32(values, static_cast<__mmask16>((1u << active) - 1), packed);
+    }
+};
+#endif
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+template <>
+struct Lanes<2> {
+    static constexpr int COUNT = 32;
+    static void expand(uint64_t mask, const char* values, char* dense) {
+        _mm512_storeu_si512(dense, _mm512_maskz_expandloadu_epi16(static_cast<__mmask32>(mask), values));
+    }
+    static __m512i compress(uint64_t mask, const char* dense) {
+        return _mm512_maskz_compress_epi16(static_cast<__mmask32>(mask), _mm512_loadu_si512(dense));
+    }
+    static void store(char* values, __m512i packed) { _mm512_storeu_si512(values, packed); }
+    static void store_first(char* values, __m512i packed, int active) {
+        _mm512_mask_storeu_epi16(values, static_cast<__mmask32>((uint64_t{1} << active) - 1), packed);
+    }
+};
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+// Without VBMI2 there is nothing for 2 bytes: widen to 4, and narrow again.
+template <>
+struct Lanes<2> {
+    static constexpr int COUNT = 16;
+    static void expand(uint64_t mask, const char* values, char* dense) {
+        const auto bits = static_cast<__mmask16>(mask);
+        const auto some = static_cast<__mmask16>((1u << __builtin_popcount(bits)) - 1);
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, values));
+        const __m512i spread = _mm512_maskz_expand_epi32(bits, wide);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dense), _mm512_cvtepi32_epi16(spread));
+    }
+    static __m256i compress(uint64_t mask, const char* dense) {
+        const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(dense));
+        const __m512i wide = _mm512_cvtepu16_epi32(narrow);
+        return _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), wide));
+    }
+    static void store(char* values, __m256i packed) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), packed);
+    }
+    static void store_first(char* values, __m256i packed, int active) {
+        _mm256_mask_storeu_epi16(values, static_cast<__mmask16>((1u << active) - 1), packed);
+    }
+};
+#endif
+
+// ---- ranges of words --------------------------------------------------------------------------
+
+template <int UNIT>
+void expand_range(const Mask& mask, int64_t first, int64_t last, const char* values, char* dense, int64_t unit) {
+    using L = Lanes<UNIT>;
+    for (int64_t w = first; w < last; ++w) {
+        uint64_t word = mask.word(w);
+        char* out = dense + w * WORD * unit;
+        const int64_t count = std::min(WORD, mask.blocks - w * WORD);
+        if constexpr (L::COUNT > 0) {
+            if (count == WORD) {
+                constexpr uint64_t lanes = ~uint64_t{0} >> (WORD - L::COUNT);
+                for (int64_t lane = 0; lane < WORD; lane += L::COUNT) {
+                    const uint64_t bits = (word >> lane) & lanes;
+                    L::expand(bits, values, out + lane * UNIT);
+                    values += __builtin_popcountll(bits) * UNIT;
+                }
+                continue;
+            }
+        }
+        values = expand_word<UNIT>(word, count, values, out, unit);
+    }
+}
+
+// `end` is where the values of this range end: a whole vector may be stored only before it.
+template <int UNIT>
+void compress_range(const Mask& mask, int64_t first, int64_t last, const char* dense, char* values, char* end,
+                    int64_t unit) {
+    using L = Lanes<UNIT>;
+    for (int64_t w = first; w < last; ++w) {
+        uint64_t word = mask.word(w);
+        const char* in = dense + w * WORD * unit;
+        if constexpr (L::COUNT > 0) {
+            if (mask.blocks - w * WORD >= WORD) {
+                constexpr uint64_t lanes = ~uint64_t{0} >> (WORD - L::COUNT);
+                for (int64_t lane = 0; lane < WORD; lane += L::COUNT) {
+                    const uint64_t bits = (word >> lane) & lanes;
+                    const int active = __builtin_popcountll(bits);
+                    const auto packed = L::compress(bits, in + lane * UNIT);
+                    if (end - values >= L::COUNT * UNIT) L::store(values, packed);
+                    else L::store_first(values, packed, active);
+                    values += active * UNIT;
+                }
+                continue;
+            }
+        }
+        values = compress_word<UNIT>(word, in, values, unit);
+    }
+}
+
+// Calls body(std::integral_constant<int, UNIT>) with the unit where it is a common one, else with 0.
+template <class Body>
+void with_unit(int64_t unit, const Body& body) {
+    switch (unit) {
+        case 2: return body(std::integral_constant<int, 2>{});
+        case 4: return body(std::integral_constant<int, 4>{});
+        case 8: return body(std::integral_constant<int, 8>{});
+        case 16: return body(std::integral_constant<int, 16>{});
+        case 32: return body(std::integral_constant<int, 32>{});
+        case 64: return body(std::integral_constant<int, 64>{});
+        case 128: return body(std::integral_constant<int, 128>{});
+        default: return body(std::integral_constant<int, 0>{});
+    }
+}
+
+// ---- AdamW ------------------------------------------------------------------------------------
+
+struct Adam {
+    float beta1_rest, beta2, beta2_rest, eps, keep;
+    float step_size[CODES], correction[CODES];
+};
+
+inline float number(float x) { return x; }
+inline float number(uint16_t bfloat16) {
+    const uint32_t bits = uint32_t{bfloat16} << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+template <class Grad, bool AGED>
+void adamw_range(const Adam& a, int64_t n, float* __restrict weight, const Grad* __restrict grad,
+                 float* __restrict exp_avg, float* __restrict exp_avg_sq, const uint8_t* __restrict birth) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float g = number(grad[i]);
+        const float m = exp_avg[i] + a.beta1_rest * (g - exp_avg[i]);
+        const float v = a.beta2 * exp_avg_sq[i] + a.beta2_rest * g * g;
+        const int code = AGED ? birth[i] : 0;
+        exp_avg[i] = m;
+        exp_avg_sq[i] = v;
+        const float denominator = std::sqrt(v) / a.correction[code] + a.eps;
+        weight[i] = weight[i] * a.keep - a.step_size[code] * m / denominator;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// 2: AVX-512 with VBMI2, 1: AVX-512 without, 0: the portable path.
+int smet_level() {
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+    return 2;
+#elif defined(__AVX512F__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Both return the number of active blocks of the mask; where that is not `active`, nothing is written.
+int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_t blocks, int64_t unit,
+                    int64_t active, int threads) {
+    const Mask mask{bits, blocks};
+    const Split split(mask, parts_for(blocks * unit, MOVE_GRAIN, threads));
+    if (split.active() != active) return split.active();
+    with_unit(unit, [&](auto size) {
+        run(static_cast<int>(split.first.size()) - 1, [&](int p) {
+            expand_range<size()>(mask, split.first[p], split.first[p + 1], values + split.before[p] * unit, dense, unit);
+        });
+    });
+    return active;
+}
+
+int64_t smet_compress(const uint8_t* bits, const char* dense, char* values, int64_t blocks, int64_t unit,
+                      int64_t active, int threads) {
+    const Mask mask{bits, blocks};
+    const Split split(mask, parts_for(blocks * unit, MOVE_GRAIN, threads));
+    if (split.active() != active) return split.active();
+    with_unit(unit, [&](auto size) {
+        run(static_cast<int>(split.first.size()) - 1, [&](int p) {
+            compress_range<size()>(mask, split.first[p], split.first[p + 1], dense, values + split.before[p] * unit,
+                                   values + split.before[p + 1] * unit, unit);
+        });
+    });
+    return active;
+}
+
+// `grad` is bfloat16 if `half`, else float. `birth` may be null: then every code is 0.
+void smet_adamw(float* weight, const void* grad, int half, float* exp_avg, float* exp_avg_sq, const uint8_t* birth,
+                const float* step_size, const float* correction, int codes, double beta1, double beta2, double eps,
+                double decay, int64_t n, int threads) {
+    Adam a;
+    a.beta1_rest = static_cast<float>(1 - beta1);
+    a.beta2 = static_cast<float>(beta2);
+    a.beta2_rest = static_cast<float>(1 - beta2);
+    a.eps = static_cast<float>(eps);
+    a.keep = static_cast<float>(1 - decay);
+    std::fill_n(a.step_size, CODES, NAN);  // a code outside the tables must not pass unseen
+    std::fill_n(a.correction, CODES, NAN);
+    std::copy_n(step_size, std::min(codes, CODES), a.step_size);
+    std::copy_n(correction, std::min(codes, CODES), a.correction);
+    const int64_t parts = parts_for(n, ADAM_GRAIN, threads);
+    run(static_cast<int>(parts), [&](int p) {
+        const int64_t lo = n * p / parts, count = n * (p + 1) / parts - lo;
+        const auto apply = [&](auto* g) {
+            if (birth)
+                adamw_range<std::decay_t<decltype(*g)>, true>(a, count, weight + lo, g + lo, exp_avg + lo,
+                                                              exp_avg_sq + lo, birth + lo);
+            else
+                adamw_range<std::decay_t<decltype(*g)>, false>(a, count, weight + lo, g + lo, exp_avg + lo,
+                                                               exp_avg_sq + lo, nullptr);
+        };
+        if (half) apply(static_cast<const uint16_t*>(grad));
+        else apply(static_cast<const float*>(grad));
+    });
+}
+
+}  // extern "C"
