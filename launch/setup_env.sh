@@ -30,9 +30,10 @@ mkdir -p .venv
 exec 9>.venv/.setup.lock
 flock 9 # two jobs on one checkout take turns
 
-stamp=.venv/.setup.$kind
-wanted=$(cat "${files[@]}" <(echo "python $version") | sha256sum | cut -d' ' -f1)
-[ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
+fingerprint() { cat "$@" <(echo "python $version") | sha256sum | cut -d' ' -f1; }
+if [ -x .venv/bin/python ] && [ "$(cat ".venv/.setup.$kind" 2>/dev/null)" = "$(fingerprint "${files[@]}")" ]; then
+  exit 0
+fi
 
 command -v gcc >/dev/null || die "no gcc found, expected a C compiler for the kernels; apt-get install gcc g++"
 if [ -x .venv/bin/python ]; then
@@ -52,6 +53,6 @@ log=.venv/.setup.log
   tail -n 20 "$log" >&2
   die "pip could not install ${files[-1]}; its last lines stand above, all of them in $log"
 }
-echo "$wanted" >"$stamp.new"
-mv "$stamp.new" "$stamp"
+fingerprint requirements.txt >.venv/.setup.run # --dev brings these too
+[ "$kind" = run ] || fingerprint "${files[@]}" >".venv/.setup.$kind"
 say "done in $((SECONDS - start)) s"
