@@ -54,7 +54,8 @@ class SmetAdamW(torch.optim.Optimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_factor": 1.0, "aged": False,
         }  # fmt: skip
         super().__init__(params, defaults)
-        self.ages = AgeTable(*betas, remedies or Remedies())
+        slowest = [max(group["betas"][index] for group in self.param_groups) for index in (0, 1)]
+        self.ages = AgeTable(*slowest, remedies or Remedies())
         self.steps_done = 0
         self.external_clock = external_clock
         self._running = not external_clock
@@ -106,7 +107,7 @@ class SmetAdamW(torch.optim.Optimizer):
         master = state.get("master", param)
         beta1, beta2 = group["betas"]
         lr = float(group["lr"]) * group["lr_factor"]
-        step_size, correction = self.ages.tables(self.steps_done + 1, lr, like=master)
+        step_size, correction = self.ages.tables(self.steps_done + 1, lr, master, (beta1, beta2))
         flat = [t.view(-1) for t in (master.detach(), param.grad, state["exp_avg"], state["exp_avg_sq"])]
         birth = state["birth"].view(-1) if "birth" in state else None
         for lo in range(0, flat[0].numel(), CHUNK):

@@ -1,0 +1,136 @@
+"""Birth codes: maturing, reuse, and what happens when all 255 are taken."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from smet.ages import CODES, AgeTable, Remedies
+
+
+def table(beta1: float = 0.9, beta2: float = 0.999, **remedies: object) -> AgeTable:
+    return AgeTable(beta1, beta2, Remedies(**remedies))  # type: ignore[arg-type]
+
+
+def step_factor(age: int, step: int, remedies: Remedies, regrown: bool = True) -> float:
+    """r * sqrt(1 - b2^a) / (1 - b1^a): how many lr the update is when m = sqrt(v)."""
+    clock = age if remedies.bias_correction == "local" else step
+    warm = 1.0
+    if remedies.warmup_steps and (regrown or remedies.warmup_scope == "all"):
+        warm = min(1.0, age / remedies.warmup_steps)
+    return warm * math.sqrt(1 - 0.999**clock) / (1 - 0.9**clock)
+
+
+def test_code_zero_is_active_since_the_start() -> None:
+    ages = table(warmup_steps=10)
+    for step in (1, 5, 1000):
+        warm, correction = ages.corrections(0, step)
+        assert warm == pytest.approx(1 / (1 - 0.9**step))
+        assert correction == pytest.approx(math.sqrt(1 - 0.999**step))
+
+
+def test_a_regrown_weights_first_update_has_age_one() -> None:
+    ages = table(warmup_steps=0)
+    code, recode = ages.open(500)
+    assert (code, recode) == (1, {})
+    sizes, corrections = ages.tables(501, 1.0, like=torch.zeros(1, dtype=torch.float64))
+    assert sizes[code].item() == pytest.approx(1 / (1 - 0.9), rel=1e-12)
+    assert corrections[code].item() == pytest.approx(math.sqrt(1 - 0.999), rel=1e-12)
+
+
+@pytest.mark.parametrize("correction", ["local", "global"])
+@pytest.mark.parametrize("scope", ["regrown", "all"])
+def test_every_remedy_by_itself(correction: str, scope: str) -> None:
+    remedies = Remedies(bias_correction=correction, warmup_steps=20, warmup_scope=scope)
+    ages = AgeTable(0.9, 0.999, remedies)
+    code, _ = ages.open(100)
+    for step in (101, 105, 119, 120, 121, 400):
+        size, bias = ages.corrections(code, step)
+        assert size * bias == pytest.approx(step_factor(step - 100, step, remedies))
+        size, bias = ages.corrections(0, step)
+        assert size * bias == pytest.approx(step_factor(step, step, remedies, regrown=False))
+
+
+def test_unused_codes_move_nothing() -> None:
+    sizes, corrections = table().tables(7, 0.1, like=torch.zeros(1))
+    assert sizes[1:].abs().sum() == 0
+    assert (corrections[1:] == 1).all()
+
+
+def test_codes_mature_only_when_neither_correction_nor_warmup_differs() -> None:
+    ages = table(beta2=0.99, warmup_steps=5000)
+    code, _ = ages.open(10)
+    for step in (2000, 5000, 5009):
+        assert code not in ages.open(step)[1], "a weight still in its warm-up was called old"
+    opened, recode = ages.open(5010)
+    assert recode == {code: 0}
+    assert opened == code, "a matured code is free again"
+    assert ages.births[opened] == 5010
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_maturing_is_invisible_in_fp32(beta2: float) -> None:
+    ages = table(beta2=beta2, warmup_steps=50)
+    code, _ = ages.open(100)
+    step = next(step for step in range(100, 100_000, 10) if ages._mature(code, step))
+    sizes, corrections = ages.tables(step + 1, 1e-3, like=torch.zeros(1))
+    assert torch.isclose(sizes[code], sizes[0], rtol=2e-7, atol=0)
+    assert torch.isclose(corrections[code], corrections[0], rtol=2e-7, atol=0)
+
+
+def run_updates(ages: AgeTable, interval: int, updates: int, remedies: Remedies) -> float:
+    """Largest relative error of any weight's step factor over a run with far more updates than codes.
+
+    Each code carries the range of the true birth steps of its weights.
+    """
+    held: dict[int, tuple[int, int]] = {}
+    worst = 0.0
+    for update in range(1, updates + 1):
+        step = update * interval
+        code, recode = ages.open(step)
+        for old, new in recode.items():
+            first, last = held.pop(old)
+            if new:
+                held[new] = (min(first, held[new][0]), max(last, held[new][1]))
+        assert code not in held
+        held[code] = (step, step)
+        for other, births in held.items():
+            size, bias = ages.corrections(other, step + 1)
+            for birth in births:
+                exact = step_factor(step + 1 - birth, step + 1, remedies)
+                worst = max(worst, abs(size * bias / exact - 1))
+    return worst
+
+
+@pytest.mark.parametrize("warmup", [0, 100])
+@pytest.mark.parametrize("interval", [1, 10])
+def test_merging_codes_when_all_are_taken_costs_little(interval: int, warmup: int) -> None:
+    remedies = Remedies(warmup_steps=warmup)
+    ages = AgeTable(0.9, 0.999, remedies)
+    worst = run_updates(ages, interval, 1200, remedies)
+    assert None not in ages.births[1:], "the test must fill all codes"
+    assert 0 < worst < 0.02
+
+
+def test_merging_gives_the_younger_weights_to_the_older_code() -> None:
+    ages = table(warmup_steps=100)
+    for step in range(10, 10 * CODES, 10):
+        assert ages.open(step)[1] == {}
+    code, recode = ages.open(10 * CODES)
+    ((young, old),) = recode.items()
+    assert young == code
+    assert young == old + 1, "neighbours in age"
+    assert old < 20, "old weights, whose corrections hardly differ"
+
+
+def test_state_survives_a_round_trip() -> None:
+    ages = table()
+    for step in (100, 200):
+        ages.open(step)
+    other = table()
+    other.load_state_dict(ages.state_dict())
+    assert other.births == ages.births
+    other.open(300)
+    assert ages.births.count(None) == CODES - 3, "the copy shares nothing with the original"
