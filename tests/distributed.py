@@ -97,13 +97,19 @@ def _result(folder: Path, rank: int) -> Any:
 
 
 def _fail(folder: Path, ranks: list[BaseProcess]) -> list[Any]:
+    stuck = [process for process in ranks if process.is_alive()]
+    for process in stuck:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGUSR1)  # faulthandler writes down where it is
+    if stuck:
+        time.sleep(0.5)
     lines = []
     for rank, process in enumerate(ranks):
         if process.exitcode == 0:
             continue
         report = folder / f"{rank}.traceback"
         text = report.read_text(encoding="utf-8") if report.exists() else ""
-        if process.is_alive():
+        if process in stuck:
             stack = folder / f"{rank}.stack"
             text = "still running when all ranks were ended\n" + (stack.read_text() if stack.exists() else "")
         elif not text:
@@ -125,7 +131,7 @@ def _rank_main(
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed test leaves nobody behind
     with open(folder / f"{rank}.stack", "w") as stack:
-        faulthandler.dump_traceback_later(max(timeout - 5.0, 0.8 * timeout), file=stack)
+        faulthandler.register(signal.SIGUSR1, file=stack)
         try:
             _set_up(rank, world_size, port, timeout)
             result = function(*args)
@@ -134,9 +140,9 @@ def _rank_main(
             (folder / f"{rank}.traceback").write_text(traceback.format_exc(), encoding="utf-8")
             # No tear-down: it could wait for ranks that wait for this one.
             os._exit(1)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-    dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        faulthandler.unregister(signal.SIGUSR1)
 
 
 def _set_up(rank: int, world_size: int, port: int, timeout: float) -> None:

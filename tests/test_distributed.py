@@ -58,7 +58,7 @@ def test_a_failing_rank_shows_its_traceback_and_ends_the_others() -> None:
 
 def test_a_hanging_rank_is_killed_and_tells_where_it_hung(tmp_path: os.PathLike[str]) -> None:
     with pytest.raises(RankError, match=r"\[rank 1\] still running(.|\n)*in hang_on_rank_one"):
-        run_ranks(hang_on_rank_one, 2, str(tmp_path), timeout=15)
+        run_ranks(hang_on_rank_one, 2, str(tmp_path), timeout=12)
     with open(f"{os.fspath(tmp_path)}/1") as file, pytest.raises(ProcessLookupError):
         os.kill(int(file.read()), 0)
 
