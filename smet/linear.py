@@ -57,6 +57,7 @@ class SparseLinear(nn.Module):
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
         self.keep_dense = False
         self._dense: Tensor | None = None
+        self._dense_key: Any = None
         self.capture_gradient = False
         self.dense_gradient: Tensor | None = None
         """Sum of dense gradients (canonical, fp32) since ``capture_gradient`` was set; for RigL growth."""
@@ -89,13 +90,22 @@ class SparseLinear(nn.Module):
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """Dense W ``(out, in)``; inactive entries are exactly 0."""
-        if self._dense is not None:
+        values = self.values.detach() if values is None else values
+        key = self._content_key(values) if self.keep_dense else None
+        if self._dense is not None and key == self._dense_key:
             return self._dense
-        weight = self.canonical_weight(self.values.detach() if values is None else values)
+        weight = self.canonical_weight(values)
         weight = weight.t() if self.transposed else weight
         if self.keep_dense:
-            self._dense = weight
+            self._dense, self._dense_key = weight, key
         return weight
+
+    def _content_key(self, values: Tensor) -> tuple[Any, ...]:
+        """Changes with every in-place change that torch sees, so that no plain torch loop computes with an old matrix.
+
+        Engines that rewrite values behind torch's back are the controller's to announce (``drop_dense_weight``).
+        """
+        return values.dtype, values.device, self.values._version, None if self.mask is None else self.mask._version
 
     def drop_dense_weight(self) -> None:
         """Forget the kept dense matrix; called when values or mask have changed."""
