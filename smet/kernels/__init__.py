@@ -1,11 +1,139 @@
-"""Expand, compress and Adam: one small interface, the fastest version for the device behind it."""
+"""Expand, compress and Adam: one small interface, the fastest version for the device behind it.
+
+CPU tensors go to C++ (``cpu``), GPU tensors to Triton (``triton``), all others to plain torch
+(``reference``), which is also what remains where the fast version cannot be had. ``SMET_KERNELS``
+in the environment forces a choice:
+
+    auto        the default: as above
+    native      the same, but an error in place of plain torch
+    reference   plain torch everywhere
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from smet.errors import ConfigError, nearest
 from smet.kernels import reference
 
-expand = reference.expand
-compress = reference.compress
-adamw = reference.adamw
+__all__ = ["adamw", "compress", "describe", "expand"]
 
-__all__ = ["adamw", "compress", "expand"]
+CHOICES = ("auto", "native", "reference")
+log = logging.getLogger(__name__)
+
+
+class Kernels(Protocol):
+    """What every version offers; ``smet.kernels.reference`` says what the functions do."""
+
+    def expand(self, bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor: ...
+
+    def compress(self, dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor: ...
+
+    def adamw(
+        self, weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
+        step_size: Tensor, correction: Tensor, beta1: float, beta2: float, eps: float, decay: float,
+    ) -> None: ...  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """A version, and one line that says which it is and why."""
+
+    kernels: Kernels
+    reason: str
+
+
+@functools.cache
+def choose(device: str) -> Choice:
+    """The version for tensors on ``device`` ("cpu", "cuda", ...), built on the first call.
+
+    Raises:
+        ConfigError: ``SMET_KERNELS`` is none of ``CHOICES``, or asks for what cannot be had.
+    """
+    wanted = os.environ.get("SMET_KERNELS") or "auto"
+    if wanted not in CHOICES:
+        raise ConfigError(f"SMET_KERNELS is '{wanted}', expected one of {', '.join(CHOICES)}{nearest(wanted, CHOICES)}")
+    if wanted == "reference":
+        return Choice(reference, "plain torch (SMET_KERNELS=reference)")
+    if device not in FAST:
+        return Choice(reference, f"plain torch (no fast version for {device})")
+    choice = FAST[device]()
+    if choice.kernels is reference:
+        if wanted == "native":
+            raise ConfigError(f"SMET_KERNELS is 'native', but {choice.reason}; mend that, or unset SMET_KERNELS")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once per host, not once per process
+            log.warning("slow kernels on %s: plain torch, because %s", device, choice.reason)
+        return Choice(reference, f"plain torch ({choice.reason})")
+    return choice
+
+
+def _cpu() -> Choice:
+    from smet.kernels import compiler, cpu
+
+    try:
+        kernels = cpu.CpuKernels()
+        return Choice(kernels, f"C++ ({kernels.level}; {compiler.compiler()[1]})")
+    except compiler.BuildError as error:
+        return Choice(reference, str(error))
+
+
+def _cuda() -> Choice:
+    try:
+        import triton as installed
+
+        from smet.kernels import triton
+    except ImportError as error:
+        return Choice(reference, f"Triton cannot be imported ({error})")
+    return Choice(triton, f"Triton {installed.__version__}")
+
+
+FAST = {"cpu": _cpu, "cuda": _cuda}
+
+
+def describe(device: str | None = None) -> str:
+    """One line that says which kernels are in use, and why.
+
+    Args:
+        device: a device type; default "cuda" if there is one, else "cpu".
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return f"kernels on {device}: {choose(device).reason}{threads}"
+
+
+def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
+    """Scatter active values into a dense vector; see ``reference.expand``."""
+    if values.requires_grad and torch.is_grad_enabled():  # the fast versions leave no trace for autograd
+        return reference.expand(bits, values, blocks, block_size)
+    return choose(values.device.type).kernels.expand(bits, values, blocks, block_size)
+
+
+def compress(dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
+    """Gather the active entries of dense tiles; see ``reference.compress``."""
+    if dense.requires_grad and torch.is_grad_enabled():
+        return reference.compress(dense, bits, blocks, block_size, active)
+    return choose(dense.device.type).kernels.compress(dense, bits, blocks, block_size, active)
+
+
+def adamw(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    birth: Tensor | None,
+    step_size: Tensor,
+    correction: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """One AdamW step in place over flat vectors, with per-age step sizes; see ``reference.adamw``."""
+    choose(weight.device.type).kernels.adamw(
+        weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from smet.mask import unpack
+
+CHUNK = 1 << 20
+"""Elements that ``adamw`` updates at a time, so that temporaries stay small beside the state."""
 
 
 def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
@@ -51,12 +53,26 @@ def adamw(
     For element i with birth code c: ``w -= step_size[c] * m / (sqrt(v) / correction[c] + eps) + decay * w``.
 
     Args:
-        weight, grad, exp_avg, exp_avg_sq: ``(n,)`` in the master dtype.
+        weight, exp_avg, exp_avg_sq: ``(n,)`` in the master dtype.
+        grad: ``(n,)`` in any floating dtype.
         birth: uint8 codes ``(n,)``, or None where every element has code 0.
         step_size: ``lr * r / (1 - beta1**age)`` per code, ``(codes,)``.
         correction: ``sqrt(1 - beta2**age)`` per code, ``(codes,)``.
         decay: learning rate times weight decay.
     """
+    for lo in range(0, weight.numel(), CHUNK):
+        here = slice(lo, lo + CHUNK)
+        codes = None if birth is None else birth[here]
+        _adamw_chunk(
+            weight[here], grad[here].to(weight.dtype), exp_avg[here], exp_avg_sq[here], codes,
+            step_size, correction, beta1, beta2, eps, decay,
+        )  # fmt: skip
+
+
+def _adamw_chunk(
+    weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
+    step_size: Tensor, correction: Tensor, beta1: float, beta2: float, eps: float, decay: float,
+) -> None:  # fmt: skip
     exp_avg.lerp_(grad, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     if decay:

@@ -1,0 +1,116 @@
+"""The kernels in C++ (``cpu.cpp``) for tensors on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smet.kernels import compiler, reference
+from smet.mask import packed_bytes
+
+LEVELS = ("portable", "AVX-512", "AVX-512 VBMI2")
+GRADIENTS = {torch.float32: 0, torch.bfloat16: 1}
+"""Gradient types that ``adamw`` reads as they are, and how the C++ side calls them."""
+
+
+class CpuKernels:
+    """The compiled kernels; the functions are those of ``smet.kernels.reference``.
+
+    They use as many threads as ``torch.get_num_threads()`` at most, and their results do not
+    depend on that number.
+
+    Args:
+        folder: where builds are kept, default ``compiler.cache_folder()``.
+        machine: compiler flags that choose the instructions.
+
+    Raises:
+        compiler.BuildError: they cannot be built or loaded here.
+    """
+
+    def __init__(self, folder: Path | None = None, machine: tuple[str, ...] = compiler.NATIVE):
+        self._library = library = compiler.load(compiler.build(folder=folder, machine=machine))
+        pointer, integer, count, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+        for move in (library.smet_expand, library.smet_compress):
+            move.argtypes = [pointer, pointer, pointer, count, count, count, integer]
+            move.restype = count
+        library.smet_adamw.argtypes = [
+            pointer, pointer, integer, pointer, pointer, pointer, pointer, pointer, integer,
+            real, real, real, real, count, integer,
+        ]  # fmt: skip
+        library.smet_adamw.restype = None
+        self.level = LEVELS[library.smet_level()]
+        """The instructions that expand and compress use."""
+
+    def expand(self, bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
+        """See ``reference.expand``; ``values`` of any dtype."""
+        values = values.contiguous()
+        active, rest = divmod(values.numel(), block_size)
+        if rest:
+            raise RuntimeError(f"{values.numel()} values do not fill blocks of {block_size}")
+        dense = values.new_empty(blocks * block_size)
+        self._move(self._library.smet_expand, bits, values, dense, blocks, block_size, active)
+        return dense
+
+    def compress(self, dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
+        """See ``reference.compress``; ``dense`` of any dtype."""
+        dense = dense.contiguous()
+        if dense.numel() != blocks * block_size:
+            raise RuntimeError(f"{dense.numel()} dense weights are not {blocks} blocks of {block_size}")
+        values = dense.new_empty(active * block_size)
+        self._move(self._library.smet_compress, bits, dense, values, blocks, block_size, active)
+        return values
+
+    @staticmethod
+    def _move(
+        function: ctypes._NamedFuncPointer, bits: Tensor, source: Tensor, target: Tensor, blocks: int, size: int,
+        active: int,
+    ) -> None:  # fmt: skip
+        bits = bits.contiguous()
+        if bits.dtype != torch.uint8 or not bits.is_cpu or bits.numel() < packed_bytes(blocks):
+            raise RuntimeError(
+                f"a mask of {blocks} blocks is {packed_bytes(blocks)} bytes of uint8 on the cpu, "
+                f"got {bits.numel()} of {bits.dtype} on {bits.device}"
+            )
+        found = function(
+            bits.data_ptr(), source.data_ptr(), target.data_ptr(),
+            blocks, size * source.element_size(), active, torch.get_num_threads(),
+        )  # fmt: skip
+        if found != active:
+            raise RuntimeError(f"mask holds {found} active blocks, the layer {active}")
+
+    def adamw(
+        self,
+        weight: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        birth: Tensor | None,
+        step_size: Tensor,
+        correction: Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        decay: float,
+    ) -> None:
+        """See ``reference.adamw``, which also takes what is not fp32 (gradients: fp32 or bf16) or not contiguous."""
+        state = [weight, exp_avg, exp_avg_sq]
+        vectors = [*state, grad] if birth is None else [*state, grad, birth]
+        if (
+            any(t.dtype != torch.float32 for t in (*state, step_size, correction))
+            or grad.dtype not in GRADIENTS
+            or not all(t.is_contiguous() for t in (*vectors, step_size, correction))
+        ):
+            reference.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay)
+            return
+        if any(t.numel() != weight.numel() or not t.is_cpu for t in vectors):
+            raise RuntimeError(f"expected vectors of {weight.numel()} on the cpu, got {[t.numel() for t in vectors]}")
+        self._library.smet_adamw(
+            weight.data_ptr(), grad.data_ptr(), GRADIENTS[grad.dtype], exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
+            None if birth is None else birth.data_ptr(), step_size.data_ptr(), correction.data_ptr(),
+            min(step_size.numel(), correction.numel()), beta1, beta2, eps, decay,
+            weight.numel(), torch.get_num_threads(),
+        )  # fmt: skip
+        torch.autograd.graph.increment_version(state)  # as torch's own in-place functions do
