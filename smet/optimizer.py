@@ -20,9 +20,6 @@ from torch import Tensor
 from smet import kernels
 from smet.ages import AgeTable, Remedies
 
-CHUNK = 1 << 20
-"""Elements updated at a time, so that temporaries stay small beside the state."""
-
 
 class SmetAdamW(torch.optim.Optimizer):
     """AdamW over dense tensors and over the active values of sparse layers.
@@ -97,26 +94,22 @@ class SmetAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, group)
+                    self._update(param, param.grad, group)
         if not self.external_clock:
             self.advance()
         return loss
 
-    def _update(self, param: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.ensure_state(param, group["aged"])
         master = state.get("master", param)
         beta1, beta2 = group["betas"]
         lr = float(group["lr"]) * group["lr_factor"]
         step_size, correction = self.ages.tables(self.steps_done + 1, lr, master, (beta1, beta2))
-        flat = [t.view(-1) for t in (master.detach(), param.grad, state["exp_avg"], state["exp_avg_sq"])]
-        birth = state["birth"].view(-1) if "birth" in state else None
-        for lo in range(0, flat[0].numel(), CHUNK):
-            weight, grad, exp_avg, exp_avg_sq = (t[lo : lo + CHUNK] for t in flat)
-            kernels.adamw(
-                weight, grad.to(weight.dtype), exp_avg, exp_avg_sq,
-                None if birth is None else birth[lo : lo + CHUNK],
-                step_size, correction, beta1, beta2, group["eps"], lr * group["weight_decay"],
-            )  # fmt: skip
+        kernels.adamw(
+            master.detach().view(-1), grad.reshape(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1),
+            state["birth"].view(-1) if "birth" in state else None,
+            step_size, correction, beta1, beta2, group["eps"], lr * group["weight_decay"],
+        )  # fmt: skip
         if "master" in state:
             param.copy_(master)
 
