@@ -21,11 +21,14 @@ DenseSource = Callable[[str, nn.Linear], Tensor]
 
 
 def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Linear]:
-    """The ``nn.Linear`` modules that ``config.include`` and ``config.exclude`` select, by name."""
+    """The ``nn.Linear`` modules that ``config.include`` and ``config.exclude`` select, by name.
+
+    Subclasses are left alone: their owners may read ``weight`` (as torch's attention does) or rely on more.
+    """
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if type(module) is nn.Linear
         and any(fnmatchcase(name, pattern) for pattern in config.include)
         and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
     }
@@ -58,9 +61,14 @@ def sparsify(
         ``model``.
 
     Raises:
-        ConfigError: invalid settings, no layer selected, or a block that does not divide a layer.
+        ConfigError: invalid settings, no layer selected, a block that does not divide a layer, or a weight
+            that a selected layer shares with another module.
     """
     config.check()
+    if isinstance(model, nn.Linear):
+        raise ConfigError(
+            "the model is itself a linear layer and cannot be replaced in place; wrap it in nn.Sequential"
+        )
     layers = selected_layers(model, config)
     if not layers:
         raise ConfigError(
@@ -69,18 +77,28 @@ def sparsify(
         )
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     densities = layer_densities(shapes, config.density, config.distribution)
-    _check_blocks(layers, config)
+    _check_layers(model, layers, config)
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
     for name, layer in layers.items():
         weight = dense_source(name, layer) if dense_source else layer.weight.detach()
         sparse = _sparse_copy(name, layer, weight, densities[name], config, initial)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, sparse)
+        for place in places[layer]:
+            parent, _, child = place.rpartition(".")
+            setattr(model.get_submodule(parent), child, sparse)
     return model
 
 
-def _check_blocks(layers: dict[str, nn.Linear], config: SmetConfig) -> None:
+def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetConfig) -> None:
     problems = []
+    owners: dict[Tensor, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(name)
     for name, layer in layers.items():
+        if others := [other for other in owners[layer.weight] if other != name]:
+            problems.append(f"{name} shares its weight with {others[0]}, which stays dense; add it to sparsity.exclude")
         rows, cols = _canonical_shape(layer, is_transposed(name, config))
         try:
             BlockGrid(rows, cols, config.block)
@@ -119,6 +137,8 @@ def _sparse_copy(
         None if layer.bias is None else layer.bias.detach(),
     )  # fmt: skip
     sparse.values.requires_grad_(layer.weight.requires_grad)
+    if sparse.bias is not None:
+        sparse.bias.requires_grad_(layer.bias.requires_grad)
     sparse.configured_density = density
     sparse.keep_dense = config.weight_residency == "dense"
     return sparse

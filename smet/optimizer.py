@@ -51,8 +51,8 @@ class SmetAdamW(torch.optim.Optimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_factor": 1.0, "aged": False,
         }  # fmt: skip
         super().__init__(params, defaults)
-        slowest = [max(group["betas"][index] for group in self.param_groups) for index in (0, 1)]
-        self.ages = AgeTable(*slowest, remedies or Remedies())
+        beta1, beta2 = (max(group["betas"][index] for group in self.param_groups) for index in (0, 1))
+        self.ages = AgeTable(beta1, beta2, remedies or Remedies())
         self.steps_done = 0
         self.external_clock = external_clock
         self._running = not external_clock
