@@ -62,12 +62,13 @@ class IndexedDataset:
 
     Args:
         prefix: path without ``.bin`` / ``.idx``.
+        allow_empty: accept a corpus without tokens, such as a shard of preprocessing that got no input.
 
     Raises:
         DataError: a file is missing, truncated, of another format, or the corpus holds no tokens.
     """
 
-    def __init__(self, prefix: str | Path):
+    def __init__(self, prefix: str | Path, allow_empty: bool = False):
         self.prefix = str(prefix)
         index, data = index_path(prefix), tokens_path(prefix)
         for path in (index, data):
@@ -78,16 +79,17 @@ class IndexedDataset:
                 )
         self.dtype, sequences, boundaries = self._read_header(index)
         self._check_index_size(index, sequences, boundaries)
-        if sequences == 0 or data.stat().st_size == 0:
+        empty = sequences == 0 or data.stat().st_size == 0
+        if empty and not allow_empty:
             raise DataError(f"corpus {self.prefix} holds no tokens; give preprocessing some input with text in it")
         offset = HEADER.size
-        self.lengths = np.memmap(index, np.dtype("<i4"), mode="r", offset=offset, shape=(sequences,))
+        self.lengths = _mapped(index, "<i4", offset, sequences)
         offset += self.lengths.nbytes
-        self.pointers = np.memmap(index, np.dtype("<i8"), mode="r", offset=offset, shape=(sequences,))
+        self.pointers = _mapped(index, "<i8", offset, sequences)
         offset += self.pointers.nbytes
-        self.boundaries = np.memmap(index, np.dtype("<i8"), mode="r", offset=offset, shape=(boundaries,))
+        self.boundaries = _mapped(index, "<i8", offset, boundaries)
         self._check_ends(index, data)
-        self._tokens = np.memmap(data, self.dtype.newbyteorder("<"), mode="r")
+        self._tokens = _mapped(data, self.dtype.newbyteorder("<"), 0, data.stat().st_size // self.dtype.itemsize)
 
     @staticmethod
     def _read_header(index: Path) -> tuple[np.dtype, int, int]:
@@ -123,14 +125,14 @@ class IndexedDataset:
     def _check_ends(self, index: Path, data: Path) -> None:
         """The checks that cost no pass over the index; ``tools.dataset verify`` makes the rest."""
         found = data.stat().st_size
-        expected = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        expected = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self.lengths) else 0
         if found != expected:
             state = "truncated" if found < expected else "too long"
             raise DataError(
                 f"{data} is {state}: {found} bytes, expected {expected} by its index; copy or preprocess it again"
             )
         sequences = len(self.lengths)
-        if len(self.boundaries) < 2 or self.boundaries[0] != 0 or self.boundaries[-1] != sequences:
+        if len(self.boundaries) < 1 or self.boundaries[0] != 0 or self.boundaries[-1] != sequences:
             raise DataError(
                 f"{index} is damaged: its document boundaries do not run from 0 to {sequences}; preprocess it again"
             )
@@ -166,3 +168,10 @@ class IndexedDataset:
         if start < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens {start} to {start + count} of a corpus of {self.num_tokens}")
         return self._tokens[start : start + count]
+
+
+def _mapped(path: Path, dtype: str | np.dtype, offset: int, count: int) -> np.ndarray:
+    """``count`` entries of a file, mapped; an empty range cannot be mapped."""
+    if count == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))
