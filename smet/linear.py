@@ -124,7 +124,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""
-        values = self.values
+        values: Tensor = self.values
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)

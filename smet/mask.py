@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smet.errors import ConfigError
 
-_BIT = {}
+_BIT: dict[tuple[torch.device, bool], Tensor] = {}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""What every version of the kernels has to do, whatever it is written in: checks against plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from smet.kernels import Kernels, reference
+from smet.mask import pack, packed_bytes
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+SIZES = [(0, 1), (1, 1), (1, 256), (63, 1), (64, 1), (65, 1), (1000, 2), (4099, 1), (333, 3), (260, 4), (131, 7),
+         (150, 8), (129, 16), (70, 32), (67, 33), (66, 64), (65, 100), (19, 256), (9, 300)]  # fmt: skip
+"""(blocks, block size): none, odd numbers of both, and each size that has code of its own."""
+DENSITIES = [0.0, 0.01, 0.25, 0.5, 1.0]
+
+
+def mask(blocks: int, density: float, seed: int = 0, stray_bits: bool = True) -> tuple[Tensor, int]:
+    """A packed mask and its number of active blocks; ``stray_bits`` sets the bits past the last block."""
+    active = torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) < density
+    bits = pack(active)
+    if stray_bits and blocks % 8:
+        bits[-1] |= (0xFF << blocks % 8) & 0xFF
+    return bits, int(active.sum())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, which torch.equal is not for NaN and -0."""
+    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def check_moves(
+    kernels: Kernels, blocks: int, block_size: int, density: float, dtype: torch.dtype, device: str = "cpu",
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Expand and compress equal the reference to the bit, NaNs, infinities and signed zeros included."""
+    bits, active = mask(blocks, density, seed)
+    assert bits.numel() == packed_bytes(blocks)
+    width = torch.empty(0, dtype=dtype).element_size()
+    noise = torch.randint(0, 256, (blocks * block_size * width,), dtype=torch.uint8)
+    dense = noise.view(dtype).to(device)
+    values = dense[: active * block_size].flip(0)
+    bits = bits.to(device)
+
+    assert same_bits(
+        kernels.expand(bits, values, blocks, block_size), reference.expand(bits, values, blocks, block_size)
+    )
+    assert same_bits(
+        kernels.compress(dense, bits, blocks, block_size, active),
+        reference.compress(dense, bits, blocks, block_size, active),
+    )
+
+
+def adam_state(
+    count: int, aged: bool, grad_dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> list[Tensor | None]:
+    """Random arguments of ``adamw``: weight, gradient, moments, birth codes (or None), the two tables."""
+    random = torch.Generator().manual_seed(seed)
+    weight, grad, exp_avg, exp_avg_sq = (torch.randn(count, generator=random) for _ in range(4))
+    birth = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=random)
+    step_size = torch.rand(256, generator=random) * 1e-2
+    correction = torch.rand(256, generator=random) + 0.03
+    state = [weight, grad.to(grad_dtype), exp_avg, exp_avg_sq.square(), birth, step_size, correction]
+    return [t.to(device) if aged or t is not birth else None for t in state]
+
+
+def check_adamw(
+    kernels: Kernels, count: int, aged: bool, grad_dtype: torch.dtype, decay: float = 1e-3, device: str = "cpu"
+) -> None:
+    """Three steps stay within a few roundings of the reference in fp64, and write nothing else."""
+    ours = adam_state(count, aged, grad_dtype, device)
+    exact = [t.double() if t is not None and t.dtype == torch.float32 else t for t in adam_state(count, aged)]
+    exact[1] = ours[1].cpu().double()
+    kept = [None if t is None else t.clone() for t in ours]
+    for _ in range(3):
+        kernels.adamw(*ours, 0.9, 0.999, 1e-8, decay)
+        reference.adamw(*exact, 0.9, 0.999, 1e-8, decay)
+    for changed in (0, 2, 3):
+        assert count == 0 or not torch.equal(ours[changed], kept[changed])
+        torch.testing.assert_close(ours[changed].cpu().double(), exact[changed], rtol=2e-6, atol=2e-7)
+    for unchanged in (1, 4, 5, 6):
+        assert ours[unchanged] is None or same_bits(ours[unchanged], kept[unchanged])
+
+
+def check_refusals(kernels: Kernels) -> None:
+    """Arguments that would make a kernel leave its tensors are refused."""
+    bits, active = mask(100, 0.5)
+    values = torch.ones(active * 3)
+    with pytest.raises(RuntimeError, match="do not fill blocks of 3"):
+        kernels.expand(bits, values[:-1], 100, 3)
+    with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
+        kernels.expand(bits[:-1], values, 100, 3)
+    with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
+        kernels.compress(torch.ones(300), bits.short(), 100, 3, active)
+    with pytest.raises(RuntimeError, match="not 100 blocks of 3"):
+        kernels.compress(torch.ones(299), bits, 100, 3, active)
+    state = adam_state(50, aged=True)
+    with pytest.raises(RuntimeError, match="expected vectors of 50"):
+        kernels.adamw(state[0], state[1][:-1], *state[2:], 0.9, 0.999, 1e-8, 0.0)
