@@ -161,7 +161,7 @@ def _bytes_per_token(tokenizer: SentencePieceTokenizer, sample: Sample) -> float
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return run_tool(build_parser(), train_tokenizer, argv)
+    return run_tool(build_parser().parse_args(argv), train_tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""From finished parts to the published corpus, or to a training and a validation corpus."""
+"""From chunks of documents to the published corpus, or to a training and a validation corpus."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,16 @@ import numpy as np
 from pretrain.data.manifest import manifest_path
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
+from tools.corpus.chunks import Chunk
 from tools.corpus.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One corpus to write: its prefix, and the range of document hashes that it takes."""
+    """One corpus to write: its prefix, and the range of document digests that it takes."""
 
     prefix: str
-    name: str = "all"
+    split: str = "all"
     low: float = 0.0
     high: float = 1.0
 
@@ -32,19 +32,28 @@ def outputs_for(prefix: str, validation_fraction: float) -> list[Output]:
     if not validation_fraction:
         return [Output(prefix=prefix)]
     return [
-        Output(prefix=f"{prefix}_train", name="train", low=validation_fraction),
-        Output(prefix=f"{prefix}_validation", name="validation", high=validation_fraction),
+        Output(prefix=f"{prefix}_train", split="train", low=validation_fraction),
+        Output(prefix=f"{prefix}_validation", split="validation", high=validation_fraction),
     ]
 
 
-def document_place(tokens: np.ndarray) -> float:
-    """A number in [0, 1) that depends on the document's token ids only: equal documents stay together."""
-    digest = hashlib.blake2b(np.ascontiguousarray(tokens, "<i4").data, digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
+def assemble(
+    chunks: Iterable[Chunk],
+    outputs: Sequence[Output],
+    dtype: np.dtype,
+    duplicate: np.ndarray | None = None,
+    allow_empty: bool = False,
+) -> list[IndexedWriter]:
+    """Write every output and publish the files, but not yet the manifests.
 
+    Equal documents have equal digests, so they land on the same side of a split.
 
-def assemble(parts: Iterable[Path], outputs: list[Output], dtype: np.dtype) -> list[IndexedWriter]:
-    """Write every output from ``parts`` in order and publish the files (not yet the manifests).
+    Args:
+        chunks: all documents, in order; with digests if there is more than one output.
+        outputs: what to write.
+        dtype: of the token ids.
+        duplicate: bool ``(documents,)``, the documents to leave out.
+        allow_empty: accept an output without documents.
 
     Raises:
         DataError: an output would be empty; nothing is published then.
@@ -53,12 +62,17 @@ def assemble(parts: Iterable[Path], outputs: list[Output], dtype: np.dtype) -> l
         writers = [IndexedWriter(output.prefix, dtype) for output in outputs]
         for writer in writers:
             stack.callback(writer.discard)
-        for path in parts:
-            part = Part(path)
-            _deal(part.tokens(), part.lengths(), outputs, writers)
+        number = 0
+        for chunk in chunks:
+            kept = np.ones(len(chunk.ends), bool)
+            if duplicate is not None:
+                kept = ~duplicate[number : number + len(kept)]
+            number += len(kept)
+            for output, writer in zip(outputs, writers, strict=True):
+                writer.add_sequences(*chunk.select(kept & _share(chunk, output) if len(outputs) > 1 else kept))
         for output, writer in zip(outputs, writers, strict=True):
-            if not writer.num_documents:
-                raise DataError(_empty(output, sum(w.num_documents for w in writers)))
+            if not writer.num_tokens and not allow_empty:
+                raise DataError(_empty(output, sum(other.num_documents for other in writers)))
         for writer in writers:
             manifest_path(writer.prefix).unlink(missing_ok=True)
         for writer in writers:
@@ -66,28 +80,18 @@ def assemble(parts: Iterable[Path], outputs: list[Output], dtype: np.dtype) -> l
     return writers
 
 
-def _deal(tokens: np.ndarray, lengths: np.ndarray, outputs: list[Output], writers: list[IndexedWriter]) -> None:
-    if len(outputs) == 1:
-        writers[0].add_documents(tokens, lengths)
-        return
-    places = np.array([document_place(document) for document in _documents(tokens, lengths)])
-    for output, writer in zip(outputs, writers, strict=True):
-        taken = (places >= output.low) & (places < output.high)
-        writer.add_documents(tokens[np.repeat(taken, lengths)], lengths[taken])
-
-
-def _documents(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    start = 0
-    for length in lengths.tolist():
-        yield tokens[start : start + length]
-        start += length
+def _share(chunk: Chunk, output: Output) -> np.ndarray:
+    """The documents whose digest, as a number in [0, 1), falls into the output's range."""
+    # 53 bits are what a float64 holds exactly, so that no place rounds up to 1.
+    place = (chunk.digests["low"] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (place >= output.low) & (place < output.high)
 
 
 def _empty(output: Output, documents: int) -> str:
     if not documents:
         return "the input gives no document with text in it, so nothing was written; look at --input and --text-column"
     return (
-        f"the {output.name} split got none of the {documents} documents, so nothing was written; choose another "
+        f"the {output.split} split got none of the {documents} documents, so nothing was written; choose another "
         "--validation-fraction or give more documents"
     )
 
@@ -97,7 +101,7 @@ def write_rejects(parts: Iterable[Path], path: Path) -> None:
     temporary = path.with_name(path.name + ".writing")
     with temporary.open("wb") as file:
         for part in parts:
-            file.write(Part(part).rejects())
+            Part(part).copy_rejects(file)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()

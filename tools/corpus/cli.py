@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from smet.errors import UserError
@@ -13,20 +13,23 @@ from smet.errors import UserError
 Summary = dict[str, Any]
 
 
-def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose description is the module's docstring, with ``--json``."""
+def make_parser(name: str, doc: str | None, has_commands: bool = False) -> argparse.ArgumentParser:
+    """A parser whose description is the module's docstring; with ``--json``, unless its commands have it."""
     parser = argparse.ArgumentParser(
         prog=f"python -m tools.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
+    if not has_commands:
+        add_json_argument(parser)
     return parser
 
 
-def run_tool(
-    parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], Summary], argv: Sequence[str] | None
-):
-    """Parse, work, print the summary. Returns the exit code: 0, or 2 after one line about the user's mistake."""
-    args = parser.parse_args(argv)
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """The option ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
+
+
+def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summary]) -> int:
+    """Work and print the summary. Returns the exit code: 0, or 2 after one line about the user's mistake."""
     try:
         summary = work(args)
     except UserError as error:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import string
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
+from pretrain.errors import DataError
+from tools.corpus.filters import Filters
 from tools.corpus.readers import Problem, Raw
 
 
@@ -17,14 +21,18 @@ class Settings:
     """Path of the tokenizer file."""
     eos_token: str | None = None
     text_column: str = "text"
+    template: str | None = None
+    """Text made of several columns, such as ``{title}\\n\\n{text}``; instead of ``text_column``."""
     text_mode: str = "file"
     max_document_bytes: int = 16 << 20
     """Longer documents are rejected."""
 
-    @property
+    filters: Filters = field(default_factory=Filters)
+
+    @cached_property
     def columns(self) -> list[str]:
         """Columns a record must have."""
-        return [self.text_column]
+        return template_columns(self.template) if self.template else [self.text_column]
 
     @property
     def whole_files(self) -> bool:
@@ -59,7 +67,7 @@ def text_of(raw: Raw, settings: Settings) -> str:
         assert isinstance(payload, bytes)
         return _decode(payload).rstrip("\r\n") if not settings.whole_files else _decode(payload)
     record = _parse(payload) if isinstance(payload, bytes) else payload
-    text = _column(record, settings)
+    text = _text(record, settings)
     if (
         len(text) * 4 > settings.max_document_bytes
         and len(text.encode("utf-8", "replace")) > settings.max_document_bytes
@@ -85,17 +93,41 @@ def _parse(line: bytes) -> Any:
         raise RejectedError("broken JSON", str(error)) from None
 
 
-def _column(record: Any, settings: Settings) -> str:
+def _text(record: Any, settings: Settings) -> str:
     if not isinstance(record, dict):
         raise RejectedError("broken JSON", f"a {type(record).__name__}, expected an object")
-    text = record.get(settings.text_column)
-    if text is None:
-        raise RejectedError("missing column", f"no text in column '{settings.text_column}'")
-    if not isinstance(text, str):
-        raise RejectedError("not text", f"column '{settings.text_column}' is a {type(text).__name__}, expected text")
+    columns = {name: _column(record, name) for name in settings.columns}
+    text = settings.template.format(**columns) if settings.template else columns[settings.text_column]
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RejectedError("wrong encoding", f"{error.reason} at character {error.start}") from None
     return text
+
+
+def _column(record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    if value is None:
+        raise RejectedError("missing column", f"no text in column '{name}'")
+    if isinstance(value, bytes):
+        return _decode(value)
+    if not isinstance(value, str):
+        raise RejectedError("not text", f"column '{name}' is a {type(value).__name__}, expected text")
+    return value
+
+
+def template_columns(template: str) -> list[str]:
+    """Names in a template's braces.
+
+    Raises:
+        DataError: the template is broken, or asks for more than plain columns.
+    """
+    remedy = r"expected columns in braces, such as '{title}\n\n{text}'"
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise DataError(f"--template {template!r} is broken ({error}); {remedy}") from None
+    if not fields or not all(name.isidentifier() and not spec and not how for name, spec, how in fields):
+        raise DataError(f"--template {template!r} names no plain columns; {remedy}")
+    return sorted({name for name, _, _ in fields})

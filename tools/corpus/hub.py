@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.errors import DataError
-from tools.corpus.readers import Raw
+from tools.corpus.readers import Problem, Raw
 from tools.corpus.sources import Source
 
 
@@ -36,6 +36,18 @@ def dataset_sources(name: str, config: str | None, split: str) -> list[Source]:
     return [Source(path=name, kind="dataset", dataset=(config, split), shard=(n, shards)) for n in range(shards)]
 
 
+def first_row(source: Source) -> dict[str, Any]:
+    """The first row of a dataset, to see its columns; empty where there is none."""
+    assert source.dataset is not None
+    try:
+        return next(iter(_open(source.path, *source.dataset)), {})
+    except DataError:
+        raise
+    except Exception:
+        # Reading reports what is wrong with it.
+        return {}
+
+
 def read_dataset(source: Source, columns: list[str]) -> Iterator[Raw]:
     """Rows of one shard; the position is the row's number in the shard."""
     assert source.dataset is not None
@@ -44,5 +56,10 @@ def read_dataset(source: Source, columns: list[str]) -> Iterator[Raw]:
     number, shards = source.shard
     if shards > 1:
         data = data.shard(num_shards=shards, index=number, contiguous=True)
-    for row, values in enumerate(data):
-        yield Raw(source, row, {name: values[name] for name in columns if name in values})
+    row = 0
+    try:
+        for row, values in enumerate(data):
+            yield Raw(source, row, {name: values[name] for name in columns if name in values})
+    except Exception as error:
+        # As above: reading may fail in any of a dozen libraries.
+        yield Raw(source, row, Problem("corrupt file", (str(error).splitlines() or [type(error).__name__])[0]))

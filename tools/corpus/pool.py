@@ -1,4 +1,4 @@
-"""Where tasks run: in this process or in worker processes, with a bounded number under way."""
+"""Where tasks run: in this process, in worker processes, or in the ranks of ``mpirun``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_exit
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from pretrain.errors import DataError
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Pool(NamedTuple):
+    """An executor and how many tasks it runs at a time."""
+
+    executor: Executor
+    workers: int
 
 
 class InlineExecutor(Executor):
@@ -34,31 +41,45 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def mpi_ranks() -> int:
+    """Processes that ``mpirun`` started, by the environment it sets; 1 without it."""
+    return max(int(os.environ.get(name) or 1) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+
+
+@contextmanager
+def open_pool(workers: int) -> Iterator[Pool | None]:
+    """Open the workers: ``workers`` processes (one worker is this process itself), or all MPI ranks but the first.
+
+    Yields:
+        The pool; None in an MPI rank that has served as a worker until the first rank was done.
+    """
+    if mpi_ranks() > 1:
+        from mpi4py.futures import MPICommExecutor
+
+        with MPICommExecutor() as ranks:
+            yield Pool(cast(Executor, ranks), mpi_ranks() - 1) if ranks is not None else None
+    elif workers == 1:
+        yield Pool(InlineExecutor(), 1)
+    else:
+        # Spawned, not forked: libraries that workers use (Arrow, datasets) keep threads.
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
+        try:
+            yield Pool(executor, workers)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
 def _die_with_parent() -> None:
-    """Leave no worker behind when the main process is killed: its end of the pipe closes with it."""
+    """Leave no worker behind when the main process is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
         threading.Thread(target=lambda: (wait_for_exit([sentinel]), os._exit(1)), daemon=True).start()
 
 
-@contextmanager
-def open_pool(workers: int) -> Iterator[Executor]:
-    """An executor of ``workers`` processes; one worker is this process itself."""
-    if workers == 1:
-        yield InlineExecutor()
-        return
-    # Spawned, not forked: libraries that workers use (Arrow, datasets) keep threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def run_tasks(pool: Executor, tasks: Iterable[Task], under_way: int) -> Iterator[Any]:
-    """Results as they come; never more than ``under_way`` tasks are submitted and not yet yielded.
+def run_tasks(pool: Pool, tasks: Iterable[Task]) -> Iterator[Any]:
+    """Results as they come. At most two tasks per worker are under way, so tasks may hold text.
 
     Raises:
         DataError: a worker process died.
@@ -66,8 +87,8 @@ def run_tasks(pool: Executor, tasks: Iterable[Task], under_way: int) -> Iterator
     pending: set[Future[Any]] = set()
     try:
         for function, args in tasks:
-            pending.add(pool.submit(function, *args))
-            while len(pending) >= under_way:
+            pending.add(pool.executor.submit(function, *args))
+            while len(pending) >= 2 * pool.workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         while pending:

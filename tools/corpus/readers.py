@@ -5,10 +5,12 @@ Memory is bounded by ``limit``, the longest record that is read; of longer ones 
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from tools.corpus.sources import Slice, Source
@@ -29,11 +31,29 @@ class Raw(NamedTuple):
 
     source: Source
     position: int
-    """Byte offset of the line (in the decompressed text), or row number."""
+    """Byte offset of the line (in the decompressed text), or row number; -1 where a file breaks off."""
     payload: bytes | str | dict[str, Any] | Problem
 
 
-def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int) -> Iterator[Raw]:
+class Meter:
+    """How far a sequential source was read, in bytes on disk."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._size = self._seen = 0
+
+    def watch(self, file: IO[bytes], size: int) -> None:
+        """Measure by the position of ``file``, of ``size`` bytes, from now on."""
+        self._file, self._size, self._seen = file, size, 0
+
+    def passed(self) -> int:
+        """Bytes since the last call; 0 where nothing is watched."""
+        place = self._size if self._file is None or self._file.closed else self._file.tell()
+        before, self._seen = self._seen, place
+        return place - before
+
+
+def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int, meter: Meter | None) -> Iterator[Raw]:
     """Records that start in ``part``. A file that breaks off gives its good records, then a ``Problem``."""
     source = part.source
     try:
@@ -44,38 +64,42 @@ def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int) -
         elif source.kind == "parquet":
             yield from _read_parquet(part, columns)
         elif source.kind == "text" and whole_files:
-            yield _read_file(source, limit)
+            yield _read_file(source, limit, meter)
         else:
-            yield from _read_lines(part, limit)
+            yield from _read_lines(part, limit, meter)
     except (OSError, EOFError, zlib.error) as error:
         yield Raw(source, -1, Problem("corrupt file", str(error) or type(error).__name__))
 
 
-def open_stream(source: Source) -> IO[bytes]:
+@contextmanager
+def open_stream(source: Source, meter: Meter | None = None) -> Iterator[IO[bytes]]:
     """The source's bytes, decompressed."""
     if source.path == "-":
-        return sys.stdin.buffer
-    if source.compression == "gzip":
-        import gzip
+        yield sys.stdin.buffer
+        return
+    with open(source.path, "rb") as raw:
+        if meter:
+            meter.watch(raw, source.size)
+        if source.compression == "gzip":
+            yield io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK)
+        elif source.compression == "zstd":
+            import pyarrow as pa
 
-        return gzip.open(source.path, "rb")  # type: ignore[return-value]
-    if source.compression == "zstd":
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(source.path), "zstd"), BLOCK)
-    return open(source.path, "rb")
+            yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), BLOCK)
+        else:
+            yield raw
 
 
-def _read_file(source: Source, limit: int) -> Raw:
-    with open_stream(source) as file:
+def _read_file(source: Source, limit: int, meter: Meter | None) -> Raw:
+    with open_stream(source, meter) as file:
         content = file.read(limit + 1)
     return Raw(source, 0, content if len(content) <= limit else _too_long(limit))
 
 
-def _read_lines(part: Slice, limit: int) -> Iterator[Raw]:
+def _read_lines(part: Slice, limit: int, meter: Meter | None) -> Iterator[Raw]:
     """Lines that start in ``[start, stop)``; sequential sources run to their end."""
     source, offset = part.source, part.start
-    with open_stream(source) as file:
+    with open_stream(source, meter) as file:
         if offset:
             # A line that starts exactly at the range's start belongs to it: look at the byte before.
             file.seek(offset - 1)
@@ -122,14 +146,22 @@ def _read_parquet(part: Slice, columns: list[str]) -> Iterator[Raw]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = part.source.path
     try:
-        file = pq.ParquetFile(path)
-        row = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
+        file = pq.ParquetFile(part.source.path)
+        row = sum(file.metadata.row_group(number).num_rows for number in range(part.start))
         present = [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=1024, row_groups=[part.start], columns=present):
-            for values in batch.to_pylist():
+        for batch in file.iter_batches(batch_size=256, row_groups=[part.start], columns=present):
+            for values in _undecoded(batch).to_pylist():
                 yield Raw(part.source, row, values)
                 row += 1
     except (pa.ArrowException, OSError) as error:
         yield Raw(part.source, -1, Problem("corrupt file", str(error).splitlines()[0]))
+
+
+def _undecoded(batch: Any) -> Any:
+    """Text columns as bytes, so that one row that is not UTF-8 does not take the others with it."""
+    import pyarrow as pa
+
+    text = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    columns = [column.cast(text.get(column.type, column.type)) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

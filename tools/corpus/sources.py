@@ -18,7 +18,7 @@ from pathlib import Path
 from pretrain.errors import DataError
 
 KINDS = ("text", "jsonl", "parquet")
-LARGEST_UNIT, SMALLEST_UNIT = 16 << 20, 1 << 20
+LARGEST_UNIT, SMALLEST_UNIT = 32 << 20, 1 << 20
 """Bounds of a unit of work in bytes; in between, an input makes about 64 units."""
 _SUFFIXES = {
     ".txt": "text", ".text": "text", ".md": "text",
@@ -99,6 +99,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset-config", metavar="NAME", help="configuration of the dataset, such as en")
     group.add_argument("--split", default="train", help="split of the dataset (default: train)")
     group.add_argument("--text-column", default="text", help="column that holds the text (default: text)")
+    group.add_argument("--template", help=r"text made of several columns, such as '{title}\n\n{text}'")
     group.add_argument(
         "--text-mode", choices=("file", "line"), default="file",
         help="in text files, one document per file (default) or per line",
@@ -210,3 +211,14 @@ def _slices(sources: Sequence[Source], whole_files: bool, full: int) -> Iterator
         else:
             for start in range(0, source.size, full):
                 yield Slice(source, start, min(start + full, source.size))
+
+
+def shard_units(units: Sequence[Unit], number: int, shards: int) -> list[Unit]:
+    """The ``number``-th of ``shards`` contiguous runs of units, even in bytes: together, in order, they are all."""
+    total = sum(max(unit.size, 1) for unit in units)
+    taken, before = [], 0
+    for unit in units:
+        if before * shards // total == number:
+            taken.append(unit)
+        before += max(unit.size, 1)
+    return taken

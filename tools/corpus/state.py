@@ -97,3 +97,14 @@ def already_made(prefixes: Sequence[str], tokenizer_sha256: str, sources: list[A
         if {key: manifest.settings.get(key) for key in settings} != settings:
             return False
     return True
+
+
+def check_free(prefix: str, prefixes: Sequence[str], overwrite: bool) -> None:
+    """Raise ``DataError`` if an output exists, unless an unfinished run of ours was about to replace it."""
+    if overwrite or Path(f"{prefix}.work", "run.json").exists():
+        return
+    if taken := [str(path) for name in prefixes for path in existing_files(name)]:
+        raise DataError(
+            f"output {taken[0]} exists and was made from other inputs or settings; choose another --output, or "
+            "replace it with --overwrite"
+        )

@@ -6,20 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pretrain.data.indexed import token_dtype
 from pretrain.errors import DataError
 from tools.corpus.extract import RejectedError, Settings, text_of
-from tools.corpus.parts import PartSummary, write_part
-from tools.corpus.readers import Problem, Raw, read_slice
+from tools.corpus.parts import PartSummary, PartWriter
+from tools.corpus.readers import Meter, Problem, Raw, read_slice
 from tools.corpus.sources import Unit
 from tools.corpus.tokenizers import load_tokenizer
 
-SEGMENT_BYTES = 8 << 20
-"""Payload in one segment of a sequential unit."""
+SEGMENT_BYTES = 4 << 20
+"""Payload in one segment of a sequential unit; what a kill can cost at most per worker."""
+_RECORD_BYTES = 256
+"""What a record costs in memory beside its payload, so that many small ones fill a segment too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +34,33 @@ class Job:
     stop_on_error: bool = False
 
 
-def unit_records(unit: Unit, settings: Settings) -> Iterator[Raw]:
+class Segment(NamedTuple):
+    """Consecutive records of a sequential unit."""
+
+    number: int
+    records: list[Raw]
+    last: bool
+    read_bytes: int
+
+
+def unit_records(unit: Unit, settings: Settings, meter: Meter | None = None) -> Iterator[Raw]:
     """All records of a unit, in order."""
     for part in unit.slices:
-        yield from read_slice(part, settings.columns, settings.whole_files, settings.max_document_bytes)
+        yield from read_slice(part, settings.columns, settings.whole_files, settings.max_document_bytes, meter)
 
 
-def segments(records: Iterable[Raw]) -> Iterator[tuple[int, list[Raw], bool]]:
-    """Group a stream of records into ``(number, records, last)`` of about ``SEGMENT_BYTES`` each; at least one."""
+def unit_segments(unit: Unit, settings: Settings) -> Iterator[Segment]:
+    """Group the records of a sequential unit into segments of about ``SEGMENT_BYTES``; at least one."""
+    meter = Meter()
     number, size = 0, 0
     gathered: list[Raw] = []
-    for raw in records:
+    for raw in unit_records(unit, settings, meter):
         if size >= SEGMENT_BYTES:
-            yield number, gathered, False
+            yield Segment(number, gathered, False, meter.passed())
             number, gathered, size = number + 1, [], 0
         gathered.append(raw)
-        size += _size(raw.payload)
-    yield number, gathered, True
+        size += _RECORD_BYTES + _size(raw.payload)
+    yield Segment(number, gathered, True, meter.passed())
 
 
 def _size(payload: Any) -> int:
@@ -56,63 +68,58 @@ def _size(payload: Any) -> int:
         return len(payload)
     if isinstance(payload, Problem):
         return 0
-    return sum(len(value) for value in payload.values() if isinstance(value, str))
+    return sum(len(value) for value in payload.values() if isinstance(value, (bytes, str)))
 
 
 def encode_unit(job: Job, unit: Unit) -> list[PartSummary]:
     """Make the single part of a unit of byte ranges or row groups."""
-    summary = PartSummary(unit=unit.number, segment=0, last=True, dtype="", read_bytes=unit.size)
+    summary = PartSummary(unit=unit.number, segment=0, last=True, read_bytes=unit.size)
     return [encode_records(job, summary, unit_records(unit, job.settings))]
 
 
 def encode_stream(job: Job, unit: Unit, done: frozenset[int]) -> list[PartSummary]:
     """Make the parts of a sequential unit but those in ``done``."""
     made = []
-    for number, records, last in segments(unit_records(unit, job.settings)):
-        if number not in done:
-            made += encode_segment(job, unit.number, number, records, last)
+    for segment in unit_segments(unit, job.settings):
+        if segment.number not in done:
+            made += encode_segment(job, unit.number, segment)
     return made
 
 
-def encode_segment(job: Job, unit: int, number: int, records: list[Raw], last: bool) -> list[PartSummary]:
+def encode_segment(job: Job, unit: int, segment: Segment) -> list[PartSummary]:
     """Make one part of a sequential unit whose records were read elsewhere."""
-    read = sum(_size(raw.payload) for raw in records)
-    summary = PartSummary(unit=unit, segment=number, last=last, dtype="", read_bytes=read)
-    return [encode_records(job, summary, records)]
+    summary = PartSummary(unit=unit, segment=segment.number, last=segment.last, read_bytes=segment.read_bytes)
+    return [encode_records(job, summary, segment.records)]
 
 
 def encode_records(job: Job, summary: PartSummary, records: Iterable[Raw]) -> PartSummary:
-    """Tokenize records and publish the part that ``summary`` names.
+    """Tokenize records and publish the part that ``summary`` names; completes and returns it.
 
     Raises:
         DataError: a record was rejected and the job says to stop.
     """
-    tokenizer = load_tokenizer(job.settings.tokenizer, job.settings.eos_token)
-    dtype = token_dtype(tokenizer.vocab_size)
-    end = np.array([tokenizer.eos_id], dtype)
-    pieces: list[np.ndarray] = []
-    lengths: list[int] = []
-    rejects: list[dict[str, Any]] = []
-    for raw in records:
-        summary.records += 1
-        try:
-            text = text_of(raw, job.settings)
-        except RejectedError as error:
-            if job.stop_on_error:
-                raise DataError(_complaint(raw, error.problem)) from None
-            rejects.append(_reject(raw, error.problem))
-            continue
-        if not text or text.isspace():
-            summary.empty += 1
-            continue
-        tokens = tokenizer.encode(text)
-        pieces += [tokens.astype(dtype), end]
-        lengths.append(len(tokens) + 1)
-        summary.text_bytes += len(text) if text.isascii() else len(text.encode())
-    flat = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
-    summary.dtype, summary.documents, summary.tokens = dtype.name, len(lengths), len(flat)
-    summary.rejected = dict(sorted(Counter(reject["reason"] for reject in rejects).items()))
-    write_part(job.folder, summary, flat, np.array(lengths, np.int32), rejects)
+    settings = job.settings
+    tokenizer = load_tokenizer(settings.tokenizer, settings.eos_token)
+    end = np.array([tokenizer.eos_id], np.int32)
+    filtered: Counter[str] = Counter()
+    with PartWriter(job.folder, summary, token_dtype(tokenizer.vocab_size)) as part:
+        for raw in records:
+            summary.records += 1
+            try:
+                text = text_of(raw, settings)
+            except RejectedError as error:
+                if job.stop_on_error:
+                    raise DataError(_complaint(raw, error.problem)) from None
+                part.reject(_reject(raw, error.problem))
+                continue
+            if not text or text.isspace():
+                summary.empty += 1
+            elif failed := settings.filters.failed(text):
+                filtered[failed] += 1
+            else:
+                size = len(text) if text.isascii() else len(text.encode())
+                part.add(np.concatenate((tokenizer.encode(text), end)), size)
+        summary.filtered = dict(sorted(filtered.items()))
     return summary
 
 

@@ -1,0 +1,106 @@
+"""Throughput of preprocessing against what the same number of bare tokenizer processes encode.
+
+A bare process parses its share of the lines beforehand, in batches, and only the calls of the
+tokenizer's own ``encode`` are timed: no reading, no writing, no start-up. Preprocessing is timed
+as a whole command, from its start to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError
+from tools.corpus.tokenizers import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 1000
+"""Documents parsed ahead of each timed stretch."""
+
+
+def bench(path: str, tokenizer: str, workers: int, repeats: int) -> dict[str, Any]:
+    """Run both ``repeats`` times in turns and compare the best of each.
+
+    Args:
+        path: JSON lines with a column ``text``.
+        tokenizer: a SentencePiece ``.model``.
+        workers: processes on either side.
+        repeats: runs of each.
+
+    Returns:
+        Megabytes of text per second on both sides and their ratio, by the clock and per processor second.
+
+    Raises:
+        DataError: the input or the tokenizer is missing, or preprocessing fails.
+    """
+    load_tokenizer(tokenizer)
+    if not Path(path).is_file():
+        raise DataError(f"input {path} does not exist; expected a file of JSON lines with a column 'text'")
+    if workers < 1 or repeats < 1:
+        raise DataError(f"--workers is {workers} and --repeats {repeats}, expected 1 or more of each")
+    pairs = [(_bare(path, tokenizer, workers), _preprocess(path, tokenizer, workers)) for _ in range(repeats)]
+    bare = [max(pair[0][which] for pair in pairs) for which in range(2)]
+    tool = [max(pair[1][which] for pair in pairs) for which in range(2)]
+    return {
+        "workers": workers,
+        "repeats": repeats,
+        "bare_megabytes_per_second": bare[0],
+        "preprocess_megabytes_per_second": tool[0],
+        "ratio": tool[0] / bare[0],
+        "bare_megabytes_per_processor_second": bare[1],
+        "preprocess_megabytes_per_processor_second": tool[1],
+        "ratio_per_processor_second": tool[1] / bare[1],
+    }
+
+
+def _bare(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
+    """Sums over the processes: megabytes per second, and (their mean) per processor second."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        done = pool.starmap(_encode_share, [(path, tokenizer, number, workers) for number in range(workers)], 1)
+    return sum(size / wall for size, wall, _ in done) / 1e6, sum(d[0] for d in done) / sum(d[2] for d in done) / 1e6
+
+
+def _encode_share(path: str, tokenizer: str, number: int, workers: int) -> tuple[int, float, float]:
+    """Bytes encoded, seconds and processor seconds spent in ``encode``."""
+    import sentencepiece
+
+    model: Any = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
+    size, wall, cpu = 0, 0.0, 0.0
+    with open(path, "rb") as file:
+        lines = islice(file, number, None, workers)
+        while texts := [json.loads(line)["text"] for line in islice(lines, BATCH)]:
+            started, started_cpu = time.perf_counter(), time.process_time()
+            for text in texts:
+                model.encode(text)
+            wall += time.perf_counter() - started
+            cpu += time.process_time() - started_cpu
+            size += sum(len(text.encode()) for text in texts)
+    return size, wall, cpu
+
+
+def _preprocess(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
+    """The whole command: megabytes of text per second, and per processor second of all its processes."""
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        command = [sys.executable, "-m", "tools.preprocess", "--input", os.path.abspath(path), "--json"]
+        command += ["--tokenizer", os.path.abspath(tokenizer), "--output", f"{os.path.abspath(folder)}/corpus"]
+        started, started_cpu = time.perf_counter(), _children_cpu()
+        done = subprocess.run([*command, "--workers", str(workers)], cwd=ROOT, capture_output=True, text=True)
+        wall, cpu = time.perf_counter() - started, _children_cpu() - started_cpu
+    if done.returncode:
+        raise DataError((done.stderr.strip().splitlines() or ["preprocessing failed"])[-1].removeprefix("error: "))
+    size = json.loads(done.stdout)["text_bytes"] / 1e6
+    return size / wall, size / cpu
+
+
+def _children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

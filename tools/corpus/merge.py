@@ -1,0 +1,108 @@
+"""Corpora into one, or one into training and validation, with manifests that say where they come from."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.indexed import IndexedDataset, token_dtype
+from pretrain.data.manifest import Manifest, read_manifest
+from pretrain.errors import DataError
+from tools.corpus.assemble import assemble, outputs_for
+from tools.corpus.chunks import Chunk, corpus_chunks
+from tools.corpus.dedup import find_duplicates
+from tools.corpus.state import existing_files
+
+
+def merge(
+    prefixes: Sequence[str], output: str, validation_fraction: float, deduplicate: bool, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Write the documents of all corpora, in order, to ``output``; see ``tools.preprocess`` for the options.
+
+    Returns:
+        prefix, documents and tokens of each corpus written.
+
+    Raises:
+        DataError: an input is missing or damaged, inputs do not fit each other, or the output exists.
+    """
+    outputs = outputs_for(output, validation_fraction)
+    taken = [str(path) for out in outputs for path in existing_files(out.prefix)]
+    if taken and not overwrite:
+        raise DataError(f"output {taken[0]} exists; choose another --output, or replace it with --overwrite")
+    if inside := {out.prefix for out in outputs} & set(prefixes):
+        raise DataError(f"output {min(inside)} is one of the inputs; choose another --output")
+    corpora = [IndexedDataset(prefix, allow_empty=True) for prefix in prefixes]
+    manifests = [read_manifest(prefix) for prefix in prefixes]
+    known = _check_alike(corpora, manifests)
+    dtype = token_dtype(known.vocab_size) if known else corpora[0].dtype
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{Path(output).name}.", dir=Path(output).parent))
+    try:
+        duplicate = None
+        documents = sum(data.num_documents for data in corpora)
+        if deduplicate and documents:
+            digests = (chunk.digests for chunk in _chunks(corpora, digests=True))
+            duplicate = find_duplicates(digests, documents, folder)
+        writers = assemble(_chunks(corpora, digests=len(outputs) > 1), outputs, dtype, duplicate)
+    finally:
+        shutil.rmtree(folder)
+    if known:
+        base = _joined([manifest for manifest in manifests if manifest], prefixes)
+        settings = {**base.settings, "validation_fraction": validation_fraction, "deduplicate": deduplicate}
+        for out, writer in zip(outputs, writers, strict=True):
+            replace(
+                base,
+                documents=writer.num_documents,
+                tokens=writer.num_tokens,
+                checksums=writer.checksums,
+                settings={**settings, "split": out.split},
+            ).write(out.prefix)
+    return [{"prefix": w.prefix, "documents": w.num_documents, "tokens": w.num_tokens} for w in writers]
+
+
+def _chunks(corpora: Sequence[IndexedDataset], digests: bool) -> Iterator[Chunk]:
+    for data in corpora:
+        yield from corpus_chunks(data, digests)
+
+
+def _check_alike(corpora: Sequence[IndexedDataset], manifests: Sequence[Manifest | None]) -> Manifest | None:
+    """One of the manifests, if all inputs have one and agree; None if none has one."""
+    for data in corpora[1:]:
+        if data.dtype != corpora[0].dtype:
+            raise DataError(
+                f"corpora {corpora[0].prefix} and {data.prefix} have token dtypes {corpora[0].dtype} and {data.dtype}; "
+                "preprocess them with one tokenizer"
+            )
+    known = [manifest for manifest in manifests if manifest]
+    if len(known) not in (0, len(manifests)):
+        without = corpora[list(manifests).index(None)].prefix
+        raise DataError(f"corpus {without} has no manifest, others have; merge those with and those without apart")
+    for manifest in known:
+        if (manifest.tokenizer_sha256, manifest.eos_id) != (known[0].tokenizer_sha256, known[0].eos_id):
+            raise DataError(
+                f"the corpora were made with tokenizers {known[0].tokenizer_sha256[:12]} and "
+                f"{manifest.tokenizer_sha256[:12]} (sha256); preprocess them with one tokenizer"
+            )
+    return known[0] if known else None
+
+
+def _joined(manifests: Sequence[Manifest], prefixes: Sequence[str]) -> Manifest:
+    """Counts add up; sources and settings stay as they are where all inputs agree, as shards of one run do."""
+    counts: Counter[str] = Counter()
+    for manifest in manifests:
+        counts.update(manifest.counts)
+    sources = manifests[0].sources
+    if any(manifest.sources != sources for manifest in manifests):
+        sources = [
+            {"path": prefix, "documents": manifest.documents, "bin_sha256": manifest.checksums["bin"]}
+            for prefix, manifest in zip(prefixes, manifests, strict=True)
+        ]
+    settings = {**manifests[0].settings, "shard": None}
+    if any({**manifest.settings, "shard": None} != settings for manifest in manifests):
+        settings = {"merged": [manifest.settings for manifest in manifests]}
+    return replace(manifests[0], sources=sources, settings=settings, counts=dict(sorted(counts.items())))

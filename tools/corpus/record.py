@@ -1,0 +1,65 @@
+"""What a run leaves on record: the manifest, its list of sources, and its counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pretrain.data.manifest import Manifest
+from pretrain.data.writer import IndexedWriter
+from tools.corpus.assemble import Output
+from tools.corpus.parts import PartSummary
+from tools.corpus.sources import Source
+from tools.corpus.tokenizers import Tokenizer
+
+LISTED_SOURCES = 64
+"""A manifest names this many sources one by one; more are told by number, size and hash of the list."""
+
+
+def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """For the manifest: each source, or where there are many, their number, size and the hash of their list."""
+    listed = [{"path": source.label, "bytes": source.size} for source in sources]
+    if len(listed) <= LISTED_SOURCES:
+        return listed
+    digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    size = sum(source.size for source in sources)
+    return [{"files": len(listed), "bytes": size, "first": listed[0], "last": listed[-1], "list_sha256": digest}]
+
+
+def total(summaries: Sequence[PartSummary]) -> dict[str, int]:
+    """Sums over all parts."""
+    names = ("records", "documents", "text_bytes", "empty")
+    counts = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
+    for kind in ("filtered", "rejected"):
+        by_reason: Counter[str] = Counter()
+        for summary in summaries:
+            by_reason.update(getattr(summary, kind))
+        counts[kind] = by_reason.total()
+        counts.update({f"{kind}: {reason}": count for reason, count in sorted(by_reason.items())})
+    return counts
+
+
+def write_manifest(
+    output: Output,
+    writer: IndexedWriter,
+    tokenizer: Tokenizer,
+    sources: list[dict[str, Any]],
+    settings: dict[str, Any],
+    counts: dict[str, int],
+) -> None:
+    """Publish the manifest of one output: from then on the corpus is complete."""
+    Manifest(
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        dtype=writer.dtype.name,
+        documents=writer.num_documents,
+        tokens=writer.num_tokens,
+        checksums=writer.checksums,
+        sources=sources,
+        settings={**settings, "split": output.split},
+        counts=counts,
+    ).write(output.prefix)

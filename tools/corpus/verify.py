@@ -1,0 +1,137 @@
+"""Every check of a corpus that costs a pass over it: the index, the token ids, and the checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
+from pretrain.data.manifest import Manifest, manifest_path, read_manifest
+from pretrain.errors import DataError
+
+ENTRIES = 1 << 20
+"""Index entries or tokens looked at together."""
+BLOCK = 8 << 20
+"""Bytes hashed together."""
+
+
+def verify(prefix: str, vocab_size: int | None, eos_id: int | None) -> list[str]:
+    """Every problem of the corpus at ``prefix``, one sentence each; none: it is sound.
+
+    Args:
+        prefix: path without ``.bin`` / ``.idx``.
+        vocab_size: ids must be below it; default: the manifest's.
+        eos_id: every document must end with it; default: the manifest's.
+
+    Raises:
+        DataError: the corpus is missing.
+    """
+    if not index_path(prefix).exists() and not tokens_path(prefix).exists():
+        raise DataError(f"corpus {prefix} does not exist; expected {prefix}.bin and {prefix}.idx")
+    try:
+        manifest, data = read_manifest(prefix), IndexedDataset(prefix, allow_empty=True)
+    except DataError as error:
+        return [str(error)]
+    problems = [*_index(data), *_manifest(data, manifest)]
+    if problems:
+        # What the tokens say depends on the index: no use going on.
+        return problems + list(_checksums(prefix, manifest))
+    if manifest:
+        vocab_size = manifest.vocab_size if vocab_size is None else vocab_size
+        eos_id = manifest.eos_id if eos_id is None else eos_id
+    problems += _tokens(data, vocab_size)
+    if eos_id is not None:
+        problems += _ends(data, eos_id)
+    return problems + list(_checksums(prefix, manifest))
+
+
+def _index(data: IndexedDataset) -> Iterator[str]:
+    """Offsets must follow from the lengths, and document boundaries never go back."""
+    place = 0
+    for start in range(0, data.num_sequences, ENTRIES):
+        lengths = np.asarray(data.lengths[start : start + ENTRIES], np.int64)
+        expected = place + np.concatenate(([0], np.cumsum(lengths))) * data.dtype.itemsize
+        wrong = np.flatnonzero((data.pointers[start : start + ENTRIES] != expected[:-1]) | (lengths < 0))
+        if len(wrong):
+            number = start + int(wrong[0])
+            yield (
+                f"{index_path(data.prefix)}: sequence {number} starts at byte {int(data.pointers[number])} with "
+                f"{int(data.lengths[number])} tokens, expected byte {int(expected[wrong[0]])} by the lengths before it"
+            )
+            return
+        place = int(expected[-1])
+    for start in range(0, data.num_documents, ENTRIES):
+        steps = np.diff(data.boundaries[start : start + ENTRIES + 1])
+        if (steps < 0).any():
+            number = start + int(np.flatnonzero(steps < 0)[0])
+            yield f"{index_path(data.prefix)}: document {number} ends before it starts"
+            return
+
+
+def _manifest(data: IndexedDataset, manifest: Manifest | None) -> Iterator[str]:
+    if manifest is None:
+        return
+    path = manifest_path(data.prefix)
+    if path.read_bytes() != manifest.to_bytes():
+        yield f"{path} was changed: it is not written as the tools write it"
+    found = {"tokens": data.num_tokens, "documents": data.num_documents, "dtype": data.dtype.name}
+    for name, value in found.items():
+        if getattr(manifest, name) != value:
+            yield f"{data.prefix} has {name} {value}, its manifest says {getattr(manifest, name)}"
+
+
+def _tokens(data: IndexedDataset, vocab_size: int | None) -> Iterator[str]:
+    if vocab_size is None and np.issubdtype(data.dtype, np.unsignedinteger):
+        return
+    for start in tqdm(range(0, data.num_tokens, ENTRIES), desc="tokens", disable=None, file=sys.stderr):
+        tokens = data.tokens(start, min(ENTRIES, data.num_tokens - start))
+        wrong = np.flatnonzero((tokens < 0) | (tokens >= (vocab_size or np.iinfo(data.dtype).max)))
+        if len(wrong):
+            place = start + int(wrong[0])
+            yield (
+                f"{tokens_path(data.prefix)}: token {place} is {int(tokens[wrong[0]])}, expected an id from 0 to "
+                f"{vocab_size - 1 if vocab_size else 'the largest'}"
+            )
+            return
+
+
+def _ends(data: IndexedDataset, eos_id: int) -> Iterator[str]:
+    """The last token of every document (of one sequence or more)."""
+    for start in range(0, data.num_documents, ENTRIES):
+        boundaries = np.asarray(data.boundaries[start : start + ENTRIES + 1])
+        last = boundaries[1:] - 1
+        ends = np.asarray(data.pointers[boundaries[0] : boundaries[-1]])[last - boundaries[0]] // data.dtype.itemsize
+        ends += np.asarray(data.lengths[boundaries[0] : boundaries[-1]])[last - boundaries[0]] - 1
+        for number, place in enumerate(ends.tolist(), start):
+            token = int(data.tokens(place, 1)[0]) if place >= 0 else None
+            if token != eos_id:
+                yield f"{data.prefix}: document {number} ends with token {token}, expected the end token {eos_id}"
+                return
+
+
+def _checksums(prefix: str, manifest: Manifest | None) -> Iterator[str]:
+    if manifest is None:
+        return
+    for suffix, expected in manifest.checksums.items():
+        path = Path(f"{prefix}.{suffix}")
+        found = _sha256(path)
+        if found != expected:
+            yield f"{path} was changed: its sha256 is {found[:12]}, its manifest says {expected[:12]}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None, file=sys.stderr) as bar,
+    ):
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""Look after corpora: verify, inspect, merge, split, and measure how fast they are made.
+
+verify   check structure, offsets, checksums, token ids and end-of-document tokens
+inspect  counts and histograms; or one document or training sample as text
+merge    several corpora (such as the shards of one run) into one
+split    one corpus into PREFIX_train and PREFIX_validation, by document hash
+bench    throughput of preprocessing against a bare tokenizer loop
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pretrain.errors import DataError
+from tools.corpus import inspect
+from tools.corpus.cli import Summary, add_json_argument, make_parser, run_tool
+from tools.corpus.merge import merge
+from tools.corpus.pool import default_workers
+from tools.corpus.verify import verify
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser("dataset", __doc__, has_commands=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_verify(commands)
+    _add_inspect(commands)
+    _add_merge(commands)
+    _add_split(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, work: Any, help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    add_json_argument(parser)
+    parser.set_defaults(work=work)
+    return parser
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", _verify, "check everything about corpora; exit code 2 if one is not sound")
+    parser.add_argument("prefixes", nargs="+", metavar="PREFIX")
+    parser.add_argument("--vocab-size", type=int, help="ids must be below it (default: the manifest's)")
+    parser.add_argument("--eos-id", type=int, help="documents must end with it (default: the manifest's)")
+
+
+def _verify(args: argparse.Namespace) -> Summary:
+    found = {prefix: verify(prefix, args.vocab_size, args.eos_id) for prefix in args.prefixes}
+    problems = [problem for some in found.values() for problem in some]
+    if problems:
+        raise DataError("; ".join(problems) + "; make the corpus again, or copy it again from where it is sound")
+    return {"sound": list(found)}
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
+    parser.add_argument("prefix", metavar="PREFIX")
+    parser.add_argument("--tokenizer", help="shows text instead of token ids")
+    parser.add_argument("--top", type=int, default=10, help="how many of the commonest tokens to show (default 10)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--document", type=int, metavar="N", help="show document N")
+    what.add_argument("--sample", type=int, metavar="N", help="show sample N of training, with the two options below")
+    parser.add_argument("--seq-length", type=int, default=1024, help="the run's data.seq_length (default 1024)")
+    parser.add_argument("--seed", type=int, default=0, help="the run's data.seed (default 0)")
+
+
+def _inspect(args: argparse.Namespace) -> Summary:
+    if args.document is not None:
+        return inspect.document(args.prefix, args.document, args.tokenizer)
+    if args.sample is not None:
+        return inspect.sample(args.prefix, args.sample, args.seq_length, args.seed, args.tokenizer)
+    return inspect.overview(args.prefix, args.tokenizer, args.top)
+
+
+def _add_merge(commands: Any) -> None:
+    parser = _command(commands, "merge", _merge, "write the documents of several corpora, in order, as one")
+    parser.add_argument("inputs", nargs="+", metavar="PREFIX")
+    parser.add_argument("--output", required=True, metavar="PREFIX")
+    parser.add_argument("--validation-fraction", type=float, default=0.0, metavar="F", help="as in tools.preprocess")
+    parser.add_argument("--deduplicate", action="store_true", help="keep the first of several equal documents")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def _merge(args: argparse.Namespace) -> Summary:
+    if not 0.0 <= args.validation_fraction < 1.0:
+        raise DataError(f"--validation-fraction is {args.validation_fraction}, expected a fraction in [0, 1)")
+    made = merge(args.inputs, args.output, args.validation_fraction, args.deduplicate, args.overwrite)
+    return {"outputs": made}
+
+
+def _add_split(commands: Any) -> None:
+    parser = _command(commands, "split", _split, "write one corpus as PREFIX_train and PREFIX_validation")
+    parser.add_argument("input", metavar="PREFIX")
+    parser.add_argument("--output", metavar="PREFIX", help="default: the input's prefix")
+    parser.add_argument("--validation-fraction", type=float, default=0.02, metavar="F", help="default: 0.02")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def _split(args: argparse.Namespace) -> Summary:
+    if not 0.0 < args.validation_fraction < 1.0:
+        raise DataError(f"--validation-fraction is {args.validation_fraction}, expected a fraction in (0, 1)")
+    made = merge([args.input], args.output or args.input, args.validation_fraction, False, args.overwrite)
+    return {"outputs": made}
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", _bench, "throughput of tools.preprocess against bare tokenizer processes")
+    parser.add_argument("input", metavar="FILE", help="JSON lines with a column 'text'")
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--workers", type=int, default=default_workers(), help="default: all processors")
+    parser.add_argument("--repeats", type=int, default=3, help="the best of so many of each (default 3)")
+
+
+def _bench(args: argparse.Namespace) -> Summary:
+    from tools.corpus.bench import bench
+
+    return bench(args.input, args.tokenizer, args.workers, args.repeats)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = build_parser().parse_args(argv)
+    return run_tool(args, args.work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
