@@ -83,18 +83,18 @@ def check_adamw(
         assert ours[unchanged] is None or same_bits(ours[unchanged], kept[unchanged])
 
 
-def check_refusals(kernels: Kernels) -> None:
+def check_refusals(kernels: Kernels, device: str = "cpu") -> None:
     """Arguments that would make a kernel leave its tensors are refused."""
     bits, active = mask(100, 0.5)
-    values = torch.ones(active * 3)
+    bits, values, dense = bits.to(device), torch.ones(active * 3, device=device), torch.ones(300, device=device)
     with pytest.raises(RuntimeError, match="do not fill blocks of 3"):
         kernels.expand(bits, values[:-1], 100, 3)
     with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
         kernels.expand(bits[:-1], values, 100, 3)
     with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
-        kernels.compress(torch.ones(300), bits.short(), 100, 3, active)
+        kernels.compress(dense, bits.short(), 100, 3, active)
     with pytest.raises(RuntimeError, match="not 100 blocks of 3"):
-        kernels.compress(torch.ones(299), bits, 100, 3, active)
-    state = adam_state(50, aged=True)
+        kernels.compress(dense[:-1], bits, 100, 3, active)
+    state = adam_state(50, aged=True, device=device)
     with pytest.raises(RuntimeError, match="expected vectors of 50"):
         kernels.adamw(state[0], state[1][:-1], *state[2:], 0.9, 0.999, 1e-8, 0.0)

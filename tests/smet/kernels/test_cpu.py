@@ -139,9 +139,7 @@ def test_adamw_is_the_same_in_every_build(cpu_kernels: CpuKernels, request: pyte
 def test_a_birth_code_outside_the_tables_shows(cpu_kernels: CpuKernels) -> None:
     weight, grad, exp_avg, exp_avg_sq, _, step_size, correction = adam_state(3, aged=True)
     birth = torch.tensor([0, 3, 4], dtype=torch.uint8)
-    cpu_kernels.adamw(
-        weight, grad, exp_avg, exp_avg_sq, birth, step_size[:4], correction[:4], 0.9, 0.999, 1e-8, 0.0
-    )
+    cpu_kernels.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size[:4], correction[:4], 0.9, 0.999, 1e-8, 0.0)
     assert weight.isnan().tolist() == [False, False, True]
 
 

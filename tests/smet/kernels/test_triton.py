@@ -1,0 +1,77 @@
+"""The Triton kernels: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from smet import kernels
+from tests.smet.kernels.cases import DTYPES, SIZES, check_adamw, check_moves, check_refusals
+
+INTERPRETED = """
+import itertools, torch
+from smet.kernels import triton
+from tests.smet.kernels.cases import *
+
+def moves():
+    for (blocks, block_size), dtype in itertools.product(SIZES, (torch.bfloat16, torch.float32)):
+        check_moves(triton, blocks, block_size, 0.3, dtype)
+    for dtype, density in itertools.product(DTYPES, DENSITIES):
+        check_moves(triton, 2100, 1, density, dtype)
+        check_moves(triton, 301, 3, density, dtype)
+
+def adamw():
+    for count, aged, dtype in itertools.product((0, 1, 2500), (False, True), (torch.float32, torch.bfloat16)):
+        check_adamw(triton, count, aged, dtype)
+
+def refusals():
+    check_refusals(triton)
+
+def wrong_count():
+    bits, active = mask(500, 0.5)
+    few = triton.expand(bits, torch.ones(active - 3), 500, 1)
+    assert few.count_nonzero() == active - 3
+    assert triton.compress(torch.ones(500), bits, 500, 1, active - 3).tolist() == [1.0] * (active - 3)
+"""
+
+
+@pytest.mark.parametrize("check", ["moves", "adamw", "refusals", "wrong_count"])
+def test_in_the_interpreter(check: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{INTERPRETED}\n{check}()"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_triton_is_chosen() -> None:
+    assert kernels.describe().startswith("kernels on cuda: Triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moves_on_a_gpu(dtype: torch.dtype) -> None:
+    for (blocks, block_size), density in itertools.product([*SIZES, (1_000_003, 1)], (0.01, 0.3, 1.0)):
+        check_moves(kernels, blocks, block_size, density, dtype, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("aged", [False, True])
+def test_adamw_on_a_gpu(aged: bool, grad_dtype: torch.dtype) -> None:
+    for count in (1, 1000, 300_001):
+        check_adamw(kernels.choose("cuda").kernels, count, aged, grad_dtype, device="cuda")
+
+
+@pytest.mark.gpu
+def test_refusals_on_a_gpu() -> None:
+    check_refusals(kernels.choose("cuda").kernels, "cuda")
