@@ -140,5 +140,6 @@ def _summary(trainer: Trainer) -> str:
         f"{sparsity.block[0]}x{sparsity.block[1]}); SmetAdamW in ZeRO-{config.parallel.zero_stage} over "
         f"{layout.dp_size} rank{'s' if layout.dp_size > 1 else ''} on {layout.device.type}; {config.train.precision} "
         f"weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
-        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens per step"
+        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
+        "per step"
     )

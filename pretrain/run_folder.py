@@ -77,7 +77,8 @@ class RunFolder:
         if changed:
             raise CheckpointError(
                 f"output folder {self.path} already holds another run ({'; '.join(changed[:6])}"
-                f"{'; ...' if len(changed) > 6 else ''}); choose another train.output_dir, or set these back to continue it"
+                f"{'; ...' if len(changed) > 6 else ''}); choose another train.output_dir, or set these back to "
+                "continue it"
             )
 
     def begin(self, config: RunConfig, deepspeed: dict[str, Any], step: int) -> None:

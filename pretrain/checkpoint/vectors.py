@@ -30,7 +30,7 @@ class LogicalVector(torch.Tensor):
         return vector
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """The planner detaches tensors; nothing else is defined."""
         if func == torch.ops.aten.detach.default:
             return LogicalVector(args[0].local.detach(), args[0].start, args[0].numel())
