@@ -122,10 +122,11 @@ class TopologyController:
         begin = time.perf_counter()
         step = self.store.optimizer.steps_done
         report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
+        young = self._young_codes(step)  # before open(), which may give one of the old codes out again
         code, recode = self.ages.open(step)
         digests = {}
         for name, layer in self.layers.items():
-            bits = self._update_layer(name, layer, code, recode, report)
+            bits = self._update_layer(name, layer, code, recode, young, report)
             digests[name] = digest(bits)
             report.density[name] = layer.density
         self.store.publish()
@@ -137,7 +138,7 @@ class TopologyController:
         return report
 
     def _update_layer(
-        self, name: str, layer: SparseLinear, code: int, recode: dict[int, int], report: UpdateReport
+        self, name: str, layer: SparseLinear, code: int, recode: dict[int, int], young: list[int], report: UpdateReport
     ) -> Tensor:
         fragment = self.store.fragment(layer.values)
         bits = self.bank.bits(layer)
@@ -147,7 +148,7 @@ class TopologyController:
         change = change_topology(
             scores.to(bits.device), bits, layer.grid.blocks, int(report.fraction * layer.active),
             generator(self.config.seed, "grow", name, self.shard, self.updates_done),
-            protected=self._young(births, report.step),
+            protected=torch.isin(births, births.new_tensor(young)) if young else None,
             gradient_scores=self._gradient_scores(layer),
         )  # fmt: skip
         report.pruned += change.count
@@ -158,13 +159,12 @@ class TopologyController:
         self.bank.write(layer, change.bits)
         return change.bits
 
-    def _young(self, births: Tensor, step: int) -> Tensor | None:
-        """Active blocks grown within the last ``protect_rounds`` updates."""
+    def _young_codes(self, step: int) -> list[int]:
+        """Birth codes of the blocks grown within the last ``protect_rounds`` updates."""
         if self.config.protect_rounds == 0:
-            return None
+            return []
         horizon = step - self.config.protect_rounds * self.config.update_interval
-        codes = [c for c, birth in enumerate(self.ages.births) if c and birth is not None and birth >= horizon]
-        return torch.isin(births, torch.tensor(codes, dtype=births.dtype, device=births.device))
+        return [code for code, birth in enumerate(self.ages.births) if code and birth is not None and birth >= horizon]
 
     def _gradient_scores(self, layer: SparseLinear) -> Tensor | None:
         """|dense gradient averaged over ranks|, summed per block: ``(blocks,)``."""

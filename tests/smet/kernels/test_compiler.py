@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from smet.kernels import compiler, cpu
 from smet.kernels.compiler import BuildError
@@ -148,6 +147,17 @@ def test_a_compiler_that_is_missing_or_broken_is_named(
 def test_bytes_that_are_no_library_do_not_load() -> None:
     with pytest.raises(BuildError, match="do not load"):
         compiler.load(b"not a library")
+
+
+def test_without_files_in_memory_a_private_file_does(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = compiler.build(source, tmp_path / "cache")
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "private"))
+    (tmp_path / "private").mkdir()
+    assert answer(content) == 42
+    assert list((tmp_path / "private").iterdir()) == []
 
 
 def test_the_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

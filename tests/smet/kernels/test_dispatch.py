@@ -79,7 +79,8 @@ def test_a_machine_without_compiler_trains_on_with_plain_torch(tmp_path: Path) -
     program = (
         "import torch; from smet import kernels; from smet.mask import pack;"
         "bits = pack(torch.tensor([True, False, True]));"
-        "print([kernels.expand(bits, torch.tensor([1.0, 2.0]), 3, 1).tolist() for _ in range(2)], kernels.describe('cpu'))"
+        "dense = [kernels.expand(bits, torch.tensor([1.0, 2.0]), 3, 1).tolist() for _ in range(2)];"
+        "print(dense, kernels.describe('cpu'))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "LOCAL_RANK")}
     environment |= {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
