@@ -156,16 +156,24 @@ def load(content: bytes) -> ctypes.CDLL:
     Raises:
         BuildError: the system refuses to load it.
     """
+    with suppress(OSError, AttributeError):  # not on every system, and forbidden on some
+        return _load_from_memory(content)
     try:
-        if not hasattr(os, "memfd_create"):
-            with tempfile.TemporaryDirectory(prefix="smet-kernels-") as private:
-                path = Path(private, "cpu.so")
-                path.write_bytes(content)
-                return ctypes.CDLL(str(path))
-        descriptor = os.memfd_create("smet-kernels")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        with tempfile.TemporaryDirectory(prefix="smet-kernels-") as private:
+            path = Path(private, "cpu.so")
+            path.write_bytes(content)
+            return ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"the compiled kernels do not load: {error}") from error
+
+
+def _load_from_memory(content: bytes) -> ctypes.CDLL:
+    descriptor = os.memfd_create("smet-kernels")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        # Stays open: the loader takes a path that it has seen before for the library it found there then.
+        return ctypes.CDLL(f"/proc/{os.getpid()}/fd/{descriptor}")
+    except OSError:
+        os.close(descriptor)
+        raise

@@ -48,7 +48,7 @@ def test_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMET_KERNELS", "nativ")
-    with pytest.raises(ConfigError, match="SMET_KERNELS is 'nativ', expected one of .* did you mean 'native'"):
+    with pytest.raises(ConfigError, match="SMET_KERNELS is 'nativ', expected one of .*did you mean 'native'"):
         kernels.choose("cpu")
 
 
