@@ -1,12 +1,14 @@
-"""Corpora as endless sequences of packed samples, addressed by sample number alone.
+"""Corpora, blends and curricula as endless sequences of samples, addressed by sample number alone.
 
-``sample(n)`` depends on the corpus, the sequence length, the seed and n only: not on ranks, batch
-sizes or what was drawn before. So the position of a run is one number, the samples it consumed.
+``sample(n)`` depends on the data, the sequence length, the seed and n only: not on ranks, batch sizes
+or what was drawn before. So the position of a run is one number, the samples it consumed, and how many
+of them each source gave is a function of that number.
 """
 
 from __future__ import annotations
 
-import hashlib
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,85 +16,37 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretrain.data.blend import Blend
-from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
-from pretrain.data.manifest import read_manifest
-from pretrain.data.order import SampleOrder
+from pretrain.data.packed import TokenCorpus, digest_of
 from pretrain.errors import DataError, nearest
 
+__all__ = ["BlendedCorpus", "Corpus", "Curriculum", "TokenCorpus", "check_vocabulary", "open_corpus"]
+
 VOCAB_PADDING = 1024
-"""A model may have up to this many rows more than the tokenizer (padding for tensor parallelism)."""
+"""A model may have fewer than this many rows more than the tokenizer (padding for tensor parallelism)."""
 
 
 class Corpus(Protocol):
-    """What the loader needs to know of a corpus or a blend of them."""
+    """What training needs to know of a corpus, a blend or a curriculum."""
 
     seq_length: int
     vocab_size: int | None
     tokenizer_sha256: str | None
     eos_id: int | None
     fingerprint: str
+    """Changes with anything that changes ``sample``."""
 
     @property
     def num_samples(self) -> int:
-        """Samples in one epoch (in a blend: the sum over its corpora)."""
+        """Samples in one epoch (of all corpora)."""
 
     def sample(self, number: int) -> np.ndarray:
         """Token ids of sample ``number`` (0 = the run's first), int64 ``(seq_length + 1,)``."""
 
-    def consumed(self, num_samples: int) -> dict[str, int]:
-        """Samples each source gave among the first ``num_samples``, by path."""
-
-
-class TokenCorpus:
-    """One indexed corpus cut into windows of ``seq_length + 1`` tokens, ``seq_length`` apart.
-
-    Documents are packed back to back; the last, partial window is left out. Every epoch visits each
-    window once, in an order of its own.
-
-    Args:
-        prefix: path without ``.bin`` / ``.idx``.
-        seq_length: tokens the model sees per sample.
-        seed: of the order.
-
-    Raises:
-        DataError: the files are missing or damaged, disagree with their manifest, or hold less than one sample.
-    """
-
-    def __init__(self, prefix: str | Path, seq_length: int, seed: int):
-        self.prefix = str(prefix)
-        self.seq_length = seq_length
-        self.data = IndexedDataset(prefix)
-        manifest = read_manifest(prefix)
-        if manifest and (manifest.tokens, manifest.documents) != (self.data.num_tokens, self.data.num_documents):
-            raise DataError(
-                f"corpus {self.prefix} has {self.data.num_tokens} tokens in {self.data.num_documents} documents, its "
-                f"manifest says {manifest.tokens} in {manifest.documents}; they are of different runs: preprocess again"
-            )
-        self.vocab_size = manifest.vocab_size if manifest else None
-        self.tokenizer_sha256 = manifest.tokenizer_sha256 if manifest else None
-        self.eos_id = manifest.eos_id if manifest else None
-        if self.num_samples < 1:
-            raise DataError(
-                f"corpus {self.prefix} has {self.data.num_tokens} tokens, one sample needs {seq_length + 1}; "
-                "give it more text or lower the sequence length"
-            )
-        self.order = SampleOrder(self.num_samples, seed)
-        content = manifest.digest() if manifest else _content_digest(self.prefix)
-        self.fingerprint = _digest(content, seq_length, seed)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in one epoch."""
-        return (self.data.num_tokens - 1) // self.seq_length
-
-    def sample(self, number: int) -> np.ndarray:
-        """Token ids of sample ``number``, int64 ``(seq_length + 1,)``."""
-        _, index = self.order.locate(number)
-        return self.data.tokens(index * self.seq_length, self.seq_length + 1).astype(np.int64)
+    def limit_ids(self, vocab_size: int) -> None:
+        """Refuse, in ``sample``, ids from ``vocab_size`` on."""
 
     def consumed(self, num_samples: int) -> dict[str, int]:
-        """All of them, from this corpus."""
-        return {self.prefix: num_samples}
+        """Samples each source gave among the first ``num_samples``, by prefix; times ``seq_length`` for tokens."""
 
 
 class BlendedCorpus:
@@ -108,11 +62,12 @@ class BlendedCorpus:
     def __init__(self, parts: Sequence[tuple[TokenCorpus, float]]):
         self.blend = Blend([weight for _, weight in parts])
         self.corpora = [corpus for corpus, _ in parts]
-        _check_same_tokenizer(self.corpora)
-        first = self.corpora[0]
-        self.seq_length = first.seq_length
-        self.vocab_size, self.tokenizer_sha256, self.eos_id = first.vocab_size, first.tokenizer_sha256, first.eos_id
-        self.fingerprint = _digest(*((c.fingerprint, w) for c, w in zip(self.corpora, self.blend.weights, strict=True)))
+        known = check_same_tokenizer(self.corpora)
+        self.seq_length = known.seq_length
+        self.vocab_size, self.tokenizer_sha256, self.eos_id = known.vocab_size, known.tokenizer_sha256, known.eos_id
+        self.fingerprint = digest_of(
+            [(c.fingerprint, str(w)) for c, w in zip(self.corpora, self.blend.weights, strict=True)]
+        )
 
     @property
     def num_samples(self) -> int:
@@ -124,37 +79,166 @@ class BlendedCorpus:
         which, own_number = self.blend.locate(number)
         return self.corpora[which].sample(own_number)
 
+    def limit_ids(self, vocab_size: int) -> None:
+        """Refuse, in ``sample``, ids from ``vocab_size`` on."""
+        for corpus in self.corpora:
+            corpus.limit_ids(vocab_size)
+
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each corpus gave among the first ``num_samples``, by prefix."""
-        given: dict[str, int] = {}
+        given: Counter[str] = Counter()
         for corpus, count in zip(self.corpora, self.blend.counts(num_samples), strict=True):
-            given[corpus.prefix] = given.get(corpus.prefix, 0) + count
-        return given
+            given[corpus.prefix] += count
+        return dict(given)
 
 
-def open_corpus(spec: str | Sequence[dict[str, Any]], seq_length: int, seed: int) -> TokenCorpus | BlendedCorpus:
-    """Open a corpus by its prefix, or a blend by a list of ``{"path": prefix, "weight": number}``.
+class Curriculum:
+    """Blends one after another. A corpus that stands in several goes on where the earlier one left it.
+
+    Args:
+        stages: ``(blend, end)``: ``end`` is the run's sample number at which the next stage takes over;
+            that of the last is not used.
 
     Raises:
-        DataError: see ``TokenCorpus`` and ``BlendedCorpus``; or a spec of another form.
+        DataError: ends that do not rise, or corpora made with different tokenizers.
+    """
+
+    def __init__(self, stages: Sequence[tuple[BlendedCorpus, int]]):
+        self.blends = [blend for blend, _ in stages]
+        self._ends = [end for _, end in stages[:-1]]
+        self._starts = [0, *self._ends]
+        if any(end <= start for start, end in zip(self._starts, self._ends, strict=False)):
+            raise DataError(f"stages end at samples {self._ends}, expected each later than the one before")
+        self._corpora = {id(corpus): corpus for blend in self.blends for corpus in blend.corpora}
+        known = check_same_tokenizer(list(self._corpora.values()))
+        self.seq_length = known.seq_length
+        self.vocab_size, self.tokenizer_sha256, self.eos_id = known.vocab_size, known.tokenizer_sha256, known.eos_id
+        self.fingerprint = digest_of([blend.fingerprint for blend in self.blends], self._ends)
+        self._given = self._given_before()
+
+    def _given_before(self) -> list[Counter[int]]:
+        """For each stage, what each corpus gave in the stages before it."""
+        before: Counter[int] = Counter()
+        given = [Counter(before)]
+        for blend, start, end in zip(self.blends, self._starts, self._ends, strict=False):
+            before.update(self._given_in(blend, end - start))
+            given.append(Counter(before))
+        return given
+
+    @staticmethod
+    def _given_in(blend: BlendedCorpus, samples: int) -> dict[int, int]:
+        return {id(c): count for c, count in zip(blend.corpora, blend.blend.counts(samples), strict=True)}
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one epoch of every corpus."""
+        return sum(corpus.num_samples for corpus in self._corpora.values())
+
+    def sample(self, number: int) -> np.ndarray:
+        """Token ids of sample ``number``, int64 ``(seq_length + 1,)``."""
+        stage = bisect_right(self._ends, number)
+        blend = self.blends[stage]
+        which, own_number = blend.blend.locate(number - self._starts[stage])
+        corpus = blend.corpora[which]
+        return corpus.sample(self._given[stage][id(corpus)] + own_number)
+
+    def limit_ids(self, vocab_size: int) -> None:
+        """Refuse, in ``sample``, ids from ``vocab_size`` on."""
+        for corpus in self._corpora.values():
+            corpus.limit_ids(vocab_size)
+
+    def consumed(self, num_samples: int) -> dict[str, int]:
+        """Samples each corpus gave among the first ``num_samples``, by prefix."""
+        stage = bisect_right(self._ends, num_samples)
+        given = Counter(self._given[stage])
+        given.update(self._given_in(self.blends[stage], num_samples - self._starts[stage]))
+        by_prefix: Counter[str] = Counter()
+        for key, corpus in self._corpora.items():
+            by_prefix[corpus.prefix] += given[key]
+        return dict(by_prefix)
+
+
+def open_corpus(
+    spec: str | Path | Sequence[dict[str, Any]], seq_length: int, seed: int
+) -> TokenCorpus | BlendedCorpus | Curriculum:
+    """Open a corpus, a blend or a curriculum.
+
+    Args:
+        spec: a prefix; or a list of ``{"path": prefix, "weight": number}``; or a list of stages
+            ``{"until_tokens": number, "blend": [{"path", "weight"}, ...]}``, the last without an end.
+        seq_length: tokens the model sees per sample.
+        seed: of the order of samples.
+
+    Raises:
+        DataError: see the classes above; or a spec of another form.
     """
     if isinstance(spec, (str, Path)):
         return TokenCorpus(spec, seq_length, seed)
-    if not isinstance(spec, Sequence) or not spec:
+    if not isinstance(spec, Sequence) or not spec or not all(isinstance(e, dict) for e in spec):
         raise DataError(f"data is {spec!r}, expected a path prefix or a list of {{path, weight}}")
-    parts = []
-    for number, entry in enumerate(spec):
-        path, weight = _blend_entry(entry)
-        # A seed of its own, so that a corpus listed twice does not give the same samples twice.
-        parts.append((TokenCorpus(path, seq_length, seed + number), weight))
+    entries: list[Any] = list(spec)
+    opened: dict[tuple[str, int], TokenCorpus] = {}
+    if "blend" not in entries[0]:
+        return _open_blend(entries, seq_length, seed, opened)
+    stages = []
+    for number, entry in enumerate(entries):
+        last = number == len(entries) - 1
+        _check_keys(entry, ("blend",) if last else ("blend", "until_tokens"), "a stage")
+        blend = _open_blend(entry["blend"], seq_length, seed, opened)
+        stages.append((blend, 0 if last else -(-int(entry["until_tokens"]) // seq_length)))
+    return Curriculum(stages)
+
+
+def _open_blend(
+    entries: Sequence[dict[str, Any]], seq_length: int, seed: int, opened: dict[tuple[str, int], TokenCorpus]
+) -> BlendedCorpus:
+    """``opened`` holds the corpora by prefix and by how often it was listed before in the same blend."""
+    parts, listed = [], Counter[str]()
+    for entry in entries:
+        _check_keys(entry, ("path",), "a blend entry", optional=("weight",))
+        path = str(entry["path"])
+        # A second mention has a seed of its own, so that it does not give the same samples again.
+        key = (path, listed[path])
+        listed[path] += 1
+        if key not in opened:
+            opened[key] = TokenCorpus(path, seq_length, seed + key[1])
+        parts.append((opened[key], entry.get("weight", 1.0)))
     return BlendedCorpus(parts)
 
 
-def check_vocabulary(corpus: Corpus, model_vocab_size: int, tokenizer_sha256: str | None = None) -> None:
-    """Raise ``DataError`` unless the corpus' ids fit a model of ``model_vocab_size`` rows and its tokenizer.
+def _check_keys(entry: Any, required: Sequence[str], what: str, optional: Sequence[str] = ()) -> None:
+    known = (*required, *optional)
+    if not isinstance(entry, dict):
+        raise DataError(f"{what} is {entry!r}, expected the keys {', '.join(known)}")
+    for key in entry:
+        if key not in known:
+            raise DataError(f"{what} has unknown key '{key}', expected {', '.join(known)}{nearest(str(key), known)}")
+    if missing := [key for key in required if key not in entry]:
+        raise DataError(f"{what} lacks '{missing[0]}', expected the keys {', '.join(known)}")
 
-    A model may be up to ``VOCAB_PADDING`` rows larger. Corpora without a manifest pass: their ids are
-    not known to the reader.
+
+def check_same_tokenizer(corpora: Sequence[TokenCorpus]) -> TokenCorpus:
+    """Return a corpus that stands for all, one with a manifest if any has one.
+
+    Raises:
+        DataError: two were made with different tokenizers.
+    """
+    known = [corpus for corpus in corpora if corpus.tokenizer_sha256 is not None]
+    for corpus in known[1:]:
+        if (corpus.tokenizer_sha256, corpus.vocab_size) != (known[0].tokenizer_sha256, known[0].vocab_size):
+            raise DataError(
+                f"corpora {known[0].prefix} and {corpus.prefix} were made with different tokenizers "
+                f"({known[0].tokenizer_sha256!s:.12} of {known[0].vocab_size} ids, {corpus.tokenizer_sha256!s:.12} of "
+                f"{corpus.vocab_size}); preprocess them with one tokenizer"
+            )
+    return (known or list(corpora))[0]
+
+
+def check_vocabulary(corpus: Corpus, model_vocab_size: int, tokenizer_sha256: str | None = None) -> None:
+    """Raise ``DataError`` unless the corpus fits a model of ``model_vocab_size`` rows and its tokenizer.
+
+    A model may have up to ``VOCAB_PADDING`` rows more. The vocabulary of a corpus without a manifest is
+    not known; for it, and as a last check for all, ``corpus.sample`` refuses ids beyond the model's rows.
     """
     found = corpus.vocab_size
     if found is not None and not found <= model_vocab_size < found + VOCAB_PADDING:
@@ -167,40 +251,4 @@ def check_vocabulary(corpus: Corpus, model_vocab_size: int, tokenizer_sha256: st
             f"the data was made with tokenizer {corpus.tokenizer_sha256[:12]}, the model expects "
             f"{tokenizer_sha256[:12]} (sha256); preprocess with the model's tokenizer"
         )
-
-
-def _blend_entry(entry: Any) -> tuple[str, float]:
-    if not isinstance(entry, dict) or "path" not in entry:
-        raise DataError(f"a blend entry is {entry!r}, expected {{path: PREFIX, weight: NUMBER}}")
-    for key in entry:
-        if key not in ("path", "weight"):
-            raise DataError(f"blend entry has unknown key '{key}'{nearest(key, ('path', 'weight'))}")
-    return str(entry["path"]), entry.get("weight", 1.0)
-
-
-def _check_same_tokenizer(corpora: Sequence[TokenCorpus]) -> None:
-    known = [c for c in corpora if c.tokenizer_sha256 is not None]
-    for corpus in known[1:]:
-        if (corpus.tokenizer_sha256, corpus.vocab_size) != (known[0].tokenizer_sha256, known[0].vocab_size):
-            raise DataError(
-                f"corpora {known[0].prefix} and {corpus.prefix} were made with different tokenizers "
-                f"({known[0].tokenizer_sha256!s:.12} of {known[0].vocab_size} ids, {corpus.tokenizer_sha256!s:.12} of "
-                f"{corpus.vocab_size}); preprocess them with one tokenizer"
-            )
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _content_digest(prefix: str) -> str:
-    """Sizes and 64 evenly spaced blocks of each file: cheap at any size, for corpora without a manifest."""
-    digest = hashlib.sha256()
-    for path in (index_path(prefix), tokens_path(prefix)):
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with path.open("rb") as file:
-            for number in range(64):
-                file.seek(max(0, size - 4096) * number // 63)
-                digest.update(file.read(4096))
-    return digest.hexdigest()
+    corpus.limit_ids(model_vocab_size)

@@ -15,6 +15,9 @@ import torch
 
 from pretrain.data.corpus import Corpus
 
+FILLER = -100
+"""Token id of rows without a sample."""
+
 
 class BatchLoader:
     """Batches of one data-parallel rank; reads the next global batch ahead in one thread.
@@ -61,20 +64,21 @@ class BatchLoader:
     def _stack(self, numbers: range) -> torch.Tensor:
         return torch.from_numpy(np.stack([self.corpus.sample(number) for number in numbers]))
 
-    def eval_batches(self, count: int) -> Iterator[tuple[torch.Tensor, int]]:
+    def eval_batches(self, count: int) -> Iterator[torch.Tensor]:
         """The first ``count`` samples, dealt over the ranks: the same set whatever the number of ranks.
 
         Yields:
-            ``(tokens, weight)``: int64 ``(b, seq_length + 1)`` with 1 <= b <= micro_batch_size, and the
-            number of samples to count it as (b, or 0 for a filler). Every rank yields equally many
-            batches, so collectives match. The mean over all samples is the sum over batches and ranks
-            of ``mean_loss * weight``, divided by the sum of the weights (``count``).
+            int64 ``(micro_batch_size, seq_length + 1)``, equally many on every rank. Rows that no sample
+            is left for are filled with ``FILLER``, which costs no loss (``pretrain.model.llama.IGNORED``).
         """
         chunk = self.micro_batch_size * self.dp_size
         for start in range(0, count, chunk):
-            present = min(chunk, count - start)
-            first, end = (start + present * rank // self.dp_size for rank in (self.dp_rank, self.dp_rank + 1))
-            yield self._stack(range(first, max(end, first + 1))), end - first
+            first = start + self.dp_rank * self.micro_batch_size
+            batch = torch.full((self.micro_batch_size, self.corpus.seq_length + 1), FILLER)
+            numbers = range(first, min(first + self.micro_batch_size, count))
+            if numbers:
+                batch[: len(numbers)] = self._stack(numbers)
+            yield batch
 
     def close(self) -> None:
         """Stop reading ahead."""

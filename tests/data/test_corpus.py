@@ -139,3 +139,52 @@ def test_manifest_of_another_run_is_refused(tmp_path: Path) -> None:
     manifest_path(a).write_bytes(manifest_path(b).read_bytes())
     with pytest.raises(DataError, match="different runs"):
         open_corpus(a, 10, 0)
+
+
+def test_a_curriculum_changes_the_blend_and_goes_on_where_a_corpus_was(tmp_path: Path) -> None:
+    a, b = make_corpus(tmp_path / "a", 1000), make_corpus(tmp_path / "b", 1000, first=1000, vocab_size=2000)
+    manifest_path(b).unlink()
+    spec = [
+        {"until_tokens": 300, "blend": [{"path": a}]},
+        {"until_tokens": 595, "blend": [{"path": a, "weight": 1}, {"path": b, "weight": 2}]},
+        {"blend": [{"path": b}, {"path": a}]},
+    ]
+    corpus = open_corpus(spec, seq_length=10, seed=5)
+    drawn = [corpus.sample(number).tolist() for number in range(100)]
+    alone = [[TokenCorpus(path, 10, 5).sample(n).tolist() for n in range(100)] for path in (a, b)]
+    from_a = [number for number, sample in enumerate(drawn) if sample in alone[0]]
+    assert [drawn[n] for n in from_a] == alone[0][: len(from_a)]
+    assert [sample for n, sample in enumerate(drawn) if n not in from_a] == alone[1][: 100 - len(from_a)]
+    # 30 samples of the first stage, a third of 30, half of 40.
+    assert (sum(n < 30 for n in from_a), sum(30 <= n < 60 for n in from_a), len(from_a)) == (30, 10, 60)
+    for number in range(101):
+        assert corpus.consumed(number) == {
+            a: sum(n < number for n in from_a),
+            b: sum(n not in from_a for n in range(number)),
+        }
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"until_tokens": 100, "blend": [{}]}, {"blend": [{}]}], "a blend entry lacks 'path'"),
+        ([{"blend": "P"}, {"blend": "P"}], "a stage lacks 'until_tokens'"),
+        ([{"until_tokens": 100, "blend": "P"}, {"until_tokens": 50, "blend": "P"}], "unknown key 'until_tokens'"),
+        ([{"until_tokens": 100, "blend": "P"}, {"until_tokens": 50, "blend": "P"}, {"blend": "P"}], "later than"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(tmp_path: Path, stages: list[dict], said: str) -> None:
+    path = make_corpus(tmp_path / "a", 401)
+    spec = [{**stage, "blend": [{"path": path}] if stage["blend"] == "P" else stage["blend"]} for stage in stages]
+    with pytest.raises(DataError, match=said):
+        open_corpus(spec, 10, 0)
+
+
+def test_ids_beyond_the_model_are_refused_when_they_are_drawn(tmp_path: Path) -> None:
+    path = make_corpus(tmp_path / "a", 2001)
+    manifest_path(path).unlink()
+    corpus = open_corpus([{"path": path}], 10, 0)
+    check_vocabulary(corpus, 990)
+    with pytest.raises(DataError, match="expected 0 to 989; run python -m tools.dataset verify"):
+        for number in range(corpus.num_samples):
+            corpus.sample(number)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain.data.corpus import open_corpus
-from pretrain.data.loader import BatchLoader
+from pretrain.data.loader import FILLER, BatchLoader
 from tests.data.corpora import make_corpus
 
 GLOBAL = 12
@@ -65,9 +65,8 @@ def test_validation_set_is_the_same_at_every_layout(spec: list[dict], count: int
     corpus = open_corpus(spec, 10, seed=7)
     per_rank = [list(BatchLoader(corpus, micro, 1, rank, dp_size).eval_batches(count)) for rank in range(dp_size)]
     assert len({len(batches) for batches in per_rank}) == 1
-    drawn = []
-    for batches in per_rank:
-        for tokens, weight in batches:
-            assert weight in (0, len(tokens)) and 1 <= len(tokens) <= micro
-            drawn += [row.tolist() for row in tokens[:weight]]
+    batches = [batch for batches in per_rank for batch in batches]
+    assert all(batch.shape == (micro, 11) for batch in batches)
+    rows = [row.tolist() for batch in batches for row in batch]
+    drawn = [row for row in rows if row != [FILLER] * 11]
     assert sorted(drawn) == sorted(corpus.sample(n).tolist() for n in range(count))
