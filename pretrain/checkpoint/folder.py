@@ -66,6 +66,12 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_empty(folder: Path) -> None:
+    """Create ``folder``; what a crash left in it goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Flush one file to disk, and return its size and checksum."""
     with open(path, "rb") as file:

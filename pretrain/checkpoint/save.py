@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.vectors import Vectors, staged
 from pretrain.errors import CheckpointError
 from pretrain.layout import Layout
+
+T = TypeVar("T")
+
+
+class WriteFailure(Exception):
+    """Writing failed on ``rank``; every rank raises the same one."""
+
+    def __init__(self, rank: int, cause: BaseException):
+        super().__init__(rank, cause)
+        self.rank, self.cause = rank, cause
 
 
 class Saver:
@@ -76,14 +87,18 @@ class Saver:
 
     def _raise_together(self, error: BaseException | None) -> None:
         self._error = None
-        texts = self.layout.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
-        failed = [(rank, text) for rank, text in enumerate(texts) if text]
-        if failed:
-            rank, text = failed[0]
-            raise CheckpointError(
-                f"saving a checkpoint to {self.root} failed on rank {rank} ({_one_line(text)}); earlier checkpoints "
-                "are whole; free space or mend the disk, then start the same command again"
-            ) from error
+        if error is not None and not isinstance(error, WriteFailure):
+            error = WriteFailure(self.layout.rank, error)
+        failures = [other for other in self.layout.gather_objects(error) if other is not None]
+        if not failures:
+            return
+        rank, cause = failures[0].rank, failures[0].cause
+        if not isinstance(cause, OSError):
+            raise RuntimeError(f"the checkpoint writer of rank {rank} failed") from cause
+        raise CheckpointError(
+            f"saving a checkpoint to {self.root} failed on rank {rank} ({type(cause).__name__}: {cause}); earlier "
+            "checkpoints are whole; free space or mend the disk, then start the same command again"
+        ) from cause
 
     def _require_space(self, vectors: Vectors) -> None:
         own = sum(v.local.numel() * v.local.element_size() for v in vectors.values())
@@ -103,36 +118,44 @@ class Saver:
 
     def _write(self, step: int, vectors: Vectors, state: dict[str, Any]) -> None:
         temporary = folders.temporary_folder(self.root, step)
-        if self.layout.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier(group=self._group)
-        dcp.save(dict(vectors), storage_writer=dcp.FileSystemWriter(temporary), process_group=self._group)
-        mine, error = {}, None
+        self._together(lambda: folders.make_empty(temporary) if self.layout.is_main else None)
         try:
-            if self.layout.is_main:
-                folders.write_synced(temporary / folders.STATE, json.dumps(state))
-            mine = self._describe_own(temporary)
-        except OSError as caught:
+            dcp.save(dict(vectors), storage_writer=dcp.FileSystemWriter(temporary), process_group=self._group)
+        except CheckpointException as error:
+            rank, (cause, _) = min(error.failures.items())
+            raise WriteFailure(rank, cause) from None
+        parts = self._together(lambda: self._describe_own(temporary, state))
+        files = {name: entry for part in parts for name, entry in part.items()}
+        self._together(lambda: self._publish(temporary, step, files) if self.layout.is_main else None)
+
+    def _together(self, action: Callable[[], T]) -> list[T]:
+        """What ``action`` returns on each rank; if it raises on one, every rank raises. Collective.
+
+        Without this, a rank whose disk is full would leave the others waiting for it.
+        """
+        result, error = None, None
+        try:
+            result = action()
+        except Exception as caught:
             error = caught
         gathered: list[Any] = [None] * self.layout.world_size
-        dist.all_gather_object(gathered, (mine, None if error is None else str(error)), group=self._group)
-        failures = [text for _, text in gathered if text]
-        if failures:
-            raise OSError(failures[0])
-        if self.layout.is_main:
-            files = {name: entry for part, _ in gathered for name, entry in part.items()}
-            final = folders.step_folder(self.root, step)
-            folders.publish(temporary, final, self._manifest(step, files))
-            folders.retire(self.root, self.keep_last, self.keep_every)
-        dist.barrier(group=self._group)
+        dist.all_gather_object(gathered, (result, error), group=self._group)
+        for rank, (_, cause) in enumerate(gathered):
+            if cause is not None:
+                raise WriteFailure(rank, cause)
+        return [value for value, _ in gathered]
 
-    def _describe_own(self, temporary: Path) -> dict[str, Any]:
+    def _describe_own(self, temporary: Path, state: dict[str, Any]) -> dict[str, Any]:
         """Size and checksum of the files this rank wrote; the main rank's include the common ones."""
         own = sorted(temporary.glob(f"__{self.layout.rank}_*"))
         if self.layout.is_main:
+            folders.write_synced(temporary / folders.STATE, json.dumps(state))
             own += [temporary / ".metadata", temporary / folders.STATE]
         return {path.name: folders.describe(path) for path in own}
+
+    def _publish(self, temporary: Path, step: int, files: dict[str, Any]) -> None:
+        folders.publish(temporary, folders.step_folder(self.root, step), self._manifest(step, files))
+        folders.retire(self.root, self.keep_last, self.keep_every)
 
     def _manifest(self, step: int, files: dict[str, Any]) -> dict[str, Any]:
         manifest = {
@@ -155,8 +178,3 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _one_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][:300] if lines else text
