@@ -17,18 +17,28 @@ class CheckpointCallback(Callback):
     def __init__(self, saver: Saver):
         self.saver = saver
         self._saved_step = -1
+        self._report_seconds = False
 
     def on_start(self, trainer: Trainer) -> None:
         """A resumed run's first state is on disk already."""
         self._saved_step = trainer.step
 
-    def after_step(self, trainer: Trainer, record: Record) -> None:
-        """Look after a save in progress; start one if it is due."""
-        self.saver.poll()
+    def before_step(self, trainer: Trainer) -> None:
+        """Save the state after the step before, if that is due.
+
+        By now every callback has seen that step: its metrics are on disk and its skip is counted.
+        """
         interval = trainer.config.checkpoint.interval
-        if interval and trainer.step % interval == 0:
+        if interval and trainer.step % interval == 0 and trainer.step != self._saved_step:
             self.save(trainer, wait=not trainer.config.checkpoint.asynchronous)
+            self._report_seconds = True
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        """Look after a save in progress; tell how long the one before this step held training up."""
+        self.saver.poll()
+        if self._report_seconds:
             record["checkpoint_seconds"] = self.saver.seconds_blocked
+            self._report_seconds = False
 
     def on_end(self, trainer: Trainer) -> None:
         """Save where the run ends, and wait for it."""

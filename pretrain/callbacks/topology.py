@@ -29,10 +29,11 @@ class TopologyCallback(Callback):
         record["topology"] = report
         if not trainer.layout.is_main:
             return
-        self.folder.append("topology.jsonl", report.to_json())
+        # The controller counts applied steps; files count all, so that a resume cuts both at the same place.
+        self.folder.append("topology.jsonl", {**report.to_json(), "step": trainer.step})
         if report.grown == 0:
             print(
-                f"warning: the topology update after step {report.step} changed nothing: prune fraction "
+                f"warning: the topology update after step {trainer.step} changed nothing: prune fraction "
                 f"{report.fraction:.4g} is less than one block per layer",
                 flush=True,
             )
