@@ -33,7 +33,7 @@ from tools.corpus.pool import Pool, default_workers, open_pool
 from tools.corpus.probe import check_columns
 from tools.corpus.record import describe_sources, total, write_manifest
 from tools.corpus.sources import add_source_arguments, find_sources, plan_units, shard_units
-from tools.corpus.state import WorkFolder, already_made, check_free
+from tools.corpus.state import WorkFolder, already_made, check_free, clear_done
 from tools.corpus.tokenize import make_parts
 from tools.corpus.tokenizers import load_tokenizer
 from tools.corpus.work import Job
@@ -119,6 +119,7 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
     }
     listed = describe_sources(sources)
     prefixes = [output.prefix for output in outputs]
+    clear_done(prefix)
     if not args.overwrite and already_made(prefixes, tokenizer.sha256, listed, described):
         return {"outputs": prefixes, "already_made": True}
     check_free(prefix, prefixes, args.overwrite)

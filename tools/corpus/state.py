@@ -31,11 +31,9 @@ class WorkFolder:
 
     def __init__(self, prefix: str, run: dict[str, Any], restart: bool):
         self.path = Path(f"{prefix}.work")
-        self._run, self._restart = run, restart
+        self._prefix, self._run, self._restart = prefix, run, restart
 
     def __enter__(self) -> WorkFolder:
-        self._gone = self.path.with_name(self.path.name + ".done")
-        shutil.rmtree(self._gone, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("w")
         try:
@@ -77,8 +75,18 @@ class WorkFolder:
 
     def finish(self) -> None:
         """Remove the folder. Renamed first, so that a kill leaves no half a work folder behind."""
-        os.replace(self.path, self._gone)
-        shutil.rmtree(self._gone)
+        os.replace(self.path, done_path(self._prefix))
+        clear_done(self._prefix)
+
+
+def done_path(prefix: str) -> Path:
+    """The work folder of a complete run, while it is being removed."""
+    return Path(f"{prefix}.work.done")
+
+
+def clear_done(prefix: str) -> None:
+    """Remove what a run that was killed in its very last moments left of its work folder."""
+    shutil.rmtree(done_path(prefix), ignore_errors=True)
 
 
 def existing_files(prefix: str) -> list[Path]:
