@@ -16,6 +16,8 @@ for override in "$@"; do
   case "$override" in
     train.output_dir=*) run=${override#*=} ;;
     train.stop_at=*) half=${override#*=} ;;
+    *=*) ;;
+    *) echo "error: '$override' is no override, expected section.key=value, such as train.steps=100" >&2; exit 2 ;;
   esac
 done
 say() { printf '\n== %s\n' "$*"; }
@@ -40,18 +42,18 @@ fi
 
 gpus=$($python -c 'import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)')
 ranks=$((gpus == 1 ? 1 : 2))
+port=$($python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
-train() {
-  .venv/bin/deepspeed --num_gpus "$ranks" --module pretrain configs/quickstart.yaml "$@" 2>&1 |
-    grep --line-buffered -v -e '^\[.*\] \[INFO\] \[\(launch\|runner\).py' -e '^\[W.*socket' || true
-  return "${PIPESTATUS[0]}"
+train() { # with pipefail, its status is deepspeed's: a failed training ends the script
+  .venv/bin/deepspeed --num_gpus "$ranks" --master_port "$port" --module pretrain configs/quickstart.yaml "$@" 2>&1 |
+    { grep --line-buffered -v -e '^\[.*\] \[INFO\] \[\(launch\|runner\).py' -e '^\[W.*socket' || true; }
 }
 
 say "3/5 training on $ranks processes until step $half"
 train "$@" train.stop_at="$half"
 
 say "4/5 resuming from the checkpoint, to the end"
-train "$@"
+train "$@" train.stop_at=0
 
 say "5/5 results"
 $python -m tools.plot_run "$run"
