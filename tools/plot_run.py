@@ -67,11 +67,11 @@ def summarize(folder: Path, rows: Rows, updates: Rows, memory: dict[str, Any]) -
 
 def describe(summary: dict[str, Any], picture: Path) -> str:
     """The summary as lines for a person."""
-    lines = [f"{summary['steps']} steps, {summary['topology_updates']} topology updates, loss {summary['loss']:.4f}"]
+    loss = _figure(summary["loss"], 4)
+    lines = [f"{summary['steps']} steps, {summary['topology_updates']} topology updates, loss {loss}"]
     if "validation_perplexity" in summary:
-        lines.append(
-            f"validation perplexity {summary['validation_perplexity']:.2f} (loss {summary['validation_loss']:.4f})"
-        )
+        perplexity, loss = _figure(summary["validation_perplexity"], 2), _figure(summary["validation_loss"], 4)
+        lines.append(f"validation perplexity {perplexity} (loss {loss})")
     lines.append(f"throughput {summary['tokens_per_second_median']:,.0f} tokens/s (median step)")
     if "memory_ratio" in summary:
         mine, dense = summary["sparse_layer_bytes_per_rank"] / 1e6, summary["same_layers_dense_bytes_per_rank"] / 1e6
@@ -83,6 +83,11 @@ def describe(summary: dict[str, Any], picture: Path) -> str:
         lines.append(f"{summary['skipped_steps']} steps were skipped for gradients that were not finite")
     lines.append(f"plot: {picture}")
     return "\n".join(lines)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """A number for a person; a run that diverged wrote null."""
+    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def draw(rows: Rows, updates: Rows, picture: Path, title: str) -> None:
