@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         config = load_config(options.config, options.overrides)
         _quiet()
-        from pretrain.layout import start
+        from pretrain.startup import start
 
         layout = start(config)  # chooses the device before anything imports DeepSpeed, which else guesses one
         from pretrain.run import run
@@ -60,6 +60,7 @@ def _quiet() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     # Our tests are what makes this optimizer a tested one.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="c10d::.*autograd kernel was not registered")  # pipelines' own sends
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*|deepspeed.*")
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.config import RunConfig
+from pretrain.config.checks import linear_shapes
+from pretrain.engine import Engine, PipelineEngine, PlainEngine
+from pretrain.errors import ConfigError
+from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM, initial_weight
+from pretrain.parallel import tensor
+from pretrain.parallel.pipeline import block_costs, build_stages, nest
 from smet import Remedies, SmetAdamW, parameter_groups, sparsify
+from smet.convert import Piece, selects
+from smet.distribution import layer_densities
 
 
 class LossModel(nn.Module):
@@ -24,32 +34,71 @@ class LossModel(nn.Module):
         return self.llama.loss(tokens)
 
 
-def build_model(config: RunConfig) -> LlamaForCausalLM:
-    """The sparse LLaMA in fp32 on the CPU; weights are a pure function of seed and parameter names.
+class Builder:
+    """Builds this rank's part of the sparse LLaMA, in fp32 on the CPU.
 
-    A layer is dense for as long as its active weights are picked, so no rank ever holds the dense model.
+    Initial weights and masks are a pure function of seed and names, whatever the layout. A layer is
+    dense only while its active weights are picked, so no rank ever holds the dense model.
     """
-    shape = config.model
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape, activation_checkpointing=config.train.activation_checkpointing)
 
-    def fresh(name: str, like: Tensor) -> Tensor:
-        return initial_weight(name, like.shape, seed=config.train.seed, std=shape.initializer_range)
+    def __init__(self, config: RunConfig, layout: Layout):
+        self.config, self.layout = config, layout
+        self.parts = tensor.parts(layout, config.parallel.sequence)
+        self.recompute = config.train.activation_checkpointing
+        shapes = {name: (o, i) for name, o, i in linear_shapes(config.model) if selects(name, config.sparsity)}
+        if not shapes:
+            raise ConfigError(
+                f"sparsity.include {list(config.sparsity.include)} minus exclude {list(config.sparsity.exclude)} "
+                "selects no linear layer; loosen the patterns"
+            )
+        sparsity = config.sparsity
+        self.densities = dict(layer_densities(shapes, sparsity.density, sparsity.distribution))
 
-    sparsify(model, config.sparsity, dense_source=lambda name, layer: fresh(f"{name}.weight", layer.weight))
-    _materialize(model, fresh)
-    return model
+    def whole(self) -> LlamaForCausalLM:
+        """All layers of this tensor-parallel rank, connected to the other ranks."""
+        with torch.device("meta"):
+            model = LlamaForCausalLM(self.config.model, self.parts, activation_checkpointing=self.recompute)
+        self._fill(model)
+        tensor.connect(model, self.layout, self.config.parallel.sequence)
+        return model
 
+    def block(self, name: str, maker: Callable[[], nn.Module]) -> nn.Module:
+        """One block under its name in the whole model, connected to the other tensor-parallel ranks."""
+        with torch.device("meta"):
+            root = nest({name: maker()})
+        self._fill(root)
+        tensor.connect(root, self.layout, self.config.parallel.sequence)
+        return root.get_submodule(name)
 
-def _materialize(model: nn.Module, fresh: Any) -> None:
-    """Give every parameter that is still on the meta device its initial values; tied ones stay tied."""
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                full = f"{prefix}.{name}" if prefix else name
-                made.setdefault(parameter, nn.Parameter(fresh(full, parameter)))
-                setattr(module, name, made[parameter])
+    def _fill(self, model: nn.Module) -> None:
+        """Make the selected layers sparse, and give every parameter that is still on meta its values."""
+        piece = Piece(self.layout.tensor_rank, self.layout.tensor_size, self.densities)
+        sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece)
+        self._store_transposed(model)
+        made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
+        for prefix, module in model.named_modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    if parameter not in made:
+                        made[parameter] = nn.Parameter(self._initial(f"{prefix}.{name}", parameter))
+                    setattr(module, name, made[parameter])
+
+    def _store_transposed(self, model: nn.Module) -> None:
+        """Row-parallel layers that stay dense are stored as full ``SparseLinear``s, in canonical order.
+
+        So their shards too are contiguous ranges of one logical vector, and any layout reads any other's.
+        """
+        full = Piece(self.layout.tensor_rank, self.layout.tensor_size, {n: 1.0 for n, _ in model.named_modules()})
+        dense = replace(self.config.sparsity, include=self.config.sparsity.row_parallel, exclude=(), block=(1, 1))
+        sparsify(model, dense, dense_source=self._dense, piece=full)
+
+    def _dense(self, name: str, layer: nn.Linear) -> Tensor:
+        return self._initial(f"{name}.weight", layer.weight)
+
+    def _initial(self, name: str, like: Tensor) -> Tensor:
+        shape = tensor.whole_shape(name, like.shape, self.layout)
+        whole = initial_weight(name, shape, seed=self.config.train.seed, std=self.config.model.initializer_range)
+        return tensor.shard(name, whole, self.layout).contiguous()
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> SmetAdamW:
@@ -80,6 +129,8 @@ def deepspeed_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         },
         "bf16": {"enabled": config.train.precision == "bf16"},
         "steps_per_print": 1 << 30,
+        # Tensor-parallel ranks may hold different chunks of the stream, so pipelines must not split it again.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
     return _merged(derived, config.deepspeed)
 
@@ -92,9 +143,19 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build_engine(model: LlamaForCausalLM, optimizer: SmetAdamW, settings: dict[str, Any]) -> Any:
-    """A ``DeepSpeedEngine`` whose ``engine(tokens)`` is the loss."""
+def build_engine(config: RunConfig, layout: Layout, settings: dict[str, Any]) -> Engine:
+    """The engine of this rank, with its part of the model. Collective."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=LossModel(model), optimizer=optimizer, config=settings)
-    return engine
+    builder = Builder(config, layout)
+    if layout.stages == 1:
+        model: nn.Module = builder.whole()
+        runnable: nn.Module = LossModel(model)
+    else:
+        costs = block_costs(builder, config, layout)
+        runnable, model = build_stages(config.model, builder, layout, costs)
+    optimizer = build_optimizer(model, config)
+    mpu = None if layout.stages > 1 else layout.mpu()  # a pipeline brings its own
+    engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
+    kind = PlainEngine if layout.stages == 1 else PipelineEngine
+    return kind(engine, model, layout)

@@ -5,42 +5,65 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from pretrain.config import RunConfig
-from pretrain.errors import LaunchError, UserError
+from pretrain.errors import UserError
 
 T = TypeVar("T")
 
-ENVIRONMENTS = {
-    "OpenMPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-}
-"""Where launchers other than DeepSpeed's and torch's put rank, world size and local rank."""
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Place of one rank. Tensor-parallel ranks are neighbours, then data-parallel ones, then stages."""
+
+    data: int
+    tensor: int
+    stage: int
+
+    @staticmethod
+    def of(rank: int, data: int, tensor: int) -> Coordinates:
+        """Coordinates of ``rank`` in a layout of these sizes (DeepSpeed's order of pipe, data, model)."""
+        return Coordinates(data=rank // tensor % data, tensor=rank % tensor, stage=rank // (tensor * data))
 
 
 @dataclass
 class Layout:
-    """This process among all. Data-parallel ranks share one model; ``group`` is theirs."""
+    """This process among all. Ranks of a data-parallel group hold the same shard of the model."""
 
     world_size: int
     rank: int
     dp_size: int
     dp_rank: int
     device: torch.device
-    group: dist.ProcessGroup | None
-    """Data-parallel ranks; None where there is only one."""
+    data_group: Any
+    """Data-parallel ranks of this shard, for mask gathers; None in a run of one process."""
     control: dist.ProcessGroup | None
     """All ranks on gloo, for decisions and checkpoints; never carries training traffic."""
+    tensor_size: int = 1
+    tensor_rank: int = 0
+    tensor_group: Any = None
+    tensor_control: Any = None
+    """The tensor-parallel ranks on gloo, for objects."""
+    stages: int = 1
+    stage: int = 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The data-parallel group where it has more than one rank, else None."""
+        return self.data_group if self.dp_size > 1 else None
 
     @property
     def is_main(self) -> bool:
         """Whether this process prints and writes the run folder."""
         return self.rank == 0
+
+    @property
+    def is_first_replica(self) -> bool:
+        """Whether this is the first of its data-parallel ranks."""
+        return self.dp_rank == 0
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank. Collective."""
@@ -89,76 +112,62 @@ class Layout:
             raise first
         raise type(first)(f"rank {failed[0]} of {self.world_size}: {first}")
 
-
-def adopt_environment(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Let RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous come from whichever launcher started us.
-
-    Without one, this is a run of a single process.
-    """
-    if "RANK" in environ:
-        return
-    for launcher, names in ENVIRONMENTS.items():
-        rank, size, local = (environ.get(name) for name in names)
-        if rank is None or size is None or (size == "1" and launcher == "Slurm"):
-            continue
-        environ.update({"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local or "0"})
-        if launcher == "Slurm":
-            environ.setdefault("MASTER_ADDR", environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        if int(size) > 1 and "MASTER_ADDR" not in environ:
-            raise LaunchError(
-                f"{launcher} started {size} processes without MASTER_ADDR; export MASTER_ADDR (the first host's "
-                "address) and MASTER_PORT to all of them"
-            )
-        environ.setdefault("MASTER_PORT", "29500")
-        return
-    environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"})
-    environ["MASTER_PORT"] = "0"
+    def mpu(self) -> Any:
+        """What DeepSpeed calls a model-parallel unit; None where there is nothing to tell."""
+        return _ModelParallelUnit(self) if self.tensor_size > 1 else None
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device of this process for ``auto``, ``cpu`` or ``cuda``.
+class _ModelParallelUnit:
+    """The layout in the words of DeepSpeed's ``mpu`` interface."""
 
-    Raises:
-        LaunchError: cuda is wanted and there is none for this local rank.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if wanted == "cpu" or (wanted == "auto" and count == 0):
-        return torch.device("cpu")
-    if local >= count:
-        raise LaunchError(
-            f"local rank {local} needs GPU number {local}, this host has {count}; start at most {count} processes "
-            "per host, or set train.device to cpu"
-        )
-    return torch.device("cuda", local)
+    def __init__(self, layout: Layout):
+        self._layout = layout
+
+    def get_model_parallel_rank(self) -> int:
+        return self._layout.tensor_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._layout.tensor_size
+
+    def get_model_parallel_group(self) -> Any:
+        return self._layout.tensor_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self._layout.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._layout.dp_size
+
+    def get_data_parallel_group(self) -> Any:
+        return self._layout.data_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
 
 
-def start(config: RunConfig) -> Layout:
-    """Join the other processes and work out the layout. Collective.
+def make_groups(world: int, rank: int, tensor: int, stages: int) -> dict[str, Any]:
+    """Create the process groups of every rank, in the same order everywhere; return this rank's. Collective."""
+    data = world // (tensor * stages)
+    places = [Coordinates.of(other, data, tensor) for other in range(world)]
+    own = places[rank]
+    groups: dict[str, Any] = {"data_group": None, "tensor_group": None, "tensor_control": None}
+    for stage in range(stages):
+        for column in range(tensor):
+            members = [r for r, p in enumerate(places) if (p.stage, p.tensor) == (stage, column)]
+            made = dist.new_group(members)
+            if (own.stage, own.tensor) == (stage, column):
+                groups["data_group"] = made
+        for row in range(data if tensor > 1 else 0):
+            members = [r for r, p in enumerate(places) if (p.stage, p.data) == (stage, row)]
+            made, control = dist.new_group(members), dist.new_group(members, backend="gloo")
+            if (own.stage, own.data) == (stage, row):
+                groups["tensor_group"], groups["tensor_control"] = made, control
+    return groups
 
-    Raises:
-        LaunchError: no such device, or a world size that the layout does not divide.
-    """
-    adopt_environment()
-    device = choose_device(config.train.device)
+
+def set_device(device: torch.device) -> None:
+    """Make ``device`` this process's own, for torch and DeepSpeed."""
     os.environ["DS_ACCELERATOR"] = device.type  # DeepSpeed guesses otherwise, and may guess a GPU for a CPU run
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _init_process_group(device)
-    world, rank = dist.get_world_size(), dist.get_rank()
-    everyone = list(range(world))
-    dp_group = dist.new_group(everyone) if world > 1 else None
-    control = dist.new_group(everyone, backend="gloo", timeout=timedelta(minutes=60))
-    return Layout(world, rank, world, rank, device, dp_group, control)
-
-
-def _init_process_group(device: torch.device) -> None:
-    import deepspeed
-
-    from smet.zero import quiet_cpu_collectives
-
-    quiet_cpu_collectives()
-    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
-        store = dist.HashStore()  # no port, so any number of single-process runs share a host
-        dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=store, rank=0, world_size=1)
-    deepspeed.init_distributed("gloo" if device.type == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pretrain.build import build_engine, build_model, build_optimizer, deepspeed_config
+from pretrain.build import build_engine, deepspeed_config
 from pretrain.callbacks.base import Callback
 from pretrain.callbacks.checkpointing import CheckpointCallback
 from pretrain.callbacks.evaluation import EvaluationCallback
@@ -25,7 +25,7 @@ from pretrain.errors import CheckpointError, DataError
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
-from smet import MaskBank, SmetConfig, TopologyController
+from smet import MaskBank, TopologyController
 from smet.zero import ZeroStore
 
 
@@ -41,11 +41,11 @@ def run(config: RunConfig, layout: Layout) -> Trainer:
     checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
 
     settings = deepspeed_config(config, layout.dp_size)
-    model = build_model(config)
-    engine = build_engine(model, build_optimizer(model, config), settings)
-    store = ZeroStore(engine)
-    bank = MaskBank(model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
-    topology = TopologyController(model, config.sparsity, store, bank, config.train.steps)
+    engine = build_engine(config, layout, settings)
+    store = ZeroStore(engine.deepspeed)
+    bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
+    shard = f"tensor {layout.tensor_rank}/{layout.tensor_size}" if layout.tensor_size > 1 else ""
+    topology = TopologyController(engine.model, config.sparsity, store, bank, config.train.steps, shard)
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
@@ -120,13 +120,13 @@ def resume(trainer: Trainer, path: Path) -> None:
             f"checkpoint {path} was trained on other data (fingerprint {state['data_fingerprint'][:12]}, this run's is "
             f"{fingerprint[:12]}); give the same data.train, data.seq_length and data.seed"
         )
-    vectors = vectors_of(trainer.engine.module.llama, trainer.store, trainer.bank)
+    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
     read_vectors(path, vectors, trainer.layout)
     trainer.bank.release()
     trainer.store.publish()
     restore_state(trainer, state)
     if (probe := state["probe"]) is not None:
-        loss = probe_loss(trainer.engine, probe["tokens"], trainer.layout)
+        loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
         require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
     else:
         _require_same_function(trainer.config.to_dict(), state["config"], path)
@@ -155,14 +155,16 @@ def _require_same_function(own: dict[str, Any], saved: dict[str, Any], path: Pat
 def _summary(trainer: Trainer) -> str:
     """One resolved line: what trains, how, on what."""
     config, layout = trainer.config, trainer.layout
-    sparsity: SmetConfig = config.sparsity
-    weights = sum(layer.active * layer.grid.block_size for layer in trainer.topology.all_layers.values())
-    total = sum(layer.grid.rows * layer.grid.cols for layer in trainer.topology.all_layers.values())
+    layers = trainer.topology.all_layers.values()
+    weights = sum(layer.active * layer.grid.block_size for layer in layers)
+    total = sum(layer.grid.rows * layer.grid.cols for layer in layers)
+    rows, cols = config.sparsity.block
+    degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
+    ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
+    share = " on this rank" if layout.tensor_size * layout.stages > 1 else ""
     return (
-        f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
-        f"{sparsity.block[0]}x{sparsity.block[1]}); SmetAdamW in ZeRO-{config.parallel.zero_stage} over "
-        f"{layout.dp_size} rank{'s' if layout.dp_size > 1 else ''} on {layout.device.type}; {config.train.precision} "
-        f"weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
-        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
-        "per step"
+        f"SMET: {weights:,} of {total:,} sparse-layer weights active{share} (density {weights / total:.4g}, block "
+        f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}; "
+        f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
+        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens per step"
     )

@@ -6,11 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from pretrain.callbacks.base import Callback, Record
 from pretrain.config import RunConfig
 from pretrain.data.loader import BatchLoader
+from pretrain.engine import Engine
 from pretrain.layout import Layout
 from pretrain.schedule import learning_rate
 from smet.bank import MaskBank
@@ -29,7 +28,7 @@ class Trainer:
         self,
         config: RunConfig,
         layout: Layout,
-        engine: Any,
+        engine: Engine,
         store: ZeroStore,
         bank: MaskBank,
         topology: TopologyController,
@@ -42,6 +41,7 @@ class Trainer:
         self.step = 0
         self.consumed_samples = 0
         self.stop_reason = ""
+        store.before_each_step(lambda: self._call("before_update"))
 
     @property
     def last_step(self) -> int:
@@ -87,21 +87,13 @@ class Trainer:
         for group in self.store.optimizer.param_groups:
             group["lr"] = lr
         batches = self.loader.batches(self.consumed_samples)
-        loss = torch.zeros((), device=self.layout.device)
-        for number, tokens in enumerate(batches, start=1):
-            micro_loss = self.engine(tokens.to(self.layout.device))
-            self.engine.backward(micro_loss)
-            loss += micro_loss.detach() / len(batches)
-            if number == len(batches):
-                self._call("before_update")
-            self.engine.step()
+        loss = self.engine.train_step(batches)
         self.step += 1
         self.consumed_samples += self.config.train.global_batch_size
-        mean_loss = self.layout.mean(loss)
         seconds = time.perf_counter() - begin
         return {
             "step": self.step,
-            "loss": mean_loss,
+            "loss": loss,
             "lr": lr,
             "grad_norm": self.store.gradient_norm(),
             "tokens": self.step * self.tokens_per_step,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,24 +14,46 @@ from smet.config import SmetConfig
 from smet.distribution import layer_densities
 from smet.errors import ConfigError
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import BlockGrid, unpack
+from smet.mask import BlockGrid, pack
 from smet.seeds import generator
-from smet.topology import block_scores, magnitude_mask, random_mask
+from smet.topology import block_scores, largest, random_active
 
 DenseSource = Callable[[str, nn.Linear], Tensor]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Which piece of a whole model a process builds. The default is all of it.
+
+    Its modules go by their names in the whole model, and masks are drawn for whole layers, so that
+    every layout starts from the same model.
+    """
+
+    shard: int = 0
+    shards: int = 1
+    """Tensor parallelism: this is part ``shard`` of ``shards`` of every selected layer's canonical rows."""
+    densities: Mapping[str, float] | None = None
+    """Density of every selected layer of the whole model; None = work it out here."""
+
+
+WHOLE = Piece()
+
+
+def selects(name: str, config: SmetConfig) -> bool:
+    """Whether ``config.include`` and ``config.exclude`` make the linear layer ``name`` sparse."""
+    included = any(fnmatchcase(name, pattern) for pattern in config.include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+
+
 def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Linear]:
-    """The ``nn.Linear`` modules that ``config.include`` and ``config.exclude`` select, by name.
+    """The ``nn.Linear`` modules that the name filters select, by name.
 
     Subclasses are left alone: their owners may read ``weight`` (as torch's attention does) or rely on more.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and any(fnmatchcase(name, pattern) for pattern in config.include)
-        and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+        if type(module) is nn.Linear and selects(name, config)
     }
 
 
@@ -44,6 +67,7 @@ def sparsify(
     config: SmetConfig,
     initial: str = "random",
     dense_source: DenseSource | None = None,
+    piece: Piece = WHOLE,
 ) -> nn.Module:
     """Replace the selected ``nn.Linear`` layers of ``model`` by ``SparseLinear``, in place.
 
@@ -56,6 +80,7 @@ def sparsify(
         config: densities, filters and method.
         initial: ``random`` masks, or ``magnitude`` (keep the largest weights, unscaled).
         dense_source: gives a layer's dense ``(out, in)`` weight; default is the layer's own.
+        piece: for parallel layouts; a piece may hold no layer to make sparse.
 
     Returns:
         ``model``.
@@ -70,27 +95,29 @@ def sparsify(
             "the model is itself a linear layer and cannot be replaced in place; wrap it in nn.Sequential"
         )
     layers = selected_layers(model, config)
-    if not layers:
+    if not layers and piece.densities is None:
         raise ConfigError(
             f"sparsity.include {list(config.include)} minus exclude {list(config.exclude)} selects no linear layer; "
             "loosen the patterns"
         )
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-    densities = layer_densities(shapes, config.density, config.distribution)
-    _check_layers(model, layers, config)
+    densities = piece.densities
+    if densities is None:
+        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+        densities = layer_densities(shapes, config.density, config.distribution)
+    _check_layers(model, layers, config, piece)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
     for name, layer in layers.items():
         weight = dense_source(name, layer) if dense_source else layer.weight.detach()
-        sparse = _sparse_copy(name, layer, weight, densities[name], config, initial)
+        sparse = _sparse_copy(name, layer, weight, densities[name], config, initial, piece)
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
     return model
 
 
-def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetConfig) -> None:
+def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetConfig, piece: Piece) -> None:
     problems = []
     owners: dict[Tensor, list[str]] = {}
     for name, module in model.named_modules():
@@ -101,7 +128,12 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetCo
             problems.append(f"{name} shares its weight with {others[0]}, which stays dense; add it to sparsity.exclude")
         rows, cols = _canonical_shape(layer, is_transposed(name, config))
         try:
-            BlockGrid(rows, cols, config.block)
+            grid = BlockGrid(rows, cols, config.block)
+            if piece.shards > 1 and grid.blocks % 8:
+                raise ConfigError(
+                    f"a tensor-parallel shard has {grid.blocks} blocks, expected a multiple of 8 (whole mask bytes); "
+                    "use fewer tensor-parallel ranks or another block"
+                )
         except ConfigError as error:
             problems += [f"{name}: {text}" for text in error.problems]
     if problems:
@@ -119,17 +151,19 @@ def _canonical_shape(layer: nn.Linear, transposed: bool) -> tuple[int, int]:
 
 
 def _sparse_copy(
-    name: str, layer: nn.Linear, weight: Tensor, density: float, config: SmetConfig, initial: str
+    name: str, layer: nn.Linear, weight: Tensor, density: float, config: SmetConfig, initial: str, piece: Piece
 ) -> SparseLinear:
     transposed = is_transposed(name, config)
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
     tiles = grid.to_blocks(weight.t() if transposed else weight)
-    active = active_blocks(grid.blocks, density)
+    blocks = grid.blocks * piece.shards
+    active = active_blocks(blocks, density)
     if initial == "magnitude":
-        bits = magnitude_mask(block_scores(tiles.reshape(-1).float(), grid.block_size), active)
+        chosen = largest(block_scores(tiles.reshape(-1).float(), grid.block_size), active)
     else:
-        bits = random_mask(grid.blocks, active, generator(config.seed, "mask", name)).to(weight.device)
-    values = tiles[unpack(bits, grid.blocks)].reshape(-1)
+        chosen = random_active(blocks, active, generator(config.seed, "mask", name)).to(weight.device)
+    mask = chosen[piece.shard * grid.blocks : (piece.shard + 1) * grid.blocks]
+    bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and initial == "random":
         values = values * density**-0.5
     sparse = SparseLinear(

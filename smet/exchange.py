@@ -17,7 +17,8 @@ Range = tuple[int, int]
 """(start, length) of a fragment, in elements."""
 
 all_gather_flat: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""torch's flat all-gather under its newer name, where it has one."""
+reduce_scatter_flat: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""torch's collectives over flat tensors under their newer names, where it has them."""
 
 
 def all_ranges(own: Sequence[Range], group: dist.ProcessGroup | None) -> list[list[Range]]:

@@ -51,6 +51,8 @@ class Sizes:
     """Stored weights of this part (active ones only)."""
     mask_bits: int = 0
     aged: bool = False
+    gathered: int = 0
+    """Weights that ZeRO-3 keeps whole on every rank beside their partitions."""
 
 
 def plan(sizes: Sizes, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True) -> dict[str, int]:
@@ -64,7 +66,7 @@ def plan(sizes: Sizes, stage: int, ranks: int, sixteen_bit: bool, masks_sharded:
     share = -(-sizes.weights // ranks)
     mask_bytes = -(-sizes.mask_bits // 8)
     return {
-        "weights": width * (share if stage == 3 else sizes.weights),
+        "weights": width * (share + sizes.gathered if stage == 3 else sizes.weights),
         "gradients": width * share,
         "master": 4 * share,
         "moments": 8 * share,

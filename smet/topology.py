@@ -107,13 +107,21 @@ def change_topology(
     return TopologyChange(bits=pack(new_mask), kept=~pruned, grown=born[new_mask])
 
 
+def random_active(blocks: int, active: int, rng: torch.Generator) -> Tensor:
+    """Bool vector ``(blocks,)`` with exactly ``active`` set, uniformly: those with the smallest random keys."""
+    return smallest(torch.rand(blocks, generator=rng), active)
+
+
+def largest(scores: Tensor, active: int) -> Tensor:
+    """Bool vector that marks the ``active`` largest scores ``(blocks,)``; of equal scores the first ones."""
+    return smallest(-scores, active)
+
+
 def random_mask(blocks: int, active: int, rng: torch.Generator) -> Tensor:
     """Packed mask with exactly ``active`` of ``blocks`` set, uniformly."""
-    mask = torch.zeros(blocks, dtype=torch.bool)
-    mask[sample_without_replacement(blocks, active, rng)] = True
-    return pack(mask)
+    return pack(random_active(blocks, active, rng))
 
 
 def magnitude_mask(scores: Tensor, active: int) -> Tensor:
     """Packed mask of the ``active`` blocks with the largest scores ``(blocks,)``."""
-    return pack(smallest(-scores, active))
+    return pack(largest(scores, active))

@@ -8,7 +8,7 @@ parameter may be cut at any offset. Stage 3 pads and cuts each parameter by itse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,19 @@ class ZeroStore:
         if small:
             small[0].all_gather(small)
 
+    def before_each_step(self, action: Callable[[], None]) -> None:
+        """Call ``action`` whenever the last backward of a step is done and before its gradients are used.
+
+        Works alike for engines whose caller sees that moment and for pipeline engines, where nobody does.
+        """
+        original = self.zero.step
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            action()
+            return original(*arguments, **options)
+
+        self.zero.step = step
+
     def step_applied(self) -> bool:
         """Whether the engine's last ``step`` changed weights."""
         return bool(self.engine.was_step_applied())
@@ -137,6 +150,23 @@ class ZeroStore:
         held = self.zero.averaged_gradients.get(index)
         if held is not None:
             yield from (grad for grad in held if torch.is_tensor(grad))
+
+
+def pipeline_module(specs: list[Any], costs: Sequence[float], **options: Any) -> Any:
+    """A ``PipelineModule`` whose stages are cut so that the dearest one is as cheap as possible.
+
+    Args:
+        specs: one ``LayerSpec`` per block.
+        costs: relative cost of each block, in any unit.
+        options: of ``PipelineModule`` (topology, loss function, seeds).
+    """
+    from deepspeed.pipe import PipelineModule
+
+    class Weighted(PipelineModule):
+        def _count_layer_params(self) -> list[int]:
+            return [max(1, round(1000 * cost)) for cost in costs]
+
+    return Weighted(specs, partition_method="parameters", **options)
 
 
 def quiet_cpu_collectives() -> None:

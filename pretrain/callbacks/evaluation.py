@@ -24,8 +24,7 @@ class EvaluationCallback(Callback):
         """Evaluate every ``evaluation.interval`` steps and after the last step of the run."""
         interval = trainer.config.evaluation.interval
         if trainer.step == trainer.total_steps or (interval and trainer.step % interval == 0):
-            samples = trainer.config.evaluation.samples
-            record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout))
+            record.update(evaluate(trainer.engine, self.loader, trainer.config.evaluation.samples))
 
     def close(self) -> None:
         """Stop the loader's reader."""

@@ -39,54 +39,68 @@ class MemoryCallback(Callback):
         measured = self._measure(trainer)
         for part, kinds in measured.items():
             kinds["gradients"] = self._gradients[part]["gradients"]
-        ranks = trainer.layout.gather_objects(measured)
+        ranks = trainer.layout.gather_objects({**planned(trainer), "measured": measured})
         if trainer.layout.is_main:
             self.folder.write_json("memory.json", report(trainer, ranks))
 
     @staticmethod
     def _measure(trainer: Trainer) -> Table:
-        return measure(trainer.store, trainer.bank, sparse_layers(trainer.engine.module))
+        return measure(trainer.store, trainer.bank, sparse_layers(trainer.engine.model))
 
 
-def report(trainer: Trainer, ranks: list[Table]) -> dict[str, Any]:
-    """The content of memory.json: bytes per rank, and the sparse layers against the same layers dense."""
-    config, layers = trainer.config, sparse_layers(trainer.engine.module)
-    stage, dp = config.parallel.zero_stage, trainer.layout.dp_size
-    half = config.train.precision == "bf16"
-    values = sum(layer.active * layer.grid.block_size for layer in layers.values())
-    sparse = Sizes(values, _mask_bits(layers), aged=config.sparsity.dynamic)
+def planned(trainer: Trainer) -> dict[str, Any]:
+    """This rank's planned bytes by part and kind, from the sizes of its part of the model."""
+    config, layout = trainer.config, trainer.layout
+    layers = sparse_layers(trainer.engine.model)
+    stage, half = config.parallel.zero_stage, config.train.precision == "bf16"
+    active = sum(layer.active * layer.grid.block_size for layer in layers.values())
     total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
-    planned = {
-        "sparse": plan(sparse, stage, dp, half, config.sparsity.mask_residency == "sharded"),
-        "dense": plan(Sizes(_dense_weights(trainer, layers)), stage, dp, half),
+    bits = sum(layer.grid.mask_bytes * 8 for layer in layers.values() if not layer.is_full)
+    sparse = Sizes(active, bits, aged=config.sparsity.dynamic)
+    sharded = config.sparsity.mask_residency == "sharded"
+    return {
+        "sparse_weights": total,
+        "active_weights": active,
+        "planned": {
+            "sparse": plan(sparse, stage, layout.dp_size, half, sharded),
+            "dense": plan(_dense_sizes(trainer, layers), stage, layout.dp_size, half),
+        },
+        "planned_if_dense": plan(Sizes(total), stage, layout.dp_size, half),
     }
-    as_dense = plan(Sizes(total), stage, dp, half)
-    most = max(sum(rank["sparse"].values()) for rank in ranks)
+
+
+def _dense_sizes(trainer: Trainer, layers: dict[str, SparseLinear]) -> Sizes:
+    """Weights that are in no sparse layer; ZeRO-3 keeps the small ones gathered as well."""
+    sparse = {id(layer.values) for layer in layers.values()}
+    lengths = [
+        getattr(p, "ds_numel", p.numel()) for p in trainer.engine.model.parameters() if id(p) not in sparse
+    ]  # fmt: skip
+    settings = trainer.engine.deepspeed.config.get("zero_optimization", {})
+    threshold = settings.get("stage3_param_persistence_threshold", 0)
+    return Sizes(sum(lengths), gathered=sum(n for n in lengths if n <= threshold))
+
+
+def report(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of memory.json: bytes of every rank, and the fullest rank's sparse layers against dense ones."""
+    config, layout = trainer.config, trainer.layout
+    fullest = max(ranks, key=lambda rank: sum(rank["measured"]["sparse"].values()))
+    measured, as_dense = (sum(kinds.values()) for kinds in (fullest["measured"]["sparse"], fullest["planned_if_dense"]))
     return {
         "unit": "bytes",
-        "world_size": trainer.layout.world_size,
-        "zero_stage": stage,
+        "world_size": layout.world_size,
+        "layout": {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages},
+        "zero_stage": config.parallel.zero_stage,
         "precision": config.train.precision,
         "density": config.sparsity.density,
         "measured_at_step": trainer.step,
-        "planned_per_rank": planned,
-        "measured_per_rank": ranks,
         "sparse_layers": {
-            "weights": total,
-            "active_weights": values,
-            "measured": most,
-            "planned": sum(planned["sparse"].values()),
-            "planned_if_dense": sum(as_dense.values()),
-            "ratio_to_dense": most / sum(as_dense.values()),
+            "weights": fullest["sparse_weights"],
+            "active_weights": fullest["active_weights"],
+            "measured": measured,
+            "planned": sum(fullest["planned"]["sparse"].values()),
+            "planned_if_dense": as_dense,
+            "ratio_to_dense": measured / as_dense,
         },
+        "planned_per_rank": [rank["planned"] for rank in ranks],
+        "measured_per_rank": [rank["measured"] for rank in ranks],
     }
-
-
-def _mask_bits(layers: dict[str, SparseLinear]) -> int:
-    return sum(layer.grid.mask_bytes * 8 for layer in layers.values() if not layer.is_full)
-
-
-def _dense_weights(trainer: Trainer, layers: dict[str, SparseLinear]) -> int:
-    sparse = {id(layer.values) for layer in layers.values()}
-    parameters = [p for p in trainer.engine.module.parameters() if id(p) not in sparse]
-    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)

@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
+from smet.controller import UpdateReport
 
 
 class TopologyCallback(Callback):
@@ -26,6 +27,9 @@ class TopologyCallback(Callback):
         report = trainer.topology.after_step()
         if report is None:
             return
+        if trainer.layout.tensor_size * trainer.layout.stages > 1:
+            everyone = trainer.layout.gather_objects((trainer.layout.is_first_replica, report))
+            report = UpdateReport.merged([other for first, other in everyone if first])
         record["topology"] = report
         if not trainer.layout.is_main:
             return

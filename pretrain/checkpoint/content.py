@@ -7,36 +7,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain.checkpoint.vectors import LogicalVector, Vectors
+from pretrain.engine import Engine
+from pretrain.layout import Layout
+from pretrain.parallel.tensor import is_replicated, offsets
 from smet.bank import MaskBank
-from smet.linear import SparseLinear, sparse_layers
+from smet.linear import sparse_layers
 from smet.store import ParameterStore
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
 
 
-def vectors_of(model: torch.nn.Module, store: ParameterStore, bank: MaskBank) -> Vectors:
-    """Live fragments of everything that training changes: loading into them restores the run.
+def vectors_of(engine: Engine, store: ParameterStore, bank: MaskBank, layout: Layout) -> Vectors:
+    """Live fragments of everything that training changes: loading into them restores the run. Collective.
 
     For a parameter ``p``: ``p`` (fp32 master), ``p/exp_avg``, ``p/exp_avg_sq`` and, if its weights can
-    be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed bits.
+    be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed bits. A tensor-parallel
+    shard is a range of the whole vector; copies that another rank saves are marked as replicas.
     """
+    places = offsets(engine.model, layout)
     vectors: Vectors = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in engine.model.named_parameters():
         if not parameter.requires_grad:
             continue
         fragment = store.fragment(parameter)
+        start, total = places.get(name, (0, fragment.total))
+        copy = is_copy(name, layout)
         for key, tensor in {"": fragment.master, **fragment.state}.items():
-            vectors[f"{name}/{key}".rstrip("/")] = LogicalVector(tensor, fragment.start, fragment.total)
-    for name, layer in sparse_layers(model).items():
+            vectors[f"{name}/{key}".rstrip("/")] = LogicalVector(tensor, start + fragment.start, total, copy)
+    for name, layer in sparse_layers(engine.model).items():
         if not layer.is_full:
-            vectors[f"{name}.mask"] = _mask_vector(layer, bank)
+            start, total = places.get(f"{name}.mask", (0, layer.grid.mask_bytes))
+            first, local = bank.fragment(layer)
+            vectors[f"{name}.mask"] = LogicalVector(local, start + first, total)
     return vectors
 
 
-def _mask_vector(layer: SparseLinear, bank: MaskBank) -> LogicalVector:
-    start, local = bank.fragment(layer)
-    return LogicalVector(local, start, layer.grid.mask_bytes)
+def is_copy(name: str, layout: Layout) -> bool:
+    """Whether another rank outside this one's data-parallel group saves the same vector."""
+    if layout.tensor_rank > 0 and is_replicated(name):
+        return True
+    return name.startswith("model.embed_tokens") and layout.stage > 0  # a tied head in the last stage
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:

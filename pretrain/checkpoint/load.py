@@ -78,8 +78,8 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
         CheckpointError: the checkpoint is of another model: a vector is missing or has another length.
     """
     reader = dcp.FileSystemReader(path)
-    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    stored = {name: entry.size.numel() for name, entry in entries.items()}
+    stored = {name: entry.size.numel() for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    everywhere = {name for names in layout.gather_objects(list(vectors)) for name in names}
     wanted = dict(vectors)
     for name in [name for name in vectors if name.endswith("/birth") and name not in stored]:
         wanted.pop(name).local.zero_()
@@ -88,10 +88,15 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
         for name, vector in wanted.items()
         if stored.get(name) != vector.numel()
     ]
-    wrong += [f"{name} is not in this model" for name in stored if name not in vectors and not name.endswith("/birth")]
+    extra = [name for name in stored if name not in everywhere and not name.endswith("/birth")]
+    wrong += [f"{name} is not in this model" for name in extra]
+    layout.agree(lambda: _require_none(wrong, path))
+    dcp.load(dict(wanted), storage_reader=reader, process_group=layout.control)
+
+
+def _require_none(wrong: list[str], path: Path) -> None:
     if wrong:
         raise CheckpointError(
             f"checkpoint {path} is of another model or density: {wrong[0]} ({len(wrong)} differences); "
             "set model and sparsity as in its state.json, or start anew in another train.output_dir"
         )
-    dcp.load(dict(wanted), storage_reader=reader, process_group=layout.control)

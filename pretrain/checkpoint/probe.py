@@ -7,21 +7,17 @@ from typing import Any
 
 import torch
 
+from pretrain.engine import Engine, fill_up
 from pretrain.errors import CheckpointError
-from pretrain.layout import Layout
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference of the loss that another layout's rounding may make."""
 
 
-@torch.no_grad()
-def probe_loss(engine: Any, tokens: list[int], layout: Layout) -> float:
-    """Loss of one sequence, the same on every rank. Collective where weights or masks are sharded."""
-    engine.eval()
-    try:
-        return float(engine(torch.tensor([tokens], device=layout.device)))
-    finally:
-        engine.train()
+def probe_loss(engine: Engine, tokens: list[int], micro_batch_size: int) -> float:
+    """Loss of one sequence, computed alike on every data-parallel rank. Collective."""
+    batch = fill_up(torch.tensor([tokens]), micro_batch_size)
+    return engine.loss(batch) * micro_batch_size
 
 
 def require_same_loss(stored: float, found: float, precision: str, path: Any) -> None:

@@ -17,23 +17,26 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 class LogicalVector(torch.Tensor):
     """A vector of ``total`` elements of which this rank holds ``local``, from ``start`` on.
 
+    ``copy`` marks a fragment that another rank holds too, and saves.
+
     Only the checkpoint planner ever sees one; it has no arithmetic.
     """
 
     local: Tensor
     start: int
+    copy: bool
 
     @staticmethod
-    def __new__(cls, local: Tensor, start: int, total: int) -> LogicalVector:
+    def __new__(cls, local: Tensor, start: int, total: int, copy: bool = False) -> LogicalVector:
         vector = torch.Tensor._make_wrapper_subclass(cls, (total,), dtype=local.dtype, device=local.device)
-        vector.local, vector.start = local, start
+        vector.local, vector.start, vector.copy = local, start, copy
         return vector
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """The planner detaches tensors; nothing else is defined."""
         if func == torch.ops.aten.detach.default:
-            return LogicalVector(args[0].local.detach(), args[0].start, args[0].numel())
+            return LogicalVector(args[0].local.detach(), args[0].start, args[0].numel(), args[0].copy)
         raise TypeError(f"a LogicalVector has no {func}")
 
     def _chunk(self) -> ChunkStorageMetadata:
@@ -62,7 +65,9 @@ Vectors = dict[str, LogicalVector]
 
 
 def staged(vectors: Vectors) -> Vectors:
-    """Copies on the CPU, which training no longer changes."""
+    """What this rank saves: copies on the CPU, which training no longer changes."""
     return {
-        name: LogicalVector(v.local.detach().to("cpu", copy=True), v.start, v.numel()) for name, v in vectors.items()
+        name: LogicalVector(vector.local.detach().to("cpu", copy=True), vector.start, vector.numel())
+        for name, vector in vectors.items()
+        if not vector.copy
     }

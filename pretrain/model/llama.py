@@ -26,9 +26,20 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.config.schema import ModelConfig
 
 
+IGNORED = -100
+"""Token id of filler rows: predicting it costs nothing."""
+
+
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all tokens of -log p(target), in fp32. logits: (b, s, v); targets: (b, s) -> scalar."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    """Sum of -log p(target) in fp32 over the number of targets, ignored ones included: with filler rows
+    the losses of batches of one size still add up. logits: (b, s, v); targets: (b, s) -> scalar."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return losses / targets.numel()
+
+
+def split_sample(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples (b, s + 1) to what the model reads and what it predicts, both (b, s)."""
+    return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +141,25 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def blocks(config: ModelConfig, parts: Parts = DENSE) -> list[tuple[str, Callable[[], nn.Module]]]:
+class RecomputedLayer(DecoderLayer):
+    """A decoder layer that keeps only its input for the backward pass, and computes the rest again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, s, h) -> (b, s, h)"""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def blocks(config: ModelConfig, parts: Parts = DENSE, recompute: bool = False) -> list[tuple[str, Callable[[], nn.Module]]]:
     """Name and maker of every block, in order: embedding, decoder layers, final norm, head.
 
     The composition of the blocks is the model. A pipeline stage makes only its own, under the same names.
     """
+    layer = RecomputedLayer if recompute else DecoderLayer
     return [
         ("model.embed_tokens", partial(parts.embedding, config.vocab_size, config.hidden_size)),
-        *((f"model.layers.{n}", partial(DecoderLayer, config, parts)) for n in range(config.num_hidden_layers)),
+        *((f"model.layers.{n}", partial(layer, config, parts)) for n in range(config.num_hidden_layers)),
         ("model.norm", partial(parts.norm, config.hidden_size, eps=config.rms_norm_eps)),
         ("lm_head", partial(parts.head, config.hidden_size, config.vocab_size)),
     ]
@@ -152,11 +174,11 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, tokens: Tensor, recompute: bool) -> Tensor:
-        """Token ids (b, s) -> (b, s, h); with ``recompute``, layers keep no activations but their inputs."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (b, s) -> (b, s, h)"""
         x = self.embed_tokens(tokens)  # (b, s, h)
         for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+            x = layer(x)
         return self.norm(x)
 
 
@@ -165,8 +187,8 @@ class LlamaForCausalLM(nn.Module):
 
     def __init__(self, config: ModelConfig, parts: Parts = DENSE, *, activation_checkpointing: bool = False):
         super().__init__()
-        self.config, self.parts, self.activation_checkpointing = config, parts, activation_checkpointing
-        embedding, *layers, norm, head = (make() for _, make in blocks(config, parts))
+        self.config, self.parts = config, parts
+        embedding, *layers, norm, head = (make() for _, make in blocks(config, parts, activation_checkpointing))
         self.model = LlamaModel(embedding, layers, norm)
         self.lm_head = head  # after the model: a tied weight goes by the name of the embedding
         if config.tie_word_embeddings:
@@ -174,9 +196,9 @@ class LlamaForCausalLM(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (b, s) -> logits (b, s, v) of the token that follows each."""
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        return self.lm_head(self.model(tokens, recompute))
+        return self.lm_head(self.model(tokens))
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Token ids (b, s + 1) -> mean cross-entropy over the s predicted tokens, in fp32 nats."""
-        return self.parts.cross_entropy(self(tokens[:, :-1]), tokens[:, 1:])
+        """Samples (b, s + 1) -> mean cross-entropy over the s predicted tokens, in fp32 nats."""
+        inputs, targets = split_sample(tokens)
+        return self.parts.cross_entropy(self(inputs), targets)

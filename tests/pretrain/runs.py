@@ -12,7 +12,7 @@ import numpy as np
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.writer import IndexedWriter
-from pretrain.layout import start
+from pretrain.startup import start
 from pretrain.run import run
 
 VOCABULARY = 97

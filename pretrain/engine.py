@@ -1,0 +1,80 @@
+"""Two kinds of DeepSpeed engine behind one small interface: ``train_step`` and ``loss``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.data.loader import FILLER
+from pretrain.layout import Layout
+from pretrain.model.llama import split_sample
+
+
+class Engine(Protocol):
+    """What the train loop needs of an engine. All methods are collective."""
+
+    deepspeed: Any
+    """The DeepSpeed engine."""
+    model: nn.Module
+    """This rank's part of the LLaMA, under the names of the whole model."""
+
+    def train_step(self, batches: list[Tensor]) -> float:
+        """One optimizer step over micro-batches ``(b, s + 1)``; the mean loss over all ranks."""
+
+    def loss(self, tokens: Tensor) -> float:
+        """Loss of a micro-batch ``(b, s + 1)`` without training, averaged over data-parallel ranks."""
+
+
+class PlainEngine:
+    """Data and tensor parallelism: ZeRO 1, 2 or 3."""
+
+    def __init__(self, engine: Any, model: nn.Module, layout: Layout):
+        self.deepspeed, self.model, self.layout = engine, model, layout
+
+    def train_step(self, batches: list[Tensor]) -> float:
+        """See ``Engine``."""
+        total = torch.zeros((), device=self.layout.device)
+        for tokens in batches:
+            loss = self.deepspeed(tokens.to(self.layout.device))
+            self.deepspeed.backward(loss)
+            self.deepspeed.step()
+            total += loss.detach() / len(batches)
+        return self.layout.mean(total)
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor) -> float:
+        """See ``Engine``."""
+        self.deepspeed.eval()
+        try:
+            return self.layout.mean(self.deepspeed(tokens.to(self.layout.device)))
+        finally:
+            self.deepspeed.train()
+
+
+class PipelineEngine:
+    """Pipeline parallelism with ZeRO-1. Only the first and the last stage look at the tokens."""
+
+    def __init__(self, engine: Any, model: nn.Module, layout: Layout):
+        self.deepspeed, self.model, self.layout = engine, model, layout
+
+    def train_step(self, batches: list[Tensor]) -> float:
+        """See ``Engine``."""
+        return float(self.deepspeed.train_batch(self._samples(batches)))
+
+    def loss(self, tokens: Tensor) -> float:
+        """See ``Engine``."""
+        result = self.deepspeed.eval_batch(self._samples([tokens]), num_micro_batches=1)
+        self.deepspeed.train()
+        return float(result)
+
+    def _samples(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([split_sample(tokens.to(self.layout.device)) for tokens in batches])
+
+
+def fill_up(tokens: Tensor, rows: int) -> Tensor:
+    """``tokens`` ``(b, s + 1)`` with filler rows up to ``rows``: pipelines want batches of one size."""
+    filler = torch.full((rows - tokens.shape[0], tokens.shape[1]), FILLER, dtype=tokens.dtype)
+    return torch.cat([tokens, filler])

@@ -1,0 +1,1 @@
+"""Tensor and pipeline parallelism: the only place where the model meets process groups."""

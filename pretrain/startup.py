@@ -1,0 +1,127 @@
+"""Joining the other processes, whichever launcher started them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config import RunConfig
+from pretrain.config.schema import ParallelConfig
+from pretrain.errors import LaunchError
+from pretrain.layout import Coordinates, Layout, make_groups, set_device
+
+ENVIRONMENTS = {
+    "OpenMPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+"""Where launchers other than DeepSpeed's and torch's put rank, world size and local rank."""
+
+
+def adopt_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous come from whichever launcher started us.
+
+    Without one, this is a run of a single process.
+
+    Raises:
+        LaunchError: a launcher started several processes that cannot find each other.
+    """
+    if "RANK" in environ:
+        return
+    for launcher, names in ENVIRONMENTS.items():
+        rank, size, local = (environ.get(name) for name in names)
+        if rank is None or size is None or size == "1":
+            continue
+        environ.update({"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local or "0"})
+        if launcher == "Slurm" and "SLURM_LAUNCH_NODE_IPADDR" in environ:
+            environ.setdefault("MASTER_ADDR", environ["SLURM_LAUNCH_NODE_IPADDR"])
+        if "MASTER_ADDR" not in environ:
+            raise LaunchError(
+                f"{launcher} started {size} processes without MASTER_ADDR; export MASTER_ADDR (the first host's "
+                "address) and MASTER_PORT to all of them"
+            )
+        environ.setdefault("MASTER_PORT", "29500")
+        return
+    environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    environ.setdefault("MASTER_PORT", "0")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        LaunchError: cuda is wanted and there is none for this local rank.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if local >= count:
+        raise LaunchError(
+            f"local rank {local} needs GPU number {local}, this host has {count}; start at most {count} processes "
+            "per host, or set train.device to cpu"
+        )
+    return torch.device("cuda", local)
+
+
+def check_world(world: int, parallel: ParallelConfig) -> None:
+    """Check that the degrees divide the number of processes.
+
+    Raises:
+        LaunchError: they do not; names the degrees that would.
+    """
+    shards = parallel.tensor * parallel.pipeline
+    if world % shards == 0:
+        return
+    fitting = [
+        f"tensor {t} x pipeline {p}"
+        for t in range(1, world + 1)
+        for p in range(1, world // t + 1)
+        if world % (t * p) == 0 and t <= parallel.tensor and p <= parallel.pipeline
+    ]
+    bare = ", which is what a start without a launcher gives" if world == 1 else ""
+    raise LaunchError(
+        f"{world} process{'es' if world > 1 else ''} started{bare}, expected a multiple of parallel.tensor "
+        f"{parallel.tensor} x parallel.pipeline {parallel.pipeline} = {shards}; start {shards} or set "
+        f"{' or '.join(fitting[-2:])}"
+    )
+
+
+def start(config: RunConfig) -> Layout:
+    """Join the other processes and work out the layout. Collective.
+
+    Raises:
+        LaunchError: no such device, or a world size that the layout does not divide.
+    """
+    adopt_environment()
+    check_world(int(os.environ["WORLD_SIZE"]), config.parallel)
+    device = choose_device(config.train.device)
+    set_device(device)
+    _init_process_group(device)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    tensor, stages = config.parallel.tensor, config.parallel.pipeline
+    data = world // (tensor * stages)
+    groups = make_groups(world, rank, tensor, stages)
+    control = dist.new_group(list(range(world)), backend="gloo", timeout=timedelta(minutes=60))
+    place = Coordinates.of(rank, data, tensor)
+    return Layout(
+        world, rank, data, place.data, device, control=control, tensor_size=tensor, tensor_rank=place.tensor,
+        stages=stages, stage=place.stage, **groups,
+    )  # fmt: skip
+
+
+def _init_process_group(device: torch.device) -> None:
+    import deepspeed
+
+    from smet.zero import quiet_cpu_collectives
+
+    quiet_cpu_collectives()
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+        store = dist.HashStore()  # no port, so any number of single-process runs share a host
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
