@@ -1,0 +1,200 @@
+"""export_hf: transformers computes what we compute, zeros stand where the masks say, and mistakes cost nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.tools.checkpoints.models import VOCABULARY, load_hf, newest, our_model, read_state
+from tools import export_hf
+from tools.checkpoints import stream
+
+NAMES = ["grouped", "tied", "blocks", "partly", "dense"]
+
+
+def export(*arguments: Any) -> int:
+    return export_hf.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    for name in NAMES:
+        assert export(newest(runs / name), folder / name) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_gives_our_logits(runs: Path, exported: Path, name: str) -> None:
+    tokens = torch.randint(VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(1))
+    theirs = load_hf(exported / name)
+    with torch.no_grad():
+        ours = our_model(newest(runs / name))(tokens)
+        assert (ours - theirs(tokens).logits).abs().max() < 1e-4
+        assert ours.std() > 0.01
+        # The loss that the training engine itself computed when it saved.
+        probe = read_state(newest(runs / name))["probe"]
+        batch = torch.tensor([probe["tokens"]])
+        logits = theirs(batch[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits[0], batch[0, 1:])
+    assert loss.item() == pytest.approx(probe["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_stand_exactly_where_the_masks_say(exported: Path, name: str) -> None:
+    weights = load_file(exported / name / "model.safetensors")
+    masks = exported / name / "masks.safetensors"
+    described: dict[str, Any] = {}
+    if masks.exists():
+        with safe_open(masks, framework="np") as file:
+            described = json.loads(file.metadata()["layers"])
+            assert sorted(described) == sorted(file.keys())
+            for layer, facts in described.items():
+                active = expand_mask(file.get_tensor(layer), facts)
+                weight = weights[f"{layer}.weight"].numpy()
+                assert ((weight != 0) == active).all()
+                assert active.sum() == facts["active"] * np.prod(facts["block"])
+    sparse = {"dense": 0, "partly": 13}.get(name, 14)
+    assert len(described) == sparse
+    for layer in {key.removesuffix(".weight") for key in weights} - set(described):
+        assert (weights[f"{layer}.weight"] != 0).all()
+
+
+def expand_mask(bits: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """A mask as a bool matrix (out, in), by NumPy alone."""
+    (r, c), rows, cols = facts["block"], facts["rows"], facts["cols"]
+    blocks = np.unpackbits(bits, bitorder="little")[: rows // r * (cols // c)].reshape(rows // r, cols // c)
+    canonical = blocks.repeat(r, axis=0).repeat(c, axis=1).astype(bool)
+    return canonical.T if facts["transposed"] else canonical
+
+
+def test_a_tied_head_goes_by_the_embeddings_name(exported: Path) -> None:
+    assert "lm_head.weight" not in load_file(exported / "tied" / "model.safetensors")
+    assert "lm_head.weight" in load_file(exported / "grouped" / "model.safetensors")
+    assert json.loads((exported / "tied" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def test_bf16_is_fp32_rounded(runs: Path, exported: Path, tmp_path: Path) -> None:
+    assert export(runs / "grouped", tmp_path / "out", "--dtype", "bf16") == 0
+    exact = load_file(exported / "grouped" / "model.safetensors")
+    rounded = load_file(tmp_path / "out" / "model.safetensors")
+    assert exact.keys() == rounded.keys()
+    assert all(torch.equal(rounded[name], exact[name].bfloat16()) for name in exact)
+    assert load_hf(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_several_files_hold_what_one_holds(runs: Path, exported: Path, tmp_path: Path) -> None:
+    assert export(runs / "grouped", tmp_path / "out", "--max-shard-size", "12k") == 0
+    files = sorted(tmp_path.glob("out/model-*.safetensors"))
+    assert len(files) > 3
+    assert all(sum(t.nbytes for t in load_file(file).values()) <= 12_000 for file in files)
+    one, several = load_hf(exported / "grouped").state_dict(), load_hf(tmp_path / "out").state_dict()
+    assert one.keys() == several.keys() and all(torch.equal(one[name], several[name]) for name in one)
+
+
+def test_a_run_means_its_newest_checkpoint(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, source in enumerate([runs / "grouped", runs / "grouped" / "checkpoints", newest(runs / "grouped")]):
+        assert export(source, tmp_path / str(number), "--json") == 0
+        assert json.loads(capsys.readouterr().out)["step"] == 6
+    older = runs / "grouped" / "checkpoints" / "step-00000003"
+    assert export(older, tmp_path / "older", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["step"] == 3 and report["checkpoint"] == str(older)
+    assert json.loads((tmp_path / "older" / "origin.json").read_text())["step"] == 3
+
+
+def test_an_output_is_replaced_only_if_asked_and_only_an_export(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert export(runs / "grouped", out, "--max-shard-size", "12k") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert export(runs / "tied", out) == 2
+    assert "--overwrite" in one_error(capsys)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "notes.txt").write_text("mine")
+    assert export(runs / "tied", out, "--overwrite") == 2
+    assert "notes.txt" in one_error(capsys)
+    assert (out / "model-00001-of-00008.safetensors").exists() and (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert export(runs / "tied", out, "--overwrite") == 0
+    assert load_hf(out).config.tie_word_embeddings
+    assert not list(out.glob("model-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize("change", ["flip", "truncate", "remove"])
+def test_nothing_is_made_of_a_damaged_checkpoint(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    shutil.copytree(runs / "grouped" / "checkpoints", tmp_path / "checkpoints")
+    damaged = newest(tmp_path) / "__1_0.distcp"
+    damage(damaged, change)
+    assert export(tmp_path / "checkpoints", tmp_path / "out") == 2
+    error = one_error(capsys)
+    assert str(damaged) in error and "step-00000003" in error
+    assert not (tmp_path / "out").exists()
+
+
+def damage(path: Path, change: str) -> None:
+    content = bytearray(path.read_bytes())
+    if change == "remove":
+        path.unlink()
+    elif change == "truncate":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", ["missing", "a file", "another folder", "unpublished"])
+def test_what_is_no_checkpoint_is_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    path = tmp_path / "step-00000006"
+    if what == "a file":
+        path.write_text("x")
+    elif what == "another folder":
+        path = tmp_path / "folder"
+        path.mkdir()
+    elif what == "unpublished":
+        shutil.copytree(newest(runs / "grouped"), path)
+        (path / "manifest.json").unlink()
+    assert export(path, tmp_path / "out") == 2
+    assert str(path) in one_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_breaks_off_leaves_nothing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(stream, "write", full)
+    assert export(runs / "grouped", tmp_path / "out") == 2
+    assert "No space left" in one_error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_noticed_before(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_hf, "free_bytes", lambda path: 1000)
+    assert export(runs / "grouped", tmp_path / "out") == 2
+    assert "1 kB free" in one_error(capsys)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Reading, writing and converting published checkpoints in one process, on the CPU."""

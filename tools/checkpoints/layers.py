@@ -1,0 +1,92 @@
+"""Where each weight of a LLaMA lies in a checkpoint: Hugging Face's names, shapes, and our vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.config.schema import ModelConfig
+from pretrain.model import LlamaForCausalLM
+from smet import SmetConfig
+from smet.convert import active_blocks, is_transposed, selected_layers
+from smet.distribution import layer_densities
+from smet.mask import BlockGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseSpec:
+    """What a sparse layer's vectors mean."""
+
+    layer: str
+    """Module name, such as ``model.layers.0.mlp.up_proj``."""
+    grid: BlockGrid
+    transposed: bool
+    active: int
+    """Blocks that the settings make active; exact, not an expectation."""
+    density: float
+    """The density that was asked for."""
+
+    @property
+    def mask(self) -> str:
+        """Name of the packed mask's vector; a full layer has none."""
+        return f"{self.layer}.mask"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every block is active."""
+        return self.active == self.grid.blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One weight of the dense model."""
+
+    name: str
+    """Name in Hugging Face's files; a tied head has no name of its own."""
+    shape: tuple[int, ...]
+    vector: str
+    """Name of the vector that holds it: all of it, or its active values."""
+    sparse: SparseSpec | None
+
+    @property
+    def numel(self) -> int:
+        """Elements of the dense weight."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def stored(self) -> int:
+        """Elements of the vector."""
+        return self.numel if self.sparse is None else self.sparse.active * self.sparse.grid.block_size
+
+    def mask_bytes(self) -> int:
+        """Bytes of the mask's vector; 0 where there is none."""
+        return 0 if self.sparse is None or self.sparse.is_full else self.sparse.grid.mask_bytes
+
+
+def weights_of(model: ModelConfig, sparsity: SmetConfig) -> list[Weight]:
+    """Every weight of the model, in the order in which it computes.
+
+    Raises:
+        ConfigError: the block does not divide a layer.
+    """
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(model)
+    layers = selected_layers(llama, sparsity)
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    densities = layer_densities(shapes, sparsity.density, sparsity.distribution)
+    found = []
+    for name, parameter in llama.named_parameters():
+        layer = name.removesuffix(".weight")
+        spec = _spec(layer, shapes[layer], densities[layer], sparsity) if layer in layers else None
+        vector = name if spec is None else f"{layer}.values"
+        found.append(Weight(name=name, shape=tuple(parameter.shape), vector=vector, sparse=spec))
+    return found
+
+
+def _spec(layer: str, shape: tuple[int, int], density: float, sparsity: SmetConfig) -> SparseSpec:
+    transposed = is_transposed(layer, sparsity)
+    rows, cols = (shape[1], shape[0]) if transposed else shape
+    grid = BlockGrid(rows, cols, sparsity.block)
+    active = active_blocks(grid.blocks, density)
+    return SparseSpec(layer=layer, grid=grid, transposed=transposed, active=active, density=density)

@@ -1,0 +1,187 @@
+"""A published checkpoint, opened in one process without a process group: one vector in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from tqdm import tqdm
+
+from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.vectors import LogicalVector
+from pretrain.config.schema import ModelConfig
+from pretrain.config.typed import build
+from pretrain.errors import CheckpointError
+from smet import SmetConfig
+from smet.linear import SparseLinear
+from smet.mask import count_active, pack
+from tools.checkpoints.layers import Weight, weights_of
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself, or the newest published one of a run or checkpoints folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"checkpoint {path} {'is a file' if path.exists() else 'does not exist'}, expected a folder: "
+            "step-00000100, or the checkpoints or run folder that holds it"
+        )
+    if (path / folders.MANIFEST).is_file() or folders.step_of(path) >= 0:
+        return path
+    for root in (path / "checkpoints", path):
+        if steps := folders.published(root):
+            return steps[-1]
+    raise CheckpointError(
+        f"{path} holds neither {folders.MANIFEST} nor published checkpoints, expected a folder such as "
+        "runs/NAME, runs/NAME/checkpoints or runs/NAME/checkpoints/step-00000100"
+    )
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, once every file that it lists matches its checksum.
+
+    Raises:
+        CheckpointError: not a published checkpoint, or damaged; names the file.
+    """
+    manifest = folders.read_manifest(folder)
+    sizes = [manifest["files"][name]["bytes"] for name in sorted(manifest["files"])]
+    bar = tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True, disable=None, file=sys.stderr)
+    with bar:
+        for number, size in enumerate(sizes):
+            if problems := folders.damage(folder, manifest, (number, len(sizes))):
+                raise CheckpointError(f"checkpoint is damaged: {problems[0]}{_remedy(folder)}")
+            bar.update(size)
+    return manifest
+
+
+def _remedy(folder: Path) -> str:
+    others = [other for other in folders.published(folder.parent) if other != folder]
+    return f"; restore the file, or use {others[-1]}" if others else "; restore the file from a copy"
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the index of all vectors once, not once per vector."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._metadata: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._metadata is None:
+            self._metadata = super().read_metadata(*args, **kwargs)
+        return self._metadata
+
+
+class Checkpoint:
+    """A verified checkpoint.
+
+    ``vectors`` gives length and dtype of each stored vector by name; ``state`` is the small state beside them.
+
+    Args:
+        path: a step folder, or a folder of which the newest published checkpoint is meant.
+
+    Raises:
+        CheckpointError: none there, damaged, or its vectors are not those its settings ask for.
+    """
+
+    def __init__(self, path: str | Path):
+        self.folder = find_checkpoint(Path(path))
+        self.manifest = verify(self.folder)
+        self.state: dict[str, Any] = json.loads((self.folder / folders.STATE).read_text(encoding="utf-8"))
+        self._reader = _Reader(self.folder)
+        self.vectors: dict[str, tuple[int, torch.dtype]] = {
+            name: (entry.size.numel(), entry.properties.dtype)
+            for name, entry in self._reader.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self.model, self.sparsity = self._settings()
+        self.weights = weights_of(self.model, self.sparsity)
+        self._require_known_vectors()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state["step"])
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the run's settings; empty where it is not recorded."""
+        return dict(self.state.get("config", {}).get(name) or {})
+
+    def _settings(self) -> tuple[ModelConfig, SmetConfig]:
+        problems: list[str] = []
+        model, _ = build(ModelConfig, self.section("model"), "model", problems)
+        sparsity, _ = build(SmetConfig, self.section("sparsity"), "sparsity", problems)
+        problems = problems or model.problems() + sparsity.problems()
+        if problems:
+            raise CheckpointError(
+                f"{self.folder / folders.STATE} holds settings of another version: {problems[0]}; use the version "
+                "that its manifest.json names"
+            )
+        return model, sparsity
+
+    def _require_known_vectors(self) -> None:
+        wanted = {weight.vector: weight.stored for weight in self.weights}
+        wanted |= {w.sparse.mask: w.mask_bytes() for w in self.weights if w.sparse and not w.sparse.is_full}
+        for name, length in wanted.items():
+            found, _ = self.vectors.get(name, (None, None))
+            if found != length:
+                raise CheckpointError(
+                    f"checkpoint {self.folder} has {found if found is not None else 'no'} elements of {name}, expected "
+                    f"{length} by the settings in its {folders.STATE}"
+                )
+
+    def vector(self, name: str) -> Tensor:
+        """The whole vector ``name``, 1-D, on the CPU.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        length, dtype = self.vectors[name]
+        whole = torch.empty(length, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
+            dcp.load({name: LogicalVector(whole, 0, length)}, storage_reader=self._reader, no_dist=True)
+        return whole
+
+    def mask(self, weight: Weight) -> Tensor:
+        """Packed mask of a sparse weight, uint8; of a full one all ones.
+
+        Raises:
+            CheckpointError: it does not have as many active blocks as there are values.
+        """
+        spec = weight.sparse
+        assert spec is not None
+        if spec.is_full:
+            return pack(torch.ones(spec.grid.blocks, dtype=torch.bool))
+        bits = self.vector(spec.mask)
+        if (found := count_active(bits)) != spec.active:
+            raise CheckpointError(
+                f"checkpoint {self.folder}: {spec.mask} has {found} active blocks, expected {spec.active}"
+            )
+        return bits
+
+    def dense_weight(self, weight: Weight) -> Tensor:
+        """One weight as the model computes with it, fp32; inactive entries are exactly 0.
+
+        Raises:
+            CheckpointError: its mask does not fit its values.
+        """
+        values, spec = self.vector(weight.vector), weight.sparse
+        if spec is None:
+            return values.view(weight.shape)
+        if spec.is_full:
+            canonical = spec.grid.from_blocks(values)
+            return canonical.t() if spec.transposed else canonical
+        outputs, inputs = weight.shape
+        layer = SparseLinear(inputs, outputs, self.mask(weight), values, spec.grid.block, spec.transposed)
+        return layer.dense_weight()

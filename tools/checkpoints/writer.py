@@ -1,0 +1,137 @@
+"""Publishing a checkpoint from one process, as a run's ``Saver`` does: same files, same manifest, same order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from tqdm import tqdm
+
+from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.vectors import LogicalVector
+from pretrain.errors import CheckpointError
+
+
+class LazyVector(LogicalVector):
+    """A whole vector that is made when the writer comes to it, so that only one is in memory."""
+
+    load: Callable[[], Tensor]
+
+    @staticmethod
+    def __new__(cls, length: int, dtype: torch.dtype, load: Callable[[], Tensor]) -> LazyVector:
+        vector = torch.Tensor._make_wrapper_subclass(cls, (length,), dtype=dtype)
+        vector.load = load
+        return vector
+
+    def __init__(self, length: int, dtype: torch.dtype, load: Callable[[], Tensor]):
+        """Args are ``__new__``'s; ``load()`` returns the vector, 1-D."""
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size([0]), self.shape)
+
+    def __create_write_items__(self, fqn: str, obj: Any) -> list[WriteItem]:
+        data = TensorWriteData(chunk=self._chunk(), properties=TensorProperties(dtype=self.dtype), size=self.shape)
+        index = MetadataIndex(fqn, torch.Size([0]))
+        return [WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)]
+
+    def __get_tensor_shard__(self, index: Any) -> Tensor:
+        made = self.load()
+        if made.shape != self.shape or made.dtype != self.dtype:
+            raise ValueError(f"vector has {made.numel()} x {made.dtype}, expected {self.numel()} x {self.dtype}")
+        return made
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the vector."""
+        return self.numel() * self.dtype.itemsize
+
+
+Vectors = dict[str, LazyVector]
+
+
+def zeros(length: int, dtype: torch.dtype = torch.float32) -> LazyVector:
+    """A vector of zeros."""
+    return LazyVector(length, dtype, lambda: torch.zeros(length, dtype=dtype))
+
+
+def require_space(root: Path, vectors: Vectors) -> None:
+    """Check that ``vectors`` fit on the disk that holds ``root`` (an existing folder).
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    needed, free = sum(vector.size_bytes for vector in vectors.values()), folders.free_bytes(root)
+    if free < needed * 1.05 + (1 << 20):
+        raise CheckpointError(
+            f"the checkpoint needs {needed / 1e6:.1f} MB, {root} has {free / 1e6:.1f} MB free; free space or choose "
+            "another OUT"
+        )
+
+
+def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Path:
+    """Publish ``vectors`` and ``state`` as the checkpoint after ``state["step"]`` below ``root``.
+
+    Returns:
+        Its folder.
+    """
+    step = state["step"]
+    temporary, final = folders.temporary_folder(root, step), folders.step_folder(root, step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    total = sum(vector.size_bytes for vector in vectors.values())
+    bar = tqdm(total=total, desc="write", unit="B", unit_scale=True, disable=None, file=sys.stderr)
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
+        watched = {name: _watched(vector, bar) for name, vector in vectors.items()}
+        # No copy-ahead: with it, torch reorders the vectors on machines with a GPU, and a layer's parts lie together.
+        writer = dcp.FileSystemWriter(temporary, per_thread_copy_ahead=0)
+        dcp.save(dict(watched), storage_writer=writer, no_dist=True)
+    folders.write_synced(temporary / folders.STATE, json.dumps(state))
+    files = {path.name: folders.describe(path) for path in sorted(temporary.iterdir())}
+    folders.publish(temporary, final, _manifest(step, files))
+    return final
+
+
+def _watched(vector: LazyVector, bar: Any) -> LazyVector:
+    def load() -> Tensor:
+        made = vector.load()
+        bar.update(vector.size_bytes)
+        return made
+
+    return LazyVector(vector.numel(), vector.dtype, load)
+
+
+def _manifest(step: int, files: dict[str, Any]) -> dict[str, Any]:
+    manifest = {
+        "format": folders.FORMAT,
+        "version": folders.VERSION,
+        "step": step,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "layout": {"world_size": 1, "dp": 1},
+        "versions": {"torch": torch.__version__, "deepspeed": version("deepspeed")},
+        "git": git_revision(),
+        "files": files,
+    }
+    return {**manifest, "self": folders.manifest_digest(manifest)}
+
+
+def git_revision() -> str | None:
+    """Revision of this checkout, or None outside one. (The saver's own lies behind an import of DeepSpeed.)"""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,180 @@
+"""Write a checkpoint as files that Hugging Face's LlamaForCausalLM loads.
+
+CHECKPOINT is a step folder, or a run or checkpoints folder (then its newest). It is verified first. OUT gets
+the dense weights with exact zeros (model*.safetensors), config.json, the run's tokenizer, the packed masks
+(masks.safetensors) and origin.json, which says where all this comes from. One process, no GPU, and no more
+than one layer in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pretrain.checkpoint.folder import free_bytes, write_synced
+from pretrain.errors import CheckpointError, DataError
+from tools.checkpoints import stream
+from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
+from tools.checkpoints.hf_config import to_config_json
+from tools.checkpoints.layers import Weight
+from tools.checkpoints.place import new_folder, require_free
+from tools.checkpoints.reader import Checkpoint
+from tools.checkpoints.stream import Entry
+from tools.checkpoints.tokenizer import export_tokenizer
+from tools.corpus.cli import byte_size
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser("export_hf", __doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="step, checkpoints or run folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: fp32)")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="instead of the run's data.tokenizer; none = export without one"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="bytes per file (default: 5G)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser
+
+
+def export(options: argparse.Namespace) -> Report:
+    """Do what the command line says.
+
+    Raises:
+        UserError: the checkpoint is damaged, OUT is taken, the disk too small, or the tokenizer does not fit.
+    """
+    require_free(options.out, options.overwrite)
+    checkpoint = Checkpoint(options.checkpoint)
+    tokenizer = _tokenizer(options.tokenizer, checkpoint)
+    dtype = DTYPES[options.dtype]
+    origin = _origin(checkpoint, options.dtype)
+    with new_folder(options.out, origin) as folder:
+        entries = [
+            Entry(weight.name, weight.shape, dtype, partial(checkpoint.dense_weight, weight))
+            for weight in checkpoint.weights
+        ]
+        _require_space(folder, sum(entry.nbytes for entry in entries))
+        tokens = export_tokenizer(tokenizer, folder, checkpoint.model.vocab_size) if tokenizer else {}
+        config = to_config_json(checkpoint.model, str(dtype).removeprefix("torch."), tokens)
+        write_synced(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        shards = _write_weights(folder, entries, options.max_shard_size)
+        masks = _write_masks(folder, checkpoint)
+    return {
+        **origin,
+        "out": str(options.out),
+        "bytes": sum(entry.nbytes for entry in entries),
+        "shards": shards,
+        "masks": masks,
+        "tokenizer": str(tokenizer) if tokenizer else None,
+    }
+
+
+def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    dense = sum(weight.numel for weight in checkpoint.weights if weight.sparse)
+    active = sum(weight.stored for weight in checkpoint.weights if weight.sparse)
+    return {
+        "tool": "tools.export_hf",
+        "checkpoint": str(checkpoint.folder),
+        "step": checkpoint.step,
+        "git": checkpoint.manifest.get("git"),
+        "dtype": dtype,
+        "parameters": sum(weight.numel for weight in checkpoint.weights),
+        "density": active / dense if dense else 1.0,
+    }
+
+
+def _tokenizer(given: str | None, checkpoint: Checkpoint) -> Path | None:
+    if given == "none":
+        return None
+    found = given or checkpoint.section("data").get("tokenizer")
+    if found is not None and not Path(found).is_file():
+        raise DataError(
+            f"tokenizer {found} {'' if given else '(data.tokenizer of the run) '}does not exist; run this where the "
+            "run was started, name the file with --tokenizer, or export without one: --tokenizer none"
+        )
+    return Path(found) if found else None
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = free_bytes(folder)
+    if free < needed + (1 << 20):
+        raise CheckpointError(
+            f"the export needs {byte_count(needed)}, {folder.parent} has {byte_count(free)} free; free space, choose "
+            "another OUT, or halve it with --dtype bf16"
+        )
+
+
+def _write_weights(folder: Path, entries: Sequence[Entry], limit: int) -> int:
+    """Write ``model*.safetensors`` and their index; returns the number of files."""
+    files = stream.split(entries, limit)
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    names = ["model.safetensors"] if len(files) == 1 else names
+    total = sum(entry.nbytes for entry in entries)
+    with tqdm(total=total, desc="write", unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+        for name, part in zip(names, files, strict=True):
+            stream.write(folder / name, part, {"format": "pt"}, progress=bar.update)
+    # The index is written for a single file too: loaders that take every *.safetensors file go by it where
+    # there is one, and so do not take the masks for weights.
+    weight_map = {entry.name: name for name, part in zip(names, files, strict=True) for entry in part}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_synced(folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+    return len(files)
+
+
+def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
+    """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
+    sparse = [weight for weight in checkpoint.weights if weight.mask_bytes()]
+    if sparse:
+        layers = {weight.sparse.layer: _description(weight) for weight in sparse if weight.sparse}
+        metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
+        entries = [
+            Entry(layer, (weight.mask_bytes(),), torch.uint8, partial(checkpoint.mask, weight))
+            for layer, weight in zip(layers, sparse, strict=True)
+        ]
+        stream.write(folder / "masks.safetensors", entries, metadata)
+    return len(sparse)
+
+
+def _description(weight: Weight) -> dict[str, Any]:
+    spec = weight.sparse
+    assert spec is not None
+    return {
+        "rows": spec.grid.rows,
+        "cols": spec.grid.cols,
+        "block": list(spec.grid.block),
+        "transposed": spec.transposed,
+        "active": spec.active,
+    }
+
+
+def describe(report: Report) -> str:
+    """The report for a person."""
+    tokenizer = f"tokenizer {report['tokenizer']}" if report["tokenizer"] else "no tokenizer"
+    files = "1 file" if report["shards"] == 1 else f"{report['shards']} files"
+    return (
+        f"{report['out']}: {report['parameters']:,} parameters in {report['dtype']} ({byte_count(report['bytes'])}, "
+        f"{files}), sparse layers at density {report['density']:.4g} ({report['masks']} masks), {tokenizer}; from "
+        f"{report['checkpoint']}, step {report['step']}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_tool(build_parser().parse_args(argv), export, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
