@@ -5,9 +5,10 @@
 #
 # Needs Python 3.10 to 3.12 with venv, gcc, and 4 GB of disk. Uses two GPUs, or one, or two CPU processes.
 # What is there already is used again; to start anew, remove data/quickstart and runs/quickstart.
+# QUICKSTART_TEXT names another folder of Python files to learn from (default: the standard library).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 
 data=data/quickstart
 run=runs/quickstart
@@ -26,8 +27,8 @@ say "1/5 environment"
 launch/setup_env.sh
 python=.venv/bin/python
 
-say "2/5 corpus and tokenizer: the Python standard library's own sources"
-sources=$($python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+sources=${QUICKSTART_TEXT:-$($python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')}
+say "2/5 corpus and tokenizer: the Python sources in $sources"
 text=(--input "$sources" --include '*.py' --exclude '*-packages/*' --exclude '*/test/*' --exclude '*/tests/*')
 if [ -f "$data/tokenizer.model" ]; then
   echo "using $data/tokenizer.model"
@@ -44,9 +45,10 @@ gpus=$($python -c 'import torch; print(torch.cuda.device_count() if torch.cuda.i
 ranks=$((gpus == 1 ? 1 : 2))
 port=$($python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
+chatter='^\[.*\] \[\(INFO\|WARNING\)\] \[\(launch\|runner\|real_accelerator\).py\|^\[W.*socket'
 train() { # with pipefail, its status is deepspeed's: a failed training ends the script
   .venv/bin/deepspeed --num_gpus "$ranks" --master_port "$port" --module pretrain configs/quickstart.yaml "$@" 2>&1 |
-    { grep --line-buffered -v -e '^\[.*\] \[INFO\] \[\(launch\|runner\).py' -e '^\[W.*socket' || true; }
+    { grep --line-buffered -v -e "$chatter" || true; }
 }
 
 say "3/5 training on $ranks processes until step $half"

@@ -1,0 +1,179 @@
+"""launch/quickstart.sh: its steps with stand-ins for the programs it calls, and once for real in a fresh checkout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "launch" / "quickstart.sh"
+
+# Notes each call; the numbers of GPUs and the exit code of the n-th training come from the environment.
+PYTHON = """#!/bin/bash
+echo "python $*" >>calls
+case "$*" in
+  *device_count*) echo "${FAKE_GPUS:-0}" ;;
+  *getsockname*) echo 23456 ;;
+  *stdlib*) echo /usr/lib/python3 ;;
+  *train_tokenizer*) mkdir -p data/quickstart; touch data/quickstart/tokenizer.model ;;
+  *preprocess*) touch data/quickstart/python_{train,validation}.{bin,idx} ;;
+esac
+"""
+DEEPSPEED = """#!/bin/bash
+echo "deepspeed $*" >>calls
+echo "[2026-01-01 00:00:00,000] [INFO] [launch.py:300:main] chatter of the launcher"
+echo "[2026-01-01 00:00:00,000] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU."
+echo "step 1 of this program"
+exit $(cut -d' ' -f "$(grep -c ^deepspeed calls)" <<<"${FAKE_EXITS:-0 0}")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "launch").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "launch")
+    for name, text in (
+        ("launch/setup_env.sh", "#!/bin/bash\n"),
+        (".venv/bin/python", PYTHON),
+        (".venv/bin/deepspeed", DEEPSPEED),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def quickstart(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", checkout / "launch" / "quickstart.sh", *arguments],
+        env={**os.environ, **environment},
+        cwd=checkout.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def trainings(checkout: Path) -> list[list[str]]:
+    calls = (checkout / "calls").read_text().splitlines()
+    return [line.split()[1:] for line in calls if line.startswith("deepspeed")]
+
+
+def test_two_processes_one_stop_one_resume(checkout: Path) -> None:
+    done = quickstart(checkout)
+    assert done.returncode == 0, done.stderr
+    common = ["--num_gpus", "2", "--master_port", "23456", "--module", "pretrain", "configs/quickstart.yaml"]
+    assert trainings(checkout) == [[*common, "train.stop_at=150"], [*common, "train.stop_at=0"]]
+    assert (checkout / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/quickstart"
+    assert "step 1 of this program" in done.stdout and "[2026" not in done.stdout
+
+
+def test_what_is_there_is_used_again(checkout: Path) -> None:
+    assert quickstart(checkout).returncode == 0
+    again = quickstart(checkout)
+    assert again.returncode == 0
+    assert "using data/quickstart/tokenizer.model" in again.stdout
+    calls = (checkout / "calls").read_text()
+    assert calls.count("train_tokenizer") == calls.count("preprocess") == 1
+
+
+def test_overrides_reach_both_trainings_and_the_second_goes_to_the_end(checkout: Path) -> None:
+    done = quickstart(checkout, "train.steps=20", "train.stop_at=8", "train.output_dir=runs/other")
+    assert done.returncode == 0, done.stderr
+    first, second = trainings(checkout)
+    given = ["train.steps=20", "train.stop_at=8", "train.output_dir=runs/other"]
+    assert first[-4:] == [*given, "train.stop_at=8"] and second[-4:] == [*given, "train.stop_at=0"]
+    assert (checkout / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/other"
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [("0", "2"), ("1", "1"), ("2", "2"), ("8", "2")])
+def test_ranks_follow_the_gpus(checkout: Path, gpus: str, ranks: str) -> None:
+    assert quickstart(checkout, FAKE_GPUS=gpus).returncode == 0
+    assert [training[1] for training in trainings(checkout)] == [ranks, ranks]
+
+
+@pytest.mark.parametrize(("exits", "reached"), [("2 0", 1), ("0 2", 2)])
+def test_a_training_that_fails_ends_it(checkout: Path, exits: str, reached: int) -> None:
+    failed = quickstart(checkout, FAKE_EXITS=exits)
+    assert failed.returncode == 2
+    assert len(trainings(checkout)) == reached
+    assert "5/5" not in failed.stdout and "step 1 of this program" in failed.stdout
+
+
+def test_an_argument_that_is_no_override_is_refused_at_once(checkout: Path) -> None:
+    refused = quickstart(checkout, "--steps")
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: '--steps' is no override, expected section.key=value, such as train.steps=100\n")
+    assert not (checkout / "calls").exists()
+
+
+def test_help_tells_the_usage_and_does_nothing(checkout: Path) -> None:
+    told = quickstart(checkout, "--help")
+    assert told.returncode == 0
+    assert "bash launch/quickstart.sh [key=value ...]" in told.stdout and "set -euo" not in told.stdout
+    assert not (checkout / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    "script", sorted(ROOT.glob("**/launch/*.sh")) + [ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
+)
+def test_shell_scripts_parse_and_stop_at_errors(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The tracked files as they are now, with this environment linked in."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to((ROOT / ".venv").resolve())
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_from_a_fresh_checkout_to_a_trained_model(clone: Path) -> None:
+    overrides = [
+        "train.steps=24",
+        "train.stop_at=12",
+        "sparsity.update_interval=5",
+        "optimizer.warmup_steps=4",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=2",
+        "evaluation.interval=8",
+        "evaluation.samples=6",
+        "checkpoint.interval=5",
+    ]
+    done = quickstart(clone, *overrides, QUICKSTART_TEXT=str(Path(asyncio.__file__).parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    screen = done.stdout
+    for expected in (
+        "== 3/5 training on",
+        "resumed from runs/quickstart/checkpoints/step-00000012 after step 12",
+        "24 steps, 3 topology updates, loss",
+        "sparse layers hold",
+        "plot: runs/quickstart/run.png",
+    ):
+        assert expected in screen, screen
+    share = re.search(r"dense AdamW would hold .* MB: ([\d.]+) %", screen)
+    perplexity = re.search(r"validation perplexity ([\d.]+)", screen)
+    assert share and float(share.group(1)) <= 28.0
+    assert perplexity and 1.0 < float(perplexity.group(1)) < 4096.0, "better than a guess among 4096 pieces"
+    assert "Traceback" not in screen + done.stderr and "error:" not in screen + done.stderr
+    run = clone / "runs" / "quickstart"
+    have = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "deepspeed.json", "metrics.jsonl", "topology.jsonl", "memory.json", "run.png"} <= have
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 25))
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000024\n"
