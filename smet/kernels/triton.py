@@ -1,8 +1,8 @@
 """The kernels in Triton, for tensors on a GPU.
 
 Expand and compress cut the mask into tiles. A first kernel counts each tile's active blocks, a
-prefix sum says where each tile's values begin, and then every tile moves its own blocks. Elements
-are moved as integers of their size, so the result equals the reference bit for bit in any dtype.
+prefix sum says where each tile's values begin, and then every tile moves its own blocks. Blocks
+are moved as integers, the widest that fit, so the result equals the reference bit for bit.
 
 Nothing here waits for the device. So, unlike the other versions, these do not notice a mask whose
 active blocks are not as many as said; they never touch memory outside the tensors because of it.
@@ -22,57 +22,83 @@ from smet.kernels import reference
 from smet.mask import packed_bytes
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-TILE_ELEMENTS = 2048
-"""Dense elements that one program moves."""
+TILE_UNITS = 2048
+"""Integers that one program moves."""
 MAX_LANES = 256
-"""Elements of a block that one program moves; larger blocks take several programs."""
+"""Integers of a block that one program moves; larger blocks take several programs."""
+COUNTED_TILES = 16
+"""Tiles that one program counts."""
 ADAM_ELEMENTS = 1024
 
 
 @triton.jit
-def _count(bits, counts, blocks, TILE: tl.constexpr):
-    """Active blocks of each tile of ``TILE`` blocks."""
-    tile = tl.program_id(0).to(tl.int64)
-    byte = tile * (TILE // 8) + tl.arange(0, TILE // 8)
-    x = tl.load(bits + byte, mask=byte * 8 < blocks, other=0).to(tl.int32)
-    valid = tl.minimum(blocks - byte * 8, 8).to(tl.int32)
-    x = tl.where(valid > 0, x & ((1 << tl.maximum(valid, 0)) - 1), 0)
-    x = x - ((x >> 1) & 0x55)
-    x = (x & 0x33) + ((x >> 2) & 0x33)
-    x = (x + (x >> 4)) & 0x0F
-    tl.store(counts + tile, tl.sum(x, 0))
+def _popcount(x):
+    """Set bits of each int32 (the compiler knows this form, and puts one instruction in its place)."""
+    x = x.to(tl.uint32)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
-def _ranks(bits, ends, tile, blocks, TILE: tl.constexpr):
-    """The tile's blocks ``(TILE,)``, whether each is active, and how many active ones precede it."""
-    block = tile * TILE + tl.arange(0, TILE)
-    byte = tl.load(bits + block // 8, mask=block < blocks, other=0).to(tl.int32)
-    active = (byte >> (block % 8).to(tl.int32)) & 1
-    before = tl.load(ends + tile - 1, mask=tile > 0, other=0)
-    return block, active != 0, before + tl.cumsum(active, 0) - active
+def _mask_bytes(bits, at, blocks):
+    """Bytes ``at`` of the mask; bits at or beyond ``blocks`` are 0."""
+    left = tl.minimum(tl.maximum(blocks - at * 8, 0), 8).to(tl.int32)
+    return tl.load(bits + at, mask=left > 0, other=0).to(tl.int32) & ((1 << left) - 1)
 
 
-@triton.jit(do_not_specialize=["blocks", "active"])
-def _expand(bits, ends, values, dense, blocks, active, block_size, TILE: tl.constexpr, LANES: tl.constexpr):
-    block, on, rank = _ranks(bits, ends, tl.program_id(0).to(tl.int64), blocks, TILE)
-    lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
-    here = (block < blocks)[:, None] & (lane < block_size)[None, :]
-    held = (on & (rank < active))[:, None] & (lane < block_size)[None, :]
-    moved = tl.load(values + rank[:, None] * block_size + lane[None, :], mask=held, other=0)
-    tl.store(dense + block[:, None] * block_size + lane[None, :], moved, mask=here)
+@triton.jit
+def _count(bits, counts, blocks, tiles, BYTES: tl.constexpr, TILES: tl.constexpr):
+    """Active blocks of each tile of ``BYTES`` mask bytes."""
+    tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
+    byte = _mask_bytes(bits, tile[:, None] * BYTES + tl.arange(0, BYTES)[None, :], blocks)
+    tl.store(counts + tile, tl.sum(_popcount(byte), 1), mask=tile < tiles)
 
 
-@triton.jit(do_not_specialize=["blocks", "active"])
-def _compress(bits, ends, dense, values, blocks, active, block_size, TILE: tl.constexpr, LANES: tl.constexpr):
-    block, on, rank = _ranks(bits, ends, tl.program_id(0).to(tl.int64), blocks, TILE)
-    lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
-    held = (on & (rank < active))[:, None] & (lane < block_size)[None, :]
-    moved = tl.load(dense + block[:, None] * block_size + lane[None, :], mask=held, other=0)
-    tl.store(values + rank[:, None] * block_size + lane[None, :], moved, mask=held)
+@triton.jit
+def _tile(bits, ends, blocks, BYTES: tl.constexpr):
+    """First block of this tile, active blocks before it, and ``(BYTES, 8)``: which are active, their ranks in it."""
+    tile = tl.program_id(0).to(tl.int64)
+    byte = _mask_bytes(bits, tile * BYTES + tl.arange(0, BYTES), blocks)
+    count = _popcount(byte)
+    both = (((tl.cumsum(count, 0) - count) << 8) | byte)[:, None]  # one tensor to be laid out anew, not two
+    bit = tl.arange(0, 8)[None, :]
+    rank = (both >> 8) + _popcount(both & 0xFF & ((1 << bit) - 1))
+    return tile * BYTES * 8, tl.load(ends + tile - 1, mask=tile > 0, other=0), ((both >> bit) & 1) != 0, rank
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["active"])
+def _expand(
+    bits, ends, values, dense, blocks, active, lanes, BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr
+):
+    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
+    lane = tl.arange(0, LANES)[None, None, :]
+    if CHUNKED:
+        lane += tl.program_id(1) * LANES
+    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
+    held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
+    moved = tl.load(values + before * lanes + (rank[:, :, None] * lanes + lane), mask=held, other=0)
+    here = (block < blocks - first) & (lane < lanes)
+    tl.store(dense + first * lanes + (block * lanes + lane), moved, mask=here)
+
+
+@triton.jit(do_not_specialize=["active"])
+def _compress(
+    bits, ends, dense, values, blocks, active, lanes, BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr
+):
+    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
+    lane = tl.arange(0, LANES)[None, None, :]
+    if CHUNKED:
+        lane += tl.program_id(1) * LANES
+    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
+    held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
+    here = (block < blocks - first) & (lane < lanes)
+    moved = tl.load(dense + first * lanes + (block * lanes + lane), mask=here, other=0)
+    tl.store(values + before * lanes + (rank[:, :, None] * lanes + lane), moved, mask=held)
+
+
+@triton.jit
 def _adamw(
     weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction,
     beta1_rest, beta2, beta2_rest, eps, keep, count,
@@ -105,17 +131,32 @@ def _launch(kernel: triton.JITFunction, bits: Tensor, source: Tensor, target: Te
     if not blocks or not target.numel():
         return
     bits = bits.contiguous()
-    lanes = min(triton.next_power_of_2(block_size), MAX_LANES)
-    tile = max(TILE_ELEMENTS // lanes, 8)
-    tiles = triton.cdiv(blocks, tile)
-    integer = INTEGERS[source.element_size()]
+    integer = _widest_integer(block_size * source.element_size(), source.data_ptr(), target.data_ptr())
+    source, target = source.view(integer), target.view(integer)
+    width = target.numel() // (blocks if kernel is _expand else active)
+    lanes = min(triton.next_power_of_2(width), MAX_LANES)
+    in_tile = max(TILE_UNITS // lanes // 8, 1)
+    tiles = triton.cdiv(packed_bytes(blocks), in_tile)
     with torch.cuda.device_of(source):
         counts = torch.empty(tiles, dtype=torch.int32, device=bits.device)
-        _count[(tiles,)](bits, counts, blocks, TILE=tile)
-        ends = counts.cumsum(0)
-        kernel[(tiles, triton.cdiv(block_size, lanes))](
-            bits, ends, source.view(integer), target.view(integer), *sizes, TILE=tile, LANES=lanes
+        _count[(triton.cdiv(tiles, COUNTED_TILES),)](bits, counts, blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES)
+        kernel[(tiles, triton.cdiv(width, lanes))](
+            bits,
+            counts.cumsum(0),
+            source,
+            target,
+            blocks,
+            active,
+            width,
+            BYTES=in_tile,
+            LANES=lanes,
+            CHUNKED=width > lanes,
         )
+
+
+def _widest_integer(*multiples: int) -> torch.dtype:
+    """The widest integer in which blocks of so many bytes, at such addresses, can be moved."""
+    return next(INTEGERS[size] for size in (8, 4, 2, 1) if not any(m % size for m in multiples))
 
 
 def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
