@@ -44,8 +44,9 @@ def run(config: RunConfig, layout: Layout) -> Trainer:
     engine = build_engine(config, layout, settings)
     store = ZeroStore(engine.deepspeed)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
-    shard = f"tensor {layout.tensor_rank}/{layout.tensor_size}" if layout.tensor_size > 1 else ""
-    topology = TopologyController(engine.model, config.sparsity, store, bank, config.train.steps, shard)
+    topology = TopologyController(
+        engine.model, config.sparsity, store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size
+    )
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)

@@ -53,6 +53,9 @@ class SmetConfig:
     """The same at the last update."""
     growth: str = "random"
     """``random`` (SET) or ``gradient`` (RigL: largest |dense gradient| averaged over ranks)."""
+    topology_ranges: int = 1
+    """Equal row ranges of each layer that prune and grow by themselves. Decisions are the same at every
+    tensor-parallel degree that divides it; 1 = as many as there are tensor-parallel ranks."""
     protect_rounds: int = 0
     """A block younger than this many updates is not pruned (beyond the paper; 0 = off)."""
 
@@ -99,6 +102,8 @@ class SmetConfig:
         for name in ("update_interval", "warmup_steps", "protect_rounds", "seed"):
             if getattr(self, name) < 0:
                 found.append(f"sparsity.{name} is {getattr(self, name)}, expected 0 or more")
+        if self.topology_ranges < 1:
+            found.append(f"sparsity.topology_ranges is {self.topology_ranges}, expected 1 or more")
         for name in ("stop_fraction", "prune_start", "prune_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 found.append(f"sparsity.{name} is {getattr(self, name)}, expected a fraction in [0, 1]")

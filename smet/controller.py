@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from smet.ages import AgeTable
 from smet.bank import MaskBank
 from smet.config import SmetConfig
+from smet.errors import ConfigError
 from smet.exchange import Range, all_ranges, gather, redistribute
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.schedule import TopologySchedule
 from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
-from smet.topology import TopologyChange, block_scores, change_topology
+from smet.topology import TopologyChange, block_scores, change_by_ranges
 
 
 class MaskMismatchError(RuntimeError):
@@ -82,7 +83,10 @@ class TopologyController:
         store: fragments of master weights and state.
         bank: serves the masks; sharded over ``store.group``.
         total_steps: length of the run in optimizer steps.
-        shard: extra identity of this tensor-parallel shard, for the random numbers; equal over data-parallel ranks.
+        shard, shards: which tensor-parallel part of how many the layers are.
+
+    Raises:
+        ConfigError: ``topology_ranges`` is not a multiple of ``shards``, or does not divide a layer.
     """
 
     def __init__(
@@ -92,9 +96,12 @@ class TopologyController:
         store: ParameterStore,
         bank: MaskBank,
         total_steps: int,
-        shard: str = "",
+        shard: int = 0,
+        shards: int = 1,
     ):
-        self.config, self.store, self.bank, self.shard = config, store, bank, shard
+        self.config, self.store, self.bank = config, store, bank
+        self.shard, self.shards = shard, shards
+        self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards
         self.schedule = TopologySchedule(config, total_steps)
         self.updates_done = 0
         self.last_code = 0
@@ -103,9 +110,26 @@ class TopologyController:
         self.layers = {
             name: layer for name, layer in all_layers.items() if layer.values.requires_grad and not layer.is_full
         }
+        self._check_ranges()
         own = [store.fragment(layer.values).range for layer in self.layers.values()]
         self._ranges = dict(zip(self.layers, all_ranges(own, store.group), strict=True))
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
+
+    def _check_ranges(self) -> None:
+        found = []
+        if self.ranges % self.shards:
+            found.append(
+                f"sparsity.topology_ranges is {self.ranges}, expected 1 or a multiple of the {self.shards} "
+                "tensor-parallel ranks"
+            )
+        for name, layer in self.layers.items():
+            if not found and layer.grid.blocks % (self.ranges // self.shards):
+                found.append(
+                    f"sparsity.topology_ranges is {self.ranges}, which does not divide the {layer.grid.blocks} blocks "
+                    f"of {name}; choose 1 or a divisor"
+                )
+        if found:
+            raise ConfigError(found)
 
     @property
     def ages(self) -> AgeTable:
@@ -166,10 +190,9 @@ class TopologyController:
         size = layer.grid.block_size
         scores = block_scores(gather(fragment.master, fragment.range, fragment.total, self.store.group), size)
         births = gather(fragment.state["birth"], fragment.range, fragment.total, self.store.group)[::size]
-        change = change_topology(
-            scores.to(bits.device), bits, layer.grid.blocks, int(report.fraction * layer.active),
-            generator(self.config.seed, "grow", name, self.shard, self.updates_done),
-            protected=torch.isin(births, births.new_tensor(young)) if young else None,
+        change = change_by_ranges(
+            scores.to(bits.device), bits, layer.grid.blocks, report.fraction, self._generators(name),
+            protected=torch.isin(births, births.new_tensor(young)).to(bits.device) if young else None,
             gradient_scores=self._gradient_scores(layer),
         )  # fmt: skip
         report.pruned += change.count
@@ -179,6 +202,12 @@ class TopologyController:
         self._move_state(fragment, change, size, self._ranges[name], code, recode)
         self.bank.write(layer, change.bits)
         return change.bits
+
+    def _generators(self, name: str) -> list[torch.Generator]:
+        """One source of random growth for each range of this rank's shard of layer ``name``."""
+        own = self.ranges // self.shards
+        numbers = range(self.shard * own, (self.shard + 1) * own)
+        return [generator(self.config.seed, "grow", name, number, self.updates_done) for number in numbers]
 
     def _young_codes(self, step: int) -> list[int]:
         """Birth codes of the blocks grown within the last ``protect_rounds`` updates."""

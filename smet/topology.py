@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,8 +94,52 @@ def change_topology(
         protected: bool ``(active,)``; these are not pruned.
         gradient_scores: ``(blocks,)``; grow by these instead of at random.
     """
-    mask = unpack(bits, blocks)
-    pruned = prune(scores, min(count, blocks - scores.numel()), protected)
+    return _packed(_change(scores, unpack(bits, blocks), count, rng, protected, gradient_scores))
+
+
+def change_by_ranges(
+    scores: Tensor,
+    bits: Tensor,
+    blocks: int,
+    fraction: float,
+    rngs: Sequence[torch.Generator],
+    protected: Tensor | None = None,
+    gradient_scores: Tensor | None = None,
+) -> TopologyChange:
+    """``change_topology`` for each of ``len(rngs)`` equal ranges of the layer by itself.
+
+    Each range replaces ``floor(fraction * its active blocks)``. As long as tensor-parallel shards hold whole
+    ranges, the decision does not depend on how many shards there are.
+    """
+    masks = unpack(bits, blocks).chunk(len(rngs))
+    counts = [int(mask.sum()) for mask in masks]
+    parts = zip(
+        scores.split(counts),
+        masks,
+        rngs,
+        [None] * len(rngs) if protected is None else protected.split(counts),
+        [None] * len(rngs) if gradient_scores is None else gradient_scores.chunk(len(rngs)),
+        strict=True,
+    )
+    changes = [_change(s, mask, int(fraction * s.numel()), rng, p, g) for s, mask, rng, p, g in parts]
+    return _packed(tuple(torch.cat(pieces) for pieces in zip(*changes, strict=True)))
+
+
+def _packed(change: Sequence[Tensor]) -> TopologyChange:
+    mask, kept, grown = change
+    return TopologyChange(bits=pack(mask), kept=kept, grown=grown)
+
+
+def _change(
+    scores: Tensor,
+    mask: Tensor,
+    count: int,
+    rng: torch.Generator,
+    protected: Tensor | None,
+    gradient_scores: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New mask, kept and grown; see ``change_topology`` and ``TopologyChange``."""
+    pruned = prune(scores, min(count, mask.numel() - scores.numel()), protected)
     if gradient_scores is None:
         grown_at = grow_random(~mask, int(pruned.sum()), rng)
     else:
@@ -104,7 +149,7 @@ def change_topology(
     new_mask[grown_at] = True
     born = torch.zeros_like(mask)
     born[grown_at] = True
-    return TopologyChange(bits=pack(new_mask), kept=~pruned, grown=born[new_mask])
+    return new_mask, ~pruned, born[new_mask]
 
 
 def random_active(blocks: int, active: int, rng: torch.Generator) -> Tensor:
