@@ -26,7 +26,7 @@ from tools.corpus.assemble import Output, assemble, outputs_for, write_rejects
 from tools.corpus.chunks import part_chunks
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
 from tools.corpus.dedup import find_duplicates
-from tools.corpus.extract import Settings, template_columns
+from tools.corpus.extract import Settings, unescape
 from tools.corpus.filters import add_filter_arguments, filters_from
 from tools.corpus.parts import Part
 from tools.corpus.pool import Pool, default_workers, open_pool
@@ -88,15 +88,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
             "--shard sees one part of the documents only; give --validation-fraction and --deduplicate to "
             "python -m tools.dataset merge instead"
         )
-    # A shell hands over "\n" as two characters.
-    template = args.template.replace("\\n", "\n").replace("\\t", "\t") if args.template else None
-    if template:
-        template_columns(template)
     return Settings(
         tokenizer=args.tokenizer,
         eos_token=args.eos_token,
         text_column=args.text_column,
-        template=template,
+        template=unescape(args.template),
         text_mode=args.text_mode,
         max_document_bytes=args.max_document_bytes,
         filters=filters_from(args),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tqdm import tqdm
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
-from tools.corpus.extract import RejectedError, Settings, text_of
+from tools.corpus.extract import RejectedError, Settings, text_of, unescape
+from tools.corpus.probe import check_columns
 from tools.corpus.sample import Sample, sentences
 from tools.corpus.sources import add_source_arguments, find_sources, plan_units
 from tools.corpus.tokenizers import SentencePieceTokenizer
@@ -44,6 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
     parser.add_argument("--special-tokens", nargs="*", default=[], metavar="TOKEN", help="your own, never split")
     parser.add_argument("--sample-bytes", type=byte_size, default=200_000_000, metavar="SIZE", help="default: 200M")
+    parser.add_argument(
+        "--read-bytes", type=byte_size, default=10_000_000_000, metavar="SIZE",
+        help="of a larger input, look for the sample in this much text, from places all over it (default 10G)",
+    )  # fmt: skip
     parser.add_argument("--character-coverage", type=float, default=0.9995, help="the rest is spelled in bytes")
     parser.add_argument("--max-document-bytes", type=byte_size, default=16 << 20, metavar="SIZE", help="default: 16M")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample")
@@ -89,28 +95,41 @@ def _check(args: argparse.Namespace, paths: dict[str, Path]) -> None:
 
 def draw_samples(args: argparse.Namespace) -> tuple[Sample, Sample]:
     """Read the sources once: the sample to train on, and one to measure with."""
+    training = Sample(args.sample_bytes, args.seed)
+    held_out = Sample(max(args.sample_bytes // HELD_OUT, 1), args.seed)
+    for number, text in enumerate(_texts(args)):
+        (held_out if number % HELD_OUT == HELD_OUT - 1 else training).add(text)
+    if not training.size:
+        raise DataError("the input gives no document with text in it; look at --input and --text-column")
+    return training, held_out
+
+
+def _texts(args: argparse.Namespace) -> Iterator[str]:
+    """Documents, unit by unit in a random order, until enough is read."""
     settings = Settings(
         tokenizer="",
         text_column=args.text_column,
+        template=unescape(args.template),
         text_mode=args.text_mode,
         max_document_bytes=args.max_document_bytes,
     )
-    training = Sample(args.sample_bytes, args.seed)
-    held_out = Sample(max(args.sample_bytes // HELD_OUT, 1), args.seed)
-    units = list(plan_units(find_sources(args), settings.whole_files))
-    number = 0
+    sources = find_sources(args)
+    check_columns(sources, settings)
+    units = list(plan_units(sources, settings.whole_files))
+    random.Random(args.seed).shuffle(units)
+    read = 0
     for unit in tqdm(units, desc="read", unit="unit", disable=None, file=sys.stderr):
         for raw in unit_records(unit, settings):
             try:
                 text = text_of(raw, settings)
             except RejectedError:
                 continue
-            if text and not text.isspace():
-                (held_out if number % HELD_OUT == HELD_OUT - 1 else training).add(text)
-                number += 1
-    if not training.size:
-        raise DataError("the input gives no document with text in it; look at --input and --text-column")
-    return training, held_out
+            if not text or text.isspace():
+                continue
+            yield text
+            read += len(text)
+            if read >= args.read_bytes:
+                return
 
 
 def train(args: argparse.Namespace, vocab_size: int, documents: Sequence[str]) -> bytes:

@@ -109,7 +109,9 @@ def test_a_worker_that_dies_is_one_clear_error_and_the_next_start_goes_on(
         while not list(tmp_path.glob("c/c.work/part-*")):
             assert process.poll() is None
             time.sleep(0.01)
-        workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+        children = psutil.Process(process.pid).children(recursive=True)
+        # Workers are children of the fork server.
+        workers = [child for child in children if child.ppid() != process.pid]
         workers[0].kill()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2

@@ -65,7 +65,8 @@ def test_an_existing_tokenizer_stays(tmp_path: Path, source: list[str], capsys) 
         (["--vocab-size", "100000"], "no vocabulary of 100096 can be trained"),
         (["--vocab-size", "100"], "no vocabulary of 128 can be trained"),
         (["--vocab-size", "0"], "--vocab-size is 0"),
-        (["--text-column", "body"], "gives no document with text in it"),
+        (["--text-column", "body"], "has no column 'body'; it has id, text"),
+        (["--max-document-bytes", "1"], "gives no document with text in it"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path: Path, source: list[str], capsys, changes: list[str], said: str) -> None:
@@ -88,6 +89,15 @@ def test_sample_is_bounded_uniform_and_reproducible() -> None:
     # 500 of 5000 documents: a quarter of them from each quarter of the input, give or take.
     quarter = sum(int(text[:8]) < 1250 for text in first)
     assert 85 < quarter < 165
+
+
+def test_of_a_large_input_only_so_much_is_read(tmp_path: Path, source: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("tools.corpus.sources.SMALLEST_UNIT", 1000)
+    args = [*source, "--vocab-size", "384", "--pad-to-multiple", "1"]
+    assert main([*args, "--read-bytes", "15000", "--output", str(tmp_path / "tok")]) == 0
+    card = json.loads((tmp_path / "tok.json").read_text())
+    assert 15_000 <= card["bytes_trained_on"] + card["bytes_held_out"] < 25_000
+    assert card["documents_seen"] < 250
 
 
 def test_long_lines_are_cut_to_what_sentencepiece_reads() -> None:

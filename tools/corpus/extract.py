@@ -131,3 +131,12 @@ def template_columns(template: str) -> list[str]:
     if not fields or not all(name.isidentifier() and not spec and not how for name, spec, how in fields):
         raise DataError(f"--template {template!r} names no plain columns; {remedy}")
     return sorted({name for name, _, _ in fields})
+
+
+def unescape(template: str | None) -> str | None:
+    """A template from the command line, checked: a shell hands over ``\\n`` as two characters."""
+    if template is None:
+        return None
+    template = template.replace("\\n", "\n").replace("\\t", "\t")
+    template_columns(template)
+    return template

@@ -61,8 +61,10 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
     elif workers == 1:
         yield Pool(InlineExecutor(), 1)
     else:
-        # Spawned, not forked: libraries that workers use (Arrow, datasets) keep threads.
-        context = multiprocessing.get_context("spawn")
+        # Not forked from here: libraries in use (Arrow, datasets) may have threads by now. A clean server
+        # process imports what workers need once, and is forked instead.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tools.corpus.work"])
         executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
         try:
             yield Pool(executor, workers)
