@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smet.errors import ConfigError, UserError, nearest
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "LaunchError", "UserError", "nearest"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "LaunchError", "ReplicaError", "UserError", "nearest"]
 
 
 class DataError(UserError):
@@ -17,3 +17,7 @@ class CheckpointError(UserError):
 
 class LaunchError(UserError):
     """A launch whose processes, devices or world size are not what was asked for."""
+
+
+class ReplicaError(UserError):
+    """Ranks that must hold the same weights or masks do not: a failing machine, or a bug."""

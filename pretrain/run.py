@@ -9,6 +9,7 @@ from typing import Any
 from pretrain.build import build_engine, deepspeed_config
 from pretrain.callbacks.base import Callback
 from pretrain.callbacks.checkpointing import CheckpointCallback
+from pretrain.callbacks.consistency import ConsistencyCallback
 from pretrain.callbacks.evaluation import EvaluationCallback
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
@@ -31,6 +32,17 @@ from smet.zero import ZeroStore
 
 def run(config: RunConfig, layout: Layout) -> Trainer:
     """Train, from the beginning or from a checkpoint. Collective over all ranks.
+
+    Raises:
+        UserError: as ``prepare``; or what stops a run that had begun.
+    """
+    trainer = prepare(config, layout)
+    trainer.fit()
+    return trainer
+
+
+def prepare(config: RunConfig, layout: Layout) -> Trainer:
+    """Set a run up to its first step: data, model, engine, checkpoint, run folder. Collective.
 
     Raises:
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
@@ -61,7 +73,6 @@ def run(config: RunConfig, layout: Layout) -> Trainer:
         folder.begin(config, settings, trainer.step)
         print(_summary(trainer), flush=True)
     layout.barrier()
-    trainer.fit()
     return trainer
 
 
@@ -98,6 +109,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
     return [
         *([EvaluationCallback(validation)] if validation is not None else []),
         TopologyCallback(folder),
+        ConsistencyCallback(),
         MemoryCallback(folder),
         CheckpointCallback(saver),
         MetricsCallback(folder, config.logging.tensorboard),

@@ -14,7 +14,7 @@ from pretrain.errors import CheckpointError
 
 MAY_CHANGE = {
     "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
-    "train.stop_at", "sparsity.mask_residency", "sparsity.weight_residency", "data.tokenizer",
+    "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency", "data.tokenizer",
 }  # fmt: skip
 """Settings that a resumed run may change: they do not change what is being trained."""
 MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "deepspeed")

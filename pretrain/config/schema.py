@@ -218,13 +218,15 @@ class TrainConfig:
     """Seed of the initial weights."""
     output_dir: str
     """Run folder, relative to the working directory."""
+    consistency_interval: int = 500
+    """Optimizer steps between comparisons of what several ranks must hold alike; 0 = never."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``: cuda where there is one."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         found = _below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
-        found += _below("train", self, 0, ("seed", "stop_at"))
+        found += _below("train", self, 0, ("seed", "stop_at", "consistency_interval"))
         found += _no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
         if not self.output_dir:
             found.append("train.output_dir is empty, expected the path of the run folder")
