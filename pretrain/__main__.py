@@ -27,19 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 a bug or a failed machine, 2 something the user can mend."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    agreed = False
     try:
         from pretrain.config import load_config
+        from pretrain.startup import adopt_environment, start
 
+        adopt_environment()
         config = load_config(options.config, options.overrides)
         _quiet()
-        from pretrain.startup import start
-
         layout = start(config)  # chooses the device before anything imports DeepSpeed, which else guesses one
+        agreed = True
         from pretrain.run import run
 
         run(config, layout)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        # From here on errors are the same on all ranks; before, ranks cannot talk, and hosts may differ.
+        if os.environ.get("RANK" if agreed else "LOCAL_RANK", "0") == "0":
             for problem in getattr(error, "problems", [str(error)]):
                 print(f"error: {problem}", file=sys.stderr, flush=True)
         return 2

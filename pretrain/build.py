@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.config import RunConfig
 from pretrain.config.checks import linear_shapes
 from pretrain.engine import Engine, PipelineEngine, PlainEngine
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, nearest
 from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM, initial_weight
 from pretrain.parallel import tensor
@@ -146,16 +146,31 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 def build_engine(config: RunConfig, layout: Layout, settings: dict[str, Any]) -> Engine:
     """The engine of this rank, with its part of the model. Collective."""
     import deepspeed
+    import pydantic
 
     builder = Builder(config, layout)
     if layout.stages == 1:
-        model: nn.Module = builder.whole()
-        runnable: nn.Module = LossModel(model)
+        whole = builder.whole()
+        model: nn.Module = whole
+        runnable: nn.Module = LossModel(whole)
     else:
         costs = block_costs(builder, config, layout)
         runnable, model = build_stages(config.model, builder, layout, costs)
     optimizer = build_optimizer(model, config)
     mpu = None if layout.stages > 1 else layout.mpu()  # a pipeline brings its own
-    engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
+    try:
+        engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
+    except pydantic.ValidationError as error:
+        raise ConfigError([_deepspeed_problem(problem) for problem in error.errors()]) from None
     kind = PlainEngine if layout.stages == 1 else PipelineEngine
     return kind(engine, model, layout)
+
+
+def _deepspeed_problem(problem: Any) -> str:
+    """One line about a value that DeepSpeed refuses; only its zero_optimization section is checked by type."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"deepspeed.zero_optimization.{key} is {problem['input']!r}, DeepSpeed says: {problem['msg']}"
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    return f"deepspeed.zero_optimization.{key} is not a known key{nearest(key, DeepSpeedZeroConfig.model_fields)}"

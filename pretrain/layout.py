@@ -103,10 +103,10 @@ class Layout:
             result = action()
         except UserError as caught:
             error = caught
+        if not self.any(error is not None):  # the usual case costs one number, so that every step can afford it
+            return result  # type: ignore[return-value]
         errors = self.gather_objects(error)
         failed = [rank for rank, other in enumerate(errors) if other is not None]
-        if not failed:
-            return result  # type: ignore[return-value]
         first = errors[failed[0]]
         if len(failed) == self.world_size:
             raise first

@@ -69,10 +69,9 @@ def prepare(config: RunConfig, layout: Layout) -> Trainer:
     trainer.callbacks = _callbacks(config, folder, layout, validation)
     if checkpoint is not None:
         resume(trainer, checkpoint)
+    layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     if layout.is_main:
-        folder.begin(config, settings, trainer.step)
         print(_summary(trainer), flush=True)
-    layout.barrier()
     return trainer
 
 
@@ -90,6 +89,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
         corpus = open_corpus(_blend(sources), data.seq_length, data.seed) if sources else None
         if corpus is not None:
             check_vocabulary(corpus, config.model.vocab_size, tokenizer)
+            corpus.sample(0)  # ids that the model does not know are refused before anything is built
         corpora.append(corpus)
     train, validation = corpora
     assert train is not None
@@ -179,5 +179,6 @@ def _summary(trainer: Trainer) -> str:
         f"SMET: {weights:,} of {total:,} sparse-layer weights active{share} (density {weights / total:.4g}, block "
         f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}; "
         f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
-        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens per step"
+        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
+        "per step"
     )

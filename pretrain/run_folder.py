@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.config import RunConfig
-from pretrain.errors import CheckpointError
+from pretrain.config.load import read_yaml
+from pretrain.errors import CheckpointError, ConfigError
 
 MAY_CHANGE = {
     "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
-    "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency", "data.tokenizer",
+    "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency",
+    "data.tokenizer",
 }  # fmt: skip
 """Settings that a resumed run may change: they do not change what is being trained."""
 MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "deepspeed")
@@ -59,21 +59,23 @@ class RunFolder:
         """Check that this folder is new, or holds the run that ``config`` describes.
 
         Raises:
-            CheckpointError: it holds another run, or ``checkpoint.resume`` is ``never`` and it holds any.
+            CheckpointError: it holds another run or anything else, or ``checkpoint.resume`` is ``never`` and it
+                holds a run.
         """
         saved = self.path / "config.yaml"
         if not saved.exists():
-            if self.path.exists() and any(self.path.iterdir()):
-                raise CheckpointError(
-                    f"output folder {self.path} is not empty and holds no run; choose another train.output_dir"
-                )
+            self._require_unused()
             return
         if config.checkpoint.resume == "never":
             raise CheckpointError(
                 f"output folder {self.path} already holds a run and checkpoint.resume is never; choose another "
                 "train.output_dir, or set checkpoint.resume=auto to continue it"
             )
-        changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config.to_dict())
+        try:
+            old = read_yaml(saved)
+        except ConfigError as error:
+            raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
+        changed = differences(old, config.to_dict())
         if changed:
             raise CheckpointError(
                 f"output folder {self.path} already holds another run ({'; '.join(changed[:6])}"
@@ -81,13 +83,33 @@ class RunFolder:
                 "continue it"
             )
 
+    def _require_unused(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(f"output folder {self.path} is a file; choose another train.output_dir")
+        # A run killed in its first moment leaves a temporary file, which is in nobody's way.
+        if self.path.is_dir() and not all(path.name.endswith(".tmp") for path in self.path.iterdir()):
+            raise CheckpointError(
+                f"output folder {self.path} is not empty and holds no run; choose another train.output_dir"
+            )
+
     def begin(self, config: RunConfig, deepspeed: dict[str, Any], step: int) -> None:
-        """Write the settings; drop metrics of steps after ``step``, which will be done again."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        config.save(self.path / "config.yaml")
-        write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
-        for name in ("metrics.jsonl", "topology.jsonl"):
-            self._keep_until(self.path / name, step)
+        """Write the settings; drop metrics of steps after ``step``, which will be done again.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            config.save(self.path / "config.yaml")  # first: it is what makes this folder one of a run
+            self.checkpoints.mkdir(exist_ok=True)
+            write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+            for name in ("metrics.jsonl", "topology.jsonl"):
+                self._keep_until(self.path / name, step)
+        except OSError as error:
+            raise CheckpointError(
+                f"output folder {self.path} cannot be written ({error.strerror}: {error.filename}); choose another "
+                "train.output_dir"
+            ) from error
 
     @staticmethod
     def _keep_until(path: Path, step: int) -> None:

@@ -15,10 +15,15 @@ from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout, make_groups, set_device
 
 ENVIRONMENTS = {
-    "OpenMPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "OpenMPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
 }
-"""Where launchers other than DeepSpeed's and torch's put rank, world size and local rank."""
+"""Where launchers other than DeepSpeed's and torch's put rank, world size, local rank and processes per host."""
 
 
 def adopt_environment(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -32,10 +37,12 @@ def adopt_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environ:
         return
     for launcher, names in ENVIRONMENTS.items():
-        rank, size, local = (environ.get(name) for name in names)
+        rank, size, local, per_host = (environ.get(name) for name in names)
         if rank is None or size is None or size == "1":
             continue
         environ.update({"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local or "0"})
+        if per_host is not None:
+            environ["LOCAL_WORLD_SIZE"] = per_host
         if launcher == "Slurm" and "SLURM_LAUNCH_NODE_IPADDR" in environ:
             environ.setdefault("MASTER_ADDR", environ["SLURM_LAUNCH_NODE_IPADDR"])
         if "MASTER_ADDR" not in environ:
@@ -54,16 +61,18 @@ def choose_device(wanted: str) -> torch.device:
     """The device of this process for ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        LaunchError: cuda is wanted and there is none for this local rank.
+        LaunchError: a process of this host has no GPU of its own; raised in all of them, where their number is known.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if wanted == "cpu" or (wanted == "auto" and count == 0):
         return torch.device("cpu")
-    if local >= count:
+    # torch's launcher sets the first, DeepSpeed's the second.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or local + 1)
+    if processes > count:
         raise LaunchError(
-            f"local rank {local} needs GPU number {local}, this host has {count}; start at most {count} processes "
-            "per host, or set train.device to cpu"
+            f"train.device is {wanted}, and {processes} processes on this host need a GPU each, it has {count}; start "
+            f"at most {count} per host, or set train.device to cpu"
         )
     return torch.device("cuda", local)
 

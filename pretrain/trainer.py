@@ -86,7 +86,7 @@ class Trainer:
         lr = learning_rate(self.step, self.config.optimizer, self.total_steps)
         for group in self.store.optimizer.param_groups:
             group["lr"] = lr
-        batches = self.loader.batches(self.consumed_samples)
+        batches = self.layout.agree(lambda: self.loader.batches(self.consumed_samples))
         loss = self.engine.train_step(batches)
         self.step += 1
         self.consumed_samples += self.config.train.global_batch_size

@@ -51,9 +51,7 @@ def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Linear
     Subclasses are left alone: their owners may read ``weight`` (as torch's attention does) or rely on more.
     """
     return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and selects(name, config)
+        name: module for name, module in model.named_modules() if type(module) is nn.Linear and selects(name, config)
     }
 
 

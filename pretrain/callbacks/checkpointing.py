@@ -51,6 +51,11 @@ class CheckpointCallback(Callback):
         trainer.bank.release()
         state = state_of(trainer)
         tokens = trainer.loader.corpus.sample(0).tolist()
-        state["probe"] = {"tokens": tokens, "loss": probe_loss(trainer.engine, tokens, trainer.config.train.micro_batch_size)}
-        self.saver.save(trainer.step, vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout), state, wait)
+        state["probe"] = {
+            "tokens": tokens,
+            "loss": probe_loss(trainer.engine, tokens, trainer.config.train.micro_batch_size),
+        }
+        self.saver.save(
+            trainer.step, vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout), state, wait
+        )
         self._saved_step = trainer.step

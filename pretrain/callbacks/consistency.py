@@ -28,8 +28,8 @@ def checksum(tensor: Tensor) -> tuple[int, int]:
 def replicas(trainer: Trainer) -> dict[Key, Any]:
     """Checksums of every tensor of this rank that another rank must hold too. Collective (mask gathers).
 
-    Norms, and their master weights, are equal over tensor-parallel ranks; working weights over data-parallel ranks (below ZeRO-3) and,
-    if tied, over the first and last stage; masks over data-parallel ranks.
+    Norms, and their master weights, are equal over tensor-parallel ranks; working weights over data-parallel
+    ranks (below ZeRO-3) and, if tied, over the first and last stage; masks over data-parallel ranks.
     """
     shard = trainer.layout.tensor_rank
     found: dict[Key, Any] = {}

@@ -24,7 +24,8 @@ class EvaluationCallback(Callback):
         """Evaluate every ``evaluation.interval`` steps and after the last step of the run."""
         interval = trainer.config.evaluation.interval
         if trainer.step == trainer.total_steps or (interval and trainer.step % interval == 0):
-            record.update(evaluate(trainer.engine, self.loader, trainer.config.evaluation.samples))
+            samples = trainer.config.evaluation.samples
+            record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout))
 
     def close(self) -> None:
         """Stop the loader's reader."""

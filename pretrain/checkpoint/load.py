@@ -78,7 +78,8 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
         CheckpointError: the checkpoint is of another model: a vector is missing or has another length.
     """
     reader = dcp.FileSystemReader(path)
-    stored = {name: entry.size.numel() for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    stored = {name: entry.size.numel() for name, entry in entries.items()}
     everywhere = {name for names in layout.gather_objects(list(vectors)) for name in names}
     wanted = dict(vectors)
     for name in [name for name in vectors if name.endswith("/birth") and name not in stored]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from pretrain.errors import nearest
+
 if TYPE_CHECKING:
     from pretrain.config.schema import (
         DataConfig,
@@ -34,6 +36,17 @@ DEEPSPEED_OWNED = {
     "fp16": "train.precision",
 }
 """Keys of the DeepSpeed JSON that are derived from other sections, and where to set them instead."""
+
+DEEPSPEED_KEYS = (
+    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger", "communication_data_type",
+    "compile", "csv_monitor", "data_efficiency", "data_types", "dataloader_drop_last",
+    "disable_allgather", "disable_python_gc", "dump_state", "elasticity", "expert_parallel", "flops_profiler",
+    "gradient_allreduce_op", "gradient_predivide_factor", "log_level", "managed_gradient_accumulation",
+    "memory_breakdown", "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print",
+    "tensor_parallel", "tensorboard", "timers", "torch_autocast", "wall_clock_breakdown", "wandb",
+    "weight_quantization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+)  # fmt: skip
+"""The other keys that deepspeed 0.19.8 reads; it passes over any that it does not know without a word."""
 
 
 def linear_shapes(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
@@ -147,11 +160,16 @@ def _evaluation_has_data(data: DataConfig, evaluation: EvaluationConfig) -> list
     ]
 
 
-def _deepspeed_is_derived(deepspeed: dict[str, Any]) -> list[str]:
+def _deepspeed_is_known_and_not_derived(deepspeed: dict[str, Any]) -> list[str]:
     found = [
         f"deepspeed.{key} is derived, expected no such key here; set {instead}"
         for key, instead in DEEPSPEED_OWNED.items()
         if key in deepspeed
+    ]
+    found += [
+        f"deepspeed.{key} is not a known key of DeepSpeed{nearest(str(key), DEEPSPEED_KEYS)}"
+        for key in deepspeed
+        if key not in DEEPSPEED_KEYS and key not in DEEPSPEED_OWNED
     ]
     zero = deepspeed.get("zero_optimization")
     if isinstance(zero, dict) and "stage" in zero:
@@ -166,5 +184,5 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _stages_fit,
     _warmup_fits,
     _evaluation_has_data,
-    _deepspeed_is_derived,
+    _deepspeed_is_known_and_not_derived,
 )

@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.schema import ModelConfig
 
-
 IGNORED = -100
 """Token id of filler rows: predicting it costs nothing."""
 
@@ -151,7 +150,9 @@ class RecomputedLayer(DecoderLayer):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-def blocks(config: ModelConfig, parts: Parts = DENSE, recompute: bool = False) -> list[tuple[str, Callable[[], nn.Module]]]:
+def blocks(
+    config: ModelConfig, parts: Parts = DENSE, recompute: bool = False
+) -> list[tuple[str, Callable[[], nn.Module]]]:
     """Name and maker of every block, in order: embedding, decoder layers, final norm, head.
 
     The composition of the blocks is the model. A pipeline stage makes only its own, under the same names.

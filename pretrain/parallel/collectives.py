@@ -1,4 +1,6 @@
-"""Differentiable collectives of tensor parallelism (Shoeybi et al., arXiv 1909.08053; Korthikanti et al., arXiv 2205.05198).
+"""Differentiable collectives of tensor parallelism.
+
+Sources: Shoeybi et al., arXiv 1909.08053; Korthikanti et al., arXiv 2205.05198.
 
 Each pairs a forward collective with its adjoint in the backward pass. Sequence-parallel tensors are
 split along dimension 1, the sequence.

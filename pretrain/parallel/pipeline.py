@@ -18,6 +18,7 @@ from pretrain.model.llama import blocks
 if TYPE_CHECKING:
     from pretrain.build import Builder
 
+
 def nest(modules: dict[str, nn.Module]) -> nn.Module:
     """A module that holds ``modules`` under their dotted names, such as ``model.layers.3``."""
     root = nn.Module()

@@ -12,8 +12,8 @@ import numpy as np
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.writer import IndexedWriter
-from pretrain.startup import start
 from pretrain.run import run
+from pretrain.startup import start
 
 VOCABULARY = 97
 

@@ -110,5 +110,3 @@ def test_majority_is_right() -> None:
     sums = [{("a", 0): (1, 1)}, {("a", 0): (1, 1)}, {("a", 0): (2, 1)}, {("b", 0): (9, 9)}]
     assert differences(sums) == ["a on rank 2 differs from rank 0, 1"]
     assert isinstance(ConsistencyCallback().state_dict(), dict)
-
-

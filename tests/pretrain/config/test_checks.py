@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from pretrain.config import ModelConfig, RunConfig, config_from_dict
-from pretrain.config.checks import linear_shapes
+from pretrain.config.checks import DEEPSPEED_KEYS, linear_shapes
 from pretrain.errors import ConfigError
 from pretrain.model import LlamaForCausalLM
 
@@ -53,6 +55,7 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ({"parallel": {"tensor": 8}}, "model.num_attention_heads is 4, expected a multiple of parallel.tensor 8"),
         ({"deepspeed": {"fp16": {}}}, "deepspeed.fp16 is derived, expected no such key here; set train.precision"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "set parallel.zero_stage"),
+        ({"deepspeed": {"comms_loger": {}}}, "is not a known key of DeepSpeed (did you mean 'comms_logger'?)"),
     ],
 )
 def test_misfits(sections: dict[str, Any], expected: str) -> None:
@@ -119,3 +122,13 @@ def test_settings_made_in_code_are_checked_too() -> None:
     with pytest.raises(ConfigError) as caught:
         config.check()
     assert len(caught.value.problems) == 2
+
+
+def test_the_known_deepspeed_keys_are_deepspeeds() -> None:
+    """Each stands as a word of its own in the sources of the DeepSpeed that is installed."""
+    package = importlib.util.find_spec("deepspeed")
+    assert package is not None and package.origin is not None
+    sources = [*Path(package.origin).parent.glob("**/config*.py"), *Path(package.origin).parent.glob("**/constants.py")]
+    text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    missing = [key for key in DEEPSPEED_KEYS if f'"{key}"' not in text and f"'{key}'" not in text]
+    assert missing == []

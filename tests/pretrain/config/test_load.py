@@ -99,7 +99,7 @@ def test_overrides_take_yaml_values(tmp_path: Path) -> None:
 
 def test_the_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     config = load(
-        tmp_path, "sparsity.method=rigl", "optimizer.eps=1e-15", "data.validation=v", "deepspeed.a.b=[1, {c: 2.5}]"
+        tmp_path, "sparsity.method=rigl", "optimizer.eps=1e-15", "data.validation=v", "deepspeed.aio.b=[1, {c: 2.5}]"
     )
     config.save(tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
