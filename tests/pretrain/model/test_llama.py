@@ -84,7 +84,7 @@ def test_recomputed_activations_change_nothing() -> None:
     recomputing = LlamaForCausalLM(plain.config, activation_checkpointing=True)
     recomputing.load_state_dict(plain.state_dict())
     calls = []
-    recomputing.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    recomputing.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     for model in (plain, recomputing):
         model.loss(batch).backward()
     assert len(calls) == 2, "a recomputed layer runs in the forward and again in the backward pass"
