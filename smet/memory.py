@@ -6,6 +6,7 @@ ages, masks. Parts: ``sparse`` (the layers that were made sparse) and ``dense`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,33 +44,46 @@ def _bytes(tensor: Tensor, seen: set[int]) -> int:
     return storage.nbytes()
 
 
-@dataclass(frozen=True)
-class Sizes:
+@dataclass(frozen=True, kw_only=True)
+class Part:
     """What decides bytes at rest of one part of a model on one rank."""
 
-    weights: int
-    """Stored weights of this part (active ones only)."""
-    mask_bits: int = 0
-    aged: bool = False
-    gathered: int = 0
-    """Weights that ZeRO-3 keeps whole on every rank beside their partitions."""
+    groups: tuple[tuple[tuple[int, ...], bool], ...]
+    """Optimizer groups: elements stored of each of their parameters, and whether these age."""
+    buckets: tuple[int, ...] = ()
+    """Bytes of the packed masks that are sharded together."""
+    persistent: int = 0
+    """ZeRO-3 keeps parameters of at most so many elements whole on every rank, beside their partitions."""
 
 
-def plan(sizes: Sizes, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True) -> dict[str, int]:
-    """Bytes per kind on the rank that holds most, under ZeRO ``stage`` over ``ranks`` ranks.
+def partition(lengths: Sequence[int], stage: int, ranks: int) -> tuple[int, int]:
+    """(elements of all ranks together, elements of one rank) of an optimizer group under ZeRO ``stage``.
 
-    Padding of partitions (a few elements per parameter group) is left out. Gradients are what is left
-    at the accumulation boundary, where every stage has reduced them to its own partition; between
-    micro-batches stage 1 holds whole gradients.
+    Both with DeepSpeed's padding: stages 1 and 2 fill a group up to a multiple of 2 x ranks, stage 3 each
+    parameter to a multiple of ranks.
+    """
+    if stage == 3:
+        share = sum(-(-length // ranks) for length in lengths)
+        return share * ranks, share
+    whole = -(-sum(lengths) // (2 * ranks)) * 2 * ranks
+    return whole, whole // ranks
+
+
+def plan(part: Part, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True) -> dict[str, int]:
+    """Bytes per kind on one rank, under ZeRO ``stage`` over ``ranks`` data-parallel ranks.
+
+    Gradients are what is left at the accumulation boundary, where every stage has reduced them to its own
+    partition; between micro-batches stage 1 holds whole gradients.
     """
     width = 2 if sixteen_bit else 4
-    share = -(-sizes.weights // ranks)
-    mask_bytes = -(-sizes.mask_bits // 8)
-    return {
-        "weights": width * (share + sizes.gathered if stage == 3 else sizes.weights),
-        "gradients": width * share,
-        "master": 4 * share,
-        "moments": 8 * share,
-        "ages": share if sizes.aged else 0,
-        "masks": -(-mask_bytes // ranks) if masks_sharded else mask_bytes,
-    }
+    planned = dict.fromkeys(KINDS, 0)
+    for lengths, aged in part.groups:
+        whole, share = partition(lengths, stage, ranks)
+        kept_whole = sum(length for length in lengths if length <= part.persistent)
+        planned["weights"] += width * (share + kept_whole if stage == 3 else whole)
+        planned["gradients"] += width * share
+        planned["master"] += 4 * share
+        planned["moments"] += 8 * share
+        planned["ages"] += share if aged else 0
+    planned["masks"] = sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)
+    return planned

@@ -7,8 +7,10 @@ from typing import Any
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
+from smet import parameter_groups
+from smet.bank import bucket_key
 from smet.linear import SparseLinear, sparse_layers
-from smet.memory import Sizes, Table, measure, plan
+from smet.memory import Part, Table, measure, plan
 
 
 class MemoryCallback(Callback):
@@ -53,31 +55,39 @@ def planned(trainer: Trainer) -> dict[str, Any]:
     config, layout = trainer.config, trainer.layout
     layers = sparse_layers(trainer.engine.model)
     stage, half = config.parallel.zero_stage, config.train.precision == "bf16"
-    active = sum(layer.active * layer.grid.block_size for layer in layers.values())
-    total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
-    bits = sum(layer.grid.mask_bytes * 8 for layer in layers.values() if not layer.is_full)
-    sparse = Sizes(active, bits, aged=config.sparsity.dynamic)
     sharded = config.sparsity.mask_residency == "sharded"
+    total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
+    parts = _parts(trainer, layers)
     return {
         "sparse_weights": total,
-        "active_weights": active,
-        "planned": {
-            "sparse": plan(sparse, stage, layout.dp_size, half, sharded),
-            "dense": plan(_dense_sizes(trainer, layers), stage, layout.dp_size, half),
-        },
-        "planned_if_dense": plan(Sizes(total), stage, layout.dp_size, half),
+        "active_weights": sum(layer.active * layer.grid.block_size for layer in layers.values()),
+        "planned": {name: plan(part, stage, layout.dp_size, half, sharded) for name, part in parts.items()},
+        "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half),
     }
 
 
-def _dense_sizes(trainer: Trainer, layers: dict[str, SparseLinear]) -> Sizes:
-    """Weights that are in no sparse layer; ZeRO-3 keeps the small ones gathered as well."""
-    sparse = {id(layer.values) for layer in layers.values()}
-    lengths = [
-        getattr(p, "ds_numel", p.numel()) for p in trainer.engine.model.parameters() if id(p) not in sparse
-    ]  # fmt: skip
+def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]:
+    """The sparse layers of this rank's part of the model, and everything else."""
+    groups = parameter_groups(trainer.engine.model, trainer.config.sparsity)
     settings = trainer.engine.deepspeed.config.get("zero_optimization", {})
-    threshold = settings.get("stage3_param_persistence_threshold", 0)
-    return Sizes(sum(lengths), gathered=sum(n for n in lengths if n <= threshold))
+    buckets: dict[str, int] = {}
+    for name, layer in layers.items():
+        if not layer.is_full:
+            buckets[bucket_key(name)] = buckets.get(bucket_key(name), 0) + layer.grid.mask_bytes
+    lengths = {
+        group["name"]: (
+            tuple(getattr(p, "ds_numel", p.numel()) for p in group["params"]), bool(group.get("aged", False))
+        )
+        for group in groups
+    }  # fmt: skip
+    return {
+        part: Part(
+            groups=tuple(value for name, value in lengths.items() if name.startswith("sparse") == (part == "sparse")),
+            buckets=tuple(buckets.values()) if part == "sparse" else (),
+            persistent=settings.get("stage3_param_persistence_threshold", 0),
+        )
+        for part in ("sparse", "dense")
+    }
 
 
 def report(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:

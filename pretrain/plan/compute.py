@@ -1,0 +1,53 @@
+"""FLOPs of one rank. A sparse layer's products are computed with its dense weight, so density changes none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.plan.sizes import Block
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one rank, forward and backward; a multiplication and an addition are two."""
+
+    model: int
+    """Of the model's own products and attention scores."""
+    hardware: int
+    """With what activation checkpointing computes again."""
+
+
+def flops(config: RunConfig, blocks: Sequence[Block], micro_batches: int) -> Flops:
+    """FLOPs of one optimizer step of the rank that holds ``blocks``."""
+    tokens = config.train.micro_batch_size * config.data.seq_length * micro_batches
+    layers = sum(layer_flops(config, block) for block in blocks if block.is_layer)
+    head = sum(head_flops(config) for block in blocks if block.name == "lm_head")
+    again = layers if config.train.activation_checkpointing else 0
+    return Flops(round(tokens * 3 * (layers + head)), round(tokens * (3 * (layers + head) + again)))
+
+
+def layer_flops(config: RunConfig, block: Block) -> float:
+    """Of one decoder layer's forward pass per token: products, and attention over half of the sequence (causal)."""
+    model = config.model
+    products = 2 * sum(weight.total for weight in block.weights if weight.product)
+    heads = model.num_attention_heads * model.head_dim / config.parallel.tensor
+    return products + 2 * config.data.seq_length * heads
+
+
+def head_flops(config: RunConfig) -> float:
+    """Of the head's forward pass per token."""
+    return 2 * config.model.vocab_size * config.model.hidden_size / config.parallel.tensor
+
+
+def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[float]:
+    """Relative cost of each block in quarters of a decoder layer, where a run measures its time.
+
+    Both are coarse on purpose, so that they cut a pipeline alike unless the head is a borderline case.
+    """
+    layer = next(block for block in blocks if block.is_layer)
+    again = 4 if config.train.activation_checkpointing else 3
+    one = again * layer_flops(config, layer)
+    costs = {"lm_head": 3 * head_flops(config)}
+    return [1.0 if block.is_layer else round(4 * costs.get(block.name, 0.0) / one) / 4 for block in blocks]

@@ -1,0 +1,181 @@
+"""Bytes of one rank beyond its weights at rest: activations, and what exists for a moment only.
+
+Formulas count the tensors that autograd saves and the largest temporaries beside them; tests compare them with
+the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.config import RunConfig
+from pretrain.plan.sizes import Block, Weight
+from smet.bank import bucket_key
+from smet.memory import Part
+
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default ``reduce_bucket_size``, in elements; ZeRO-1 and 2 allocate all of it."""
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's defaults for ``stage3_max_live_parameters`` and ``sub_group_size``, in elements."""
+
+
+def zero_settings(config: RunConfig) -> dict[str, Any]:
+    """The run's own ``zero_optimization`` keys."""
+    return dict(config.deepspeed.get("zero_optimization", {}))
+
+
+def width_of(config: RunConfig) -> int:
+    """Bytes of one weight, gradient or activation."""
+    return 2 if config.train.precision == "bf16" else 4
+
+
+def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) -> dict[str, Part]:
+    """The sparse layers and everything else, as ``smet.memory.plan`` wants them.
+
+    Args:
+        dense: as if every weight were stored, in ordinary layers.
+    """
+    groups: dict[str, list[int]] = {}
+    aged: set[str] = set()
+    buckets: dict[str, int] = {}
+    for weight in (weight for block in blocks for weight in block.weights):
+        groups.setdefault(weight.group, []).append(weight.total if dense else weight.stored)
+        if weight.aged and not dense:
+            aged.add(weight.group)
+        if weight.mask_bytes and not dense:
+            key = bucket_key(weight.name)
+            buckets[key] = buckets.get(key, 0) + weight.mask_bytes
+    threshold = zero_settings(config).get("stage3_param_persistence_threshold", config.model.hidden_size)
+    return {
+        part: Part(
+            groups=tuple(
+                (tuple(lengths), name in aged)
+                for name, lengths in groups.items()
+                if name.startswith("sparse") == (part == "sparse")
+            ),
+            buckets=tuple(buckets.values()) if part == "sparse" else (),
+            persistent=threshold,
+        )
+        for part in ("sparse", "dense")
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes saved for the backward pass of one micro-batch."""
+
+    layers: int
+    """All decoder layers of this rank, as they stay until their backward pass."""
+    recomputed: int
+    """One decoder layer while it is computed again; 0 without activation checkpointing."""
+    ends: int
+    """Final norm, head and loss, where this rank has them; they live for one micro-batch at a time."""
+
+    @property
+    def per_micro_batch(self) -> int:
+        """What one micro-batch keeps while others are in flight."""
+        return self.layers
+
+
+def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool, sequence: bool) -> Activations:
+    """Bytes saved per micro-batch by the rank that holds ``blocks``."""
+    model, width, tensor = config.model, width_of(config), config.parallel.tensor
+    tokens = config.train.micro_batch_size * config.data.seq_length
+    stream = model.hidden_size / (tensor if sequence else 1)
+    layer_count = sum(block.is_layer for block in blocks)
+    whole = tokens * _saved_by_layer(config, stream)
+    kept = tokens * stream * width if checkpointing else whole
+    ends = 0.0
+    for block in blocks:
+        if block.name == "model.norm":
+            ends += tokens * (8 * stream + 4 + width * model.hidden_size)
+        elif block.name == "lm_head":
+            ends += tokens * 4 * model.vocab_size / tensor
+    return Activations(
+        layers=round(layer_count * kept), recomputed=round(whole) if checkpointing and layer_count else 0,
+        ends=round(ends),
+    )  # fmt: skip
+
+
+def _saved_by_layer(config: RunConfig, stream: float) -> float:
+    """Bytes per token: norms keep two fp32 copies, products their inputs, attention q, k, v, its output and a sum."""
+    model, width, tensor = config.model, width_of(config), config.parallel.tensor
+    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    norms = 2 * (8 * stream + 4)
+    inputs = 2 * model.hidden_size * width
+    attention = ((2 * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor
+    feed_forward = 4 * model.intermediate_size * width / tensor
+    return norms + inputs + attention + feed_forward
+
+
+def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bool = False) -> dict[str, int]:
+    """Bytes by name of what exists for a moment beside everything else.
+
+    Args:
+        ranks: data-parallel ranks.
+        dense: as if all layers were ordinary ones.
+    """
+    width, stage = width_of(config), config.parallel.zero_stage
+    weights = [weight for block in blocks for weight in block.weights]
+    sparse = [] if dense else [weight for weight in weights if weight.sparse]
+    tokens = config.train.micro_batch_size * config.data.seq_length
+    found: dict[str, int] = {}
+    # Backward of a sparse layer holds its dense weight and its dense gradient at once.
+    found["dense layer"] = 2 * width * max((weight.total for weight in sparse), default=0)
+    if sparse and config.sparsity.weight_residency == "dense":
+        found["dense weights kept"] = width * sum(weight.total for weight in sparse)
+    found["gathered masks"] = _two_buckets(config, sparse, ranks)
+    if any(block.name == "lm_head" for block in blocks):
+        found["logits"] = round((4 + width) * tokens * config.model.vocab_size / config.parallel.tensor)
+    stored = sum(weight.total if dense else weight.stored for weight in weights)
+    found["gradients in flight"] = _gradients_in_flight(config, stored, width, ranks)
+    if stage == 3 and ranks > 1:
+        live = zero_settings(config).get("stage3_max_live_parameters", LIVE_PARAMETERS)
+        largest = max(weight.total if dense else weight.stored for weight in weights)
+        found["gathered weights"] = width * min(stored, max(live, largest))
+    group = zero_settings(config).get("sub_group_size", LIVE_PARAMETERS)
+    share = -(-stored // ranks)
+    found["optimizer step"] = 4 * (min(share, group) if stage == 3 else share)
+    found["topology update"] = 0 if dense else topology_update(config, sparse, ranks)
+    if sparse and config.sparsity.growth == "gradient" and config.sparsity.dynamic:
+        found["gradients to grow by"] = 4 * sum(weight.total for weight in sparse if weight.aged)
+    return {name: size for name, size in found.items() if size}
+
+
+def _two_buckets(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
+    if ranks == 1 or config.sparsity.mask_residency == "replicated":
+        return 0
+    buckets: dict[str, int] = {}
+    for weight in sparse:
+        key = bucket_key(weight.name)
+        buckets[key] = buckets.get(key, 0) + weight.mask_bytes
+    return 2 * max(buckets.values(), default=0)
+
+
+def _gradients_in_flight(config: RunConfig, stored: int, width: int, ranks: int) -> int:
+    """Gradients beside the partition that is counted at rest: whole ones, and buckets to reduce."""
+    zero, stage = zero_settings(config), config.parallel.zero_stage
+    bucket = width * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
+    if zero.get("overlap_comm", stage == 3):
+        bucket *= 2
+    whole = width * (stored - stored // ranks) if stage == 1 else 0
+    return bucket + whole
+
+
+def topology_update(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
+    """Peak bytes of a topology update: that of the largest layer, since layers are worked off one by one.
+
+    Deciding holds masks and places to grow at, per block, and scores, per active block; moving state holds
+    what has to move where, per active weight. Coefficients are measured; a test measures them again.
+    """
+    size = config.sparsity.block[0] * config.sparsity.block[1]
+    peak = 0
+    for weight in (weight for weight in sparse if weight.aged):
+        blocks, active = weight.total // size, weight.stored // size
+        deciding = 10.2 * blocks + 15 * active + 10 * (weight.stored - active)
+        moving = 25 * weight.stored
+        gathered = 5 * weight.stored if ranks > 1 else 0  # whole master weights and birth rounds
+        peak = max(peak, round(max(deciding, moving) + gathered))
+    return peak

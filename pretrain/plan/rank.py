@@ -1,0 +1,129 @@
+"""The plan of one rank: everything that the settings decide about its bytes, traffic and FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.config import RunConfig
+from pretrain.plan.compute import Flops, block_costs, flops
+from pretrain.plan.memory import Activations, activations, parts_of, transients
+from pretrain.plan.sending import sending, topology_sending
+from pretrain.plan.sizes import Block, blocks_of, cut, stage_blocks
+from smet.memory import Table, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    """What a rank of one pipeline stage holds, sends and computes. Bytes unless said otherwise."""
+
+    stage: int
+    blocks: tuple[str, ...]
+    stored_weights: int
+    """Elements stored on this tensor-parallel rank, of which ZeRO may hold a part only."""
+    total_weights: int
+    """Elements of the same layers, were they dense."""
+    at_rest: Table
+    """part -> kind -> bytes, as in memory.json."""
+    activations: Activations
+    """Of one micro-batch, as the run is set."""
+    activation_choices: dict[str, int]
+    """Of one micro-batch, by setting: with and without checkpointing and sequence parallelism."""
+    in_flight: int
+    """Micro-batches whose activations this stage holds at once."""
+    transients: dict[str, int]
+    sent: dict[str, int]
+    """Per optimizer step, by kind."""
+    sent_per_update: int
+    """Per topology update, on top."""
+    flops: Flops
+    """Per optimizer step."""
+
+    @property
+    def rest(self) -> int:
+        """Bytes at rest."""
+        return sum(sum(kinds.values()) for kinds in self.at_rest.values())
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Bytes at rest by kind, sparse and other layers together."""
+        sparse, other = self.at_rest["sparse"], self.at_rest["dense"]
+        return {kind: sparse[kind] + other[kind] for kind in sparse}
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment: of the backward pass, the optimizer step or a topology update."""
+        now = self.transients
+        always = self.rest + now.get("dense weights kept", 0)
+        layer = now.get("dense layer", 0) + self.activations.recomputed
+        passing = (
+            self.in_flight * self.activations.layers
+            + max(layer, self.activations.ends + now.get("logits", 0))
+            + now.get("gathered masks", 0) + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
+            + now.get("gradients to grow by", 0)
+        )  # fmt: skip
+        growing = now.get("topology update", 0) + now.get("gathered masks", 0) + now.get("gradients to grow by", 0)
+        return always + max(passing, now.get("optimizer step", 0), growing)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and numbers, sums included."""
+        return {**dataclasses.asdict(self), "rest": self.rest, "peak": self.peak, "sent_total": sum(self.sent.values())}
+
+
+def stages_of(config: RunConfig, bounds: Sequence[int] | None = None) -> list[list[Block]]:
+    """The blocks of every pipeline stage.
+
+    Args:
+        bounds: first block of each stage, and the number of blocks; default is the cut by FLOPs.
+    """
+    blocks = blocks_of(config)
+    stages = config.parallel.pipeline
+    bounds = bounds or cut(block_costs(config, blocks), stages)
+    return [stage_blocks(config, blocks, bounds, stage) for stage in range(stages)]
+
+
+def plan_rank(
+    config: RunConfig, world_size: int, stage: int = 0, dense: bool = False, blocks: Sequence[Block] | None = None
+) -> RankPlan:
+    """The plan of the ranks of one pipeline stage; all its tensor- and data-parallel ranks are alike.
+
+    Args:
+        dense: as if every weight were stored, in ordinary layers: what dense AdamW takes in the same layout.
+        blocks: the stage's blocks, where another cut than the planned one is known.
+
+    Raises:
+        ConfigError: the global batch does not divide among the data-parallel ranks.
+    """
+    parallel, sparsity = config.parallel, config.sparsity
+    ranks = world_size // (parallel.tensor * parallel.pipeline)
+    micro_batches = config.accumulation(ranks)
+    blocks = stages_of(config)[stage] if blocks is None else blocks
+    sharded = sparsity.mask_residency == "sharded"
+    half = config.train.precision == "bf16"
+    at_rest = {
+        part: plan(sizes, parallel.zero_stage, ranks, half, sharded)
+        for part, sizes in parts_of(config, blocks, dense).items()
+    }
+    choices = {
+        ("checkpointing" if again else "no checkpointing") + (", sequence parallel" if split else ""): activations(
+            config, blocks, again, split
+        )
+        for again in (False, True)
+        for split in ((False, True) if parallel.tensor > 1 else (False,))
+    }
+    return RankPlan(
+        stage=stage,
+        blocks=tuple(block.name for block in blocks),
+        stored_weights=sum(block.elements(stored=not dense) for block in blocks),
+        total_weights=sum(block.elements(stored=False) for block in blocks),
+        at_rest=at_rest,
+        activations=activations(config, blocks, config.train.activation_checkpointing, parallel.sequence),
+        activation_choices={name: one.layers + one.recomputed + one.ends for name, one in choices.items()},
+        in_flight=min(parallel.pipeline - stage, micro_batches),
+        transients=transients(config, blocks, ranks, dense),
+        sent=sending(config, blocks, ranks, micro_batches, stage, dense),
+        sent_per_update=0 if dense else topology_sending(config, blocks, ranks),
+        flops=flops(config, blocks, micro_batches),
+    )
