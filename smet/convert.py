@@ -92,6 +92,8 @@ def sparsify(
         raise ConfigError(
             "the model is itself a linear layer and cannot be replaced in place; wrap it in nn.Sequential"
         )
+    if initial == "magnitude" and piece.shards > 1:
+        raise ConfigError("initial='magnitude' compares the weights of whole layers; sparsify before cutting the model")
     layers = selected_layers(model, config)
     if not layers and piece.densities is None:
         raise ConfigError(

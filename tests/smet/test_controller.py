@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from smet import (
+    ConfigError,
     LocalStore,
     MaskBank,
     Remedies,
@@ -209,6 +210,36 @@ def test_a_frozen_layer_is_left_as_it_is() -> None:
         optimizer.step()
         assert controller.after_step() is not None
     assert torch.equal(frozen.values, values) and torch.equal(frozen.packed_mask(), bits)
+
+
+def test_ranges_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"topology_ranges is 7, which does not divide the 240 blocks of 0"):
+        Run(topology_ranges=7)
+    run = Run()
+    with pytest.raises(ConfigError, match="topology_ranges is 4, expected 1 or a multiple of the 3"):
+        run.config.topology_ranges = 4
+        TopologyController(run.model, run.config, LocalStore(run.optimizer), run.bank, 10, shard=0, shards=3)
+
+
+def test_each_range_keeps_its_own_number_of_blocks() -> None:
+    run = Run(topology_ranges=4, prune_schedule="constant", prune_start=0.5)
+    before = [[int(part.sum()) for part in run.mask(layer).chunk(4)] for layer in run.layers]
+    report = run.until_update()
+    assert report.pruned == sum(count // 2 for counts in before for count in counts)
+    assert [[int(part.sum()) for part in run.mask(layer).chunk(4)] for layer in run.layers] == before
+
+
+def test_reports_of_shards_merge_into_one_of_the_model() -> None:
+    parts = [
+        UpdateReport(10, 2, 0.2, pruned=3, grown=3, recycled=1, seconds=0.5, digest="a", density={"x": 0.2, "y": 0.1}),
+        UpdateReport(10, 2, 0.2, pruned=4, grown=4, recycled=0, seconds=0.7, digest="b", density={"x": 0.4}),
+    ]
+    merged = UpdateReport.merged(parts)
+    assert (merged.step, merged.update, merged.pruned, merged.grown, merged.recycled) == (10, 2, 7, 7, 1)
+    assert merged.seconds == 0.7
+    assert merged.density == {"x": pytest.approx(0.3), "y": 0.1}
+    assert merged.digest not in ("a", "b") and merged.digest != UpdateReport.merged(parts[::-1]).digest
+    assert UpdateReport.merged(parts[:1]) is parts[0]
 
 
 def test_a_dense_resident_model_trains_the_same() -> None:

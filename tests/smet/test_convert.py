@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smet import ConfigError, SmetConfig, SparseLinear, densify, parameter_groups, sparse_layers, sparsify
+from smet.convert import Piece
 from smet.mask import count_active, unpack
 
 ALL_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -225,6 +226,41 @@ def test_what_cannot_work_is_refused_in_one_line_and_changes_nothing(settings: d
         sparsify(model, SmetConfig(**settings))
     assert "\n" not in str(caught.value)
     assert {name: type(module) for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+@pytest.mark.parametrize("shards", [2, 4])
+def test_tensor_parallel_shards_are_pieces_of_the_whole_model(shards: int, distribution: str) -> None:
+    """Masks and values of the shards, one after the other, are those of the whole layer in canonical order."""
+    config = SmetConfig(density=0.3, block=(1, 4), distribution=distribution)
+    weights = {"up_proj": torch.randn(64, 32), "down_proj": torch.randn(32, 64)}
+
+    def build(shard: int, count: int, densities: dict[str, float] | None) -> dict[str, SparseLinear]:
+        model = nn.ModuleDict(
+            {"up_proj": nn.Linear(32, 64 // count, bias=False), "down_proj": nn.Linear(64 // count, 32, bias=False)}
+        )
+        own = {
+            "up_proj": weights["up_proj"].chunk(count, 0)[shard],
+            "down_proj": weights["down_proj"].chunk(count, 1)[shard],
+        }
+        piece = Piece(shard, count, densities)
+        return sparse_layers(sparsify(model, config, dense_source=lambda name, layer: own[name], piece=piece))
+
+    whole = build(0, 1, None)
+    densities = {name: layer.configured_density for name, layer in whole.items()}
+    parts = [build(shard, shards, densities) for shard in range(shards)]
+    for name, layer in whole.items():
+        masks = [unpack(part[name].packed_mask(), part[name].grid.blocks) for part in parts]
+        assert torch.equal(torch.cat(masks), unpack(layer.packed_mask(), layer.grid.blocks))
+        assert torch.equal(torch.cat([part[name].values for part in parts]), layer.values)
+        merged = torch.cat([part[name].dense_weight() for part in parts], dim=1 if layer.transposed else 0)
+        assert torch.equal(merged, layer.dense_weight())
+
+
+def test_magnitude_masks_of_a_shard_are_refused() -> None:
+    """The largest weights of a whole layer cannot be told from a part of it."""
+    with pytest.raises(ConfigError, match="magnitude"):
+        sparsify(llama(), SmetConfig(), initial="magnitude", piece=Piece(0, 2, {}))
 
 
 def test_a_block_is_checked_in_the_canonical_orientation() -> None:

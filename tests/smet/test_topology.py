@@ -11,6 +11,7 @@ from smet.mask import count_active, pack, unpack
 from smet.seeds import generator
 from smet.topology import (
     block_scores,
+    change_by_ranges,
     change_topology,
     grow_by_gradient,
     grow_random,
@@ -72,6 +73,37 @@ def test_a_change_keeps_the_count_and_moves_only_what_it_should(data: st.DataObj
         left = ~before
         left[grown] = False
         assert gradients[grown].min() >= gradients[left].max()
+
+
+@given(st.data())
+def test_ranges_decide_for_themselves_whoever_holds_them(data: st.DataObject) -> None:
+    """Four ranges on one shard, two on each of two, or one on each of four: the same mask in the end."""
+    blocks, ranges = 4 * 8 * data.draw(st.integers(1, 6)), 4
+    seed, active = data.draw(st.integers(0, 50)), data.draw(st.integers(1, blocks))
+    mask = unpack(random_mask(blocks, active, generator(seed)), blocks)
+    scores = torch.randint(0, 5, (active,), generator=generator("scores", seed)).float()
+    protected = torch.rand(active, generator=generator("protected", seed)) < 0.3
+    gradients = torch.rand(blocks, generator=generator("gradient", seed)) if data.draw(st.booleans()) else None
+
+    def decide(shards: int) -> torch.Tensor:
+        whole, width, own = [], blocks // shards, ranges // shards
+        for shard in range(shards):
+            here = slice(shard * width, (shard + 1) * width)
+            held = mask[: shard * width].sum(), mask[: (shard + 1) * width].sum()
+            change = change_by_ranges(
+                scores[held[0] : held[1]], pack(mask[here]), width, 0.4,
+                [generator("grow", number) for number in range(shard * own, (shard + 1) * own)],
+                protected[held[0] : held[1]], None if gradients is None else gradients[here],
+            )  # fmt: skip
+            assert torch.equal(unpack(change.bits, width).sum(), mask[here].sum())
+            whole.append(unpack(change.bits, width))
+        return torch.cat(whole)
+
+    alone = decide(1)
+    assert torch.equal(decide(2), alone) and torch.equal(decide(4), alone)
+    for old, new in zip(mask.chunk(ranges), alone.chunk(ranges), strict=True):
+        assert old.sum() == new.sum()
+        assert int((new & ~old).sum()) <= int(0.4 * int(old.sum()))
 
 
 def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:

@@ -49,7 +49,7 @@ def everything() -> dict[Any, Any]:
 
 @functools.cache
 def results(ranks: int) -> list[dict[Any, Any]]:
-    return run_ranks(everything, ranks, timeout=400)
+    return run_ranks(everything, ranks, timeout=600)
 
 
 @functools.cache

@@ -150,7 +150,7 @@ def everything() -> dict[Any, Any]:
 
 @functools.cache
 def results() -> list[dict[Any, Any]]:
-    return run_ranks(everything, 2, timeout=300)
+    return run_ranks(everything, 2, timeout=600)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -28,7 +28,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 @functools.cache
 def runs() -> dict[Case, dict[str, Any]]:
-    return run_ranks(run_cases, 2, list(CASES.values()), timeout=300)[0]
+    return run_ranks(run_cases, 2, list(CASES.values()), timeout=600)[0]
 
 
 def moments(name: str) -> list[tuple[Snapshot, Snapshot]]:
