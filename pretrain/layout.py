@@ -42,6 +42,8 @@ class Layout:
     """Data-parallel ranks of this shard, for mask gathers; None in a run of one process."""
     control: dist.ProcessGroup | None
     """All ranks on gloo, for decisions and checkpoints; never carries training traffic."""
+    background: dist.ProcessGroup | None = None
+    """All ranks on gloo once more, for the thread that writes checkpoints."""
     tensor_size: int = 1
     tensor_rank: int = 0
     tensor_group: Any = None

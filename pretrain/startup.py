@@ -115,10 +115,12 @@ def start(config: RunConfig) -> Layout:
     tensor, stages = config.parallel.tensor, config.parallel.pipeline
     data = world // (tensor * stages)
     groups = make_groups(world, rank, tensor, stages)
-    control = dist.new_group(list(range(world)), backend="gloo", timeout=timedelta(minutes=60))
+    control, background = (
+        dist.new_group(list(range(world)), backend="gloo", timeout=timedelta(minutes=60)) for _ in range(2)
+    )
     place = Coordinates.of(rank, data, tensor)
     return Layout(
-        world, rank, data, place.data, device, control=control, tensor_size=tensor, tensor_rank=place.tensor,
+        world, rank, data, place.data, device, control=control, background=background, tensor_size=tensor, tensor_rank=place.tensor,
         stages=stages, stage=place.stage, **groups,
     )  # fmt: skip
 

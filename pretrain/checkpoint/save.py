@@ -37,14 +37,14 @@ class Saver:
 
     Args:
         root: the run's ``checkpoints`` folder.
-        layout: ranks that save together; needs a group of its own, since it works in a thread.
+        layout: ranks that save together, in a thread, on ``layout.background``.
         keep_last, keep_every: retention, see ``folder.retire``.
     """
 
     def __init__(self, root: Path, layout: Layout, keep_last: int, keep_every: int):
         self.root, self.layout = root, layout
         self.keep_last, self.keep_every = keep_last, keep_every
-        self._group = dist.new_group(list(range(layout.world_size)), backend="gloo")
+        self._group = layout.background
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.seconds_blocked = 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.writer import IndexedWriter
+from pretrain.layout import Layout
 from pretrain.run import run
 from pretrain.startup import start
 
@@ -69,12 +70,23 @@ def train_all(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [train(job) for job in jobs]
 
 
+_LAYOUTS: dict[tuple[int, int], Layout] = {}
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """The layout of a config, joined once per process: every process group has threads of its own."""
+    key = (config.parallel.tensor, config.parallel.pipeline)
+    if key not in _LAYOUTS:
+        _LAYOUTS[key] = start(config)
+    return _LAYOUTS[key]
+
+
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train one job to its end (or ``stop_at``), and return steps, losses, digests and the screen."""
     config: RunConfig = config_from_dict(job)
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen):
-        trainer = run(config, start(config))
+        trainer = run(config, layout_of(config))
     masks = trainer.topology.mask_digest()
     return {**outcome(Path(config.train.output_dir)), "masks": masks, "screen": screen.getvalue()}
 

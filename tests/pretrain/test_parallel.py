@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sparse": {},
     "tied-recomputed": {"model": {**SHAPE, "tie_word_embeddings": True}, "train__activation_checkpointing": True},
     "dense": {"sparsity": {"method": "dense"}},
+    "first-step": {"train__stop_at": 1},
     "bf16": {"train__precision": "bf16", "train__steps": 9},
 }
 STEPS = 20
@@ -48,6 +49,7 @@ CLIP = 0.3
 
 CASES = [(layout, "sparse") for layout in LAYOUTS]
 CASES += [(layout, "tied-recomputed") for layout in ("tp2-sequence", "pp2", "tp2-pp2", "tp2-dp2-zero3")]
+FIRST = [(layout, "first-step") for layout in LAYOUTS]
 ROUNDED = [(layout, "bf16") for layout in LAYOUTS]
 CASES += [(layout, "dense") for layout in ("tp2", "pp2", "tp2-pp2-sequence")]
 
@@ -73,7 +75,7 @@ def outcomes(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     layouts = {"one": (1, {"zero_stage": 1}), **LAYOUTS}
     found = {}
     for ranks in (1, 2, 4):
-        cases = [("one", variant) for variant in VARIANTS] + CASES + ROUNDED
+        cases = [("one", variant) for variant in VARIANTS] + CASES + FIRST + ROUNDED
         names = [case for case in cases if layouts[case[0]][0] == ranks]
         jobs = [job(corpus, folder, f"{n}-{v}", layouts[n][1], VARIANTS[v]) for n, v in names]
         for key, outcome in zip(names, run_ranks(train_all, ranks, jobs, timeout=600)[0], strict=True):
@@ -110,15 +112,27 @@ def read_vectors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-@pytest.mark.parametrize(("layout", "variant"), CASES)
-def test_weights_moments_and_masks_equal_one_rank(outcomes: Any, folder: Path, layout: str, variant: str) -> None:
-    """The first moment is a sum of gradients: equal moments of every weight are equal gradients."""
-    one, many = (read_vectors(folder / f"{n}-{variant}" / "checkpoints" / "step-00000020") for n in ("one", layout))
+def both(folder: Path, layout: str, variant: str, step: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(name, one rank's, the layout's) of every logical vector saved after ``step``."""
+    one, many = (read_vectors(folder / f"{n}-{variant}" / "checkpoints" / f"step-{step:08d}") for n in ("one", layout))
     assert many.keys() == one.keys()
-    for name, expected in one.items():
-        found = many[name]
+    return [(name, one[name], many[name]) for name in one]
+
+
+@pytest.mark.usefixtures("outcomes")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_equal_one_rank(folder: Path, layout: str) -> None:
+    """After one step the first moment is the clipped gradient times 1 - beta1."""
+    for name, expected, found in both(folder, layout, "first-step", 1):
+        if name.endswith("/exp_avg"):
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+@pytest.mark.usefixtures("outcomes")
+@pytest.mark.parametrize(("layout", "variant"), CASES)
+def test_weights_moments_and_masks_equal_one_rank(folder: Path, layout: str, variant: str) -> None:
+    for name, expected, found in both(folder, layout, variant, STEPS):
         if expected.dtype == torch.uint8:
             assert torch.equal(found, expected), f"{name}: masks and ages are decided alike"
-        else:
-            scale = expected.abs().max().item() + 1e-12
-            assert (found - expected).abs().max().item() <= 2e-4 * scale, name
+        else:  # Adam blows up the rounding of gradients near 0, so single weights may differ more
+            assert (found - expected).norm() <= 1e-4 * expected.norm(), name
