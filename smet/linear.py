@@ -91,12 +91,13 @@ class SparseLinear(nn.Module):
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """Dense W ``(out, in)``; inactive entries are exactly 0."""
         values = self.values.detach() if values is None else values
-        key = self._content_key(values) if self.keep_dense else None
-        if self._dense is not None and key == self._dense_key:
+        keep = self.keep_dense and not (torch.is_grad_enabled() and values.requires_grad)  # a graph needs its own
+        key = self._content_key(values) if keep else None
+        if keep and self._dense is not None and key == self._dense_key:
             return self._dense
         weight = self.canonical_weight(values)
         weight = weight.t() if self.transposed else weight
-        if self.keep_dense:
+        if keep:
             self._dense, self._dense_key = weight, key
         return weight
 
@@ -114,7 +115,7 @@ class SparseLinear(nn.Module):
     def compress_gradient(self, dense: Tensor) -> Tensor:
         """Active entries of a canonical gradient ``(rows, cols)``, as ``(active * block_size,)``."""
         if self.capture_gradient:
-            fresh = dense.float()
+            fresh = dense.detach().float()
             self.dense_gradient = fresh if self.dense_gradient is None else self.dense_gradient.add_(fresh)
         grid = self.grid
         tiles = grid.to_blocks(dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -77,6 +78,24 @@ def test_gradcheck(block: tuple[int, int], transposed: bool, bias: bool) -> None
         return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(run, (x, *parameters.values()))
+
+
+@pytest.mark.parametrize("residency", ["compressed", "dense"])
+def test_second_derivatives_are_those_of_a_masked_dense_layer(residency: str) -> None:
+    layer = make((1, 4), bias=False)
+    layer.keep_dense = residency == "dense"
+    weight = masked_weight(layer).requires_grad_()
+    x = torch.randn(3, 24, dtype=torch.float64)
+
+    def penalty(apply: Callable[[Tensor], Tensor], parameter: Tensor) -> Tensor:
+        """Gradient with respect to ``parameter`` of the squared gradient with respect to the input."""
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(apply(leaf).pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(slope.pow(2).sum(), parameter)[0]
+
+    ours, dense = penalty(layer, layer.values), penalty(lambda leaf: F.linear(leaf, weight), weight)
+    active = layer.grid.to_blocks(dense)[unpack(layer.packed_mask(), layer.grid.blocks)]
+    torch.testing.assert_close(ours, active.reshape(-1), rtol=1e-10, atol=1e-10)
 
 
 def test_a_full_layer_keeps_no_mask_and_is_a_dense_layer() -> None:
