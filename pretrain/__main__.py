@@ -19,6 +19,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("config", help="run file (YAML), such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 sparsity.density=0.1")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build one rank without memory or data, check it and print its plan"
+    )
+    parser.add_argument("--rank", type=int, default=0, help="which rank a dry run builds; default 0")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="ranks of the dry run; default parallel.tensor x parallel.pipeline"
+    )
+    parser.add_argument("--json", action="store_true", help="print a dry run's plan as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
     return parser.parse_args(arguments)
 
@@ -32,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         from pretrain.config import load_config
         from pretrain.startup import adopt_environment, start
 
-        adopt_environment()
-        config = load_config(options.config, options.overrides)
         _quiet()
+        if options.dry_run:
+            return _dry_run(options)
+        adopt_environment()
+        config = load_config(options.config, options.overrides, world_size=int(os.environ["WORLD_SIZE"]))
         layout = start(config)  # chooses the device before anything imports DeepSpeed, which else guesses one
         agreed = True
         from pretrain.run import run
@@ -52,6 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()), file=sys.stderr, flush=True)
         os._exit(1)  # other ranks may wait for us in a collective: do not wait for them in turn
     _leave()
+    return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from pretrain.config import load_config
+    from pretrain.dry_run import dry_run
+
+    config = load_config(options.config, options.overrides, world_size=options.world_size)
+    print(dry_run(config, options.rank, options.world_size, options.json), flush=True)
     return 0
 
 

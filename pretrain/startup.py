@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import RunConfig
-from pretrain.config.schema import ParallelConfig
+from pretrain.config.layouts import nearest_layouts
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout, make_groups, set_device
 
@@ -77,26 +77,24 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", local)
 
 
-def check_world(world: int, parallel: ParallelConfig) -> None:
-    """Check that the degrees divide the number of processes.
+def check_world(world: int, config: RunConfig) -> None:
+    """Check that the degrees and the batch divide among the processes, before these talk to each other.
 
     Raises:
-        LaunchError: they do not; names the degrees that would.
+        LaunchError: the degrees do not divide them; names the nearest layouts that would work.
+        ConfigError: the global batch does not divide among the data-parallel ranks.
     """
+    parallel = config.parallel
     shards = parallel.tensor * parallel.pipeline
     if world % shards == 0:
+        config.accumulation(world // shards)
         return
-    fitting = [
-        f"tensor {t} x pipeline {p}"
-        for t in range(1, world + 1)
-        for p in range(1, world // t + 1)
-        if world % (t * p) == 0 and t <= parallel.tensor and p <= parallel.pipeline
-    ]
+    fitting = nearest_layouts(config.model, config.data, config.sparsity, parallel, world)
     bare = ", which is what a start without a launcher gives" if world == 1 else ""
     raise LaunchError(
         f"{world} process{'es' if world > 1 else ''} started{bare}, expected a multiple of parallel.tensor "
-        f"{parallel.tensor} x parallel.pipeline {parallel.pipeline} = {shards}; start {shards} or set "
-        f"{' or '.join(fitting[-2:])}"
+        f"{parallel.tensor} x parallel.pipeline {parallel.pipeline} = {shards}; start a multiple of {shards}, or "
+        f"set what works with {world}: {'; '.join(fitting)}"
     )
 
 
@@ -105,9 +103,10 @@ def start(config: RunConfig) -> Layout:
 
     Raises:
         LaunchError: no such device, or a world size that the layout does not divide.
+        ConfigError: a global batch that does not divide among the ranks.
     """
     adopt_environment()
-    check_world(int(os.environ["WORLD_SIZE"]), config.parallel)
+    check_world(int(os.environ["WORLD_SIZE"]), config)
     device = choose_device(config.train.device)
     set_device(device)
     _init_process_group(device)

@@ -43,15 +43,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int | None = None) -> RunConfig:
     """Read a run file, merge its bases and the overrides (``section.key=value``), and check it all.
+
+    ``world_size``, where it is known, lets a layout that cannot work be answered with those that can.
 
     Raises:
         ConfigError: a file is missing or no YAML, or with every problem of the settings at once.
     """
     problems: list[str] = []
     merged = merge(_read_with_bases(Path(path), ()), _from_overrides(overrides, problems))
-    return _checked(merged, problems)
+    return _checked(merged, problems, world_size)
 
 
 def config_from_dict(given: dict[str, Any]) -> RunConfig:
@@ -155,7 +157,7 @@ def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, 
     return layer
 
 
-def _checked(given: dict[str, Any], problems: list[str]) -> RunConfig:
+def _checked(given: dict[str, Any], problems: list[str], world_size: int | None = None) -> RunConfig:
     """Build every section, then check each by itself and all together; raise everything found."""
     hints = typing.get_type_hints(RunConfig)
     problems += _unknown_sections(given, hints)
@@ -177,7 +179,7 @@ def _checked(given: dict[str, Any], problems: list[str]) -> RunConfig:
             problems += section.problems()
         else:
             problems += _given_and_new(section.problems(), raw, problems)
-    problems += cross_problems(sound)
+    problems += cross_problems(sound, world_size)
     if problems:
         raise ConfigError(problems)
     return RunConfig(**sections)

@@ -260,12 +260,6 @@ class ParallelConfig:
                 f"parallel.zero_stage is {self.zero_stage}, expected 1, 2 or 3: ZeRO ends at stage 3,"
                 " where weights, gradients and optimizer state are all split"
             )
-        if self.pipeline > 1 and self.zero_stage in (2, 3):
-            found.append(
-                f"parallel.pipeline is {self.pipeline} with zero_stage {self.zero_stage}, expected zero_stage 1:"
-                " a pipeline sums gradients over its micro-batches in place, while ZeRO-2 and 3 scatter them"
-                " after every micro-batch; set zero_stage to 1 or pipeline to 1"
-            )
         if self.sequence and self.tensor == 1:
             found.append(
                 "parallel.sequence is true with tensor 1, expected tensor 2 or more: it splits among"

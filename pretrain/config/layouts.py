@@ -1,0 +1,212 @@
+"""Which layouts a model can have: refusals before any process group exists, and the nearest layouts that work.
+
+Each check is a function of the sections it names as parameters, as in ``pretrain.config.checks``; ``world`` is
+the number of ranks, or None where it is not known yet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from pretrain.config.shapes import linear_shapes
+
+if TYPE_CHECKING:
+    from pretrain.config.schema import DataConfig, ModelConfig, ParallelConfig
+    from smet.config import SmetConfig
+
+
+def _blocks_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+    if len(sparsity.block) != 2 or min(sparsity.block) < 1 or model.problems():
+        return []
+    rows, columns = sparsity.block
+    misfits: dict[str, str] = {}
+    for kind, height, width in _sparse_shards(model, sparsity, parallel):
+        if height % rows or width % columns:
+            misfits.setdefault(
+                kind, f"{kind} {height} x {width}{' (transposed)' if _transposed(kind, sparsity) else ''}"
+            )
+    if not misfits:
+        return []
+    split = f" on {parallel.tensor} tensor-parallel ranks" if parallel.tensor > 1 else ""
+    return [
+        f"sparsity.block is [{rows}, {columns}], expected sides that divide every sparse layer's rows x columns{split};"
+        f" these do not fit: {', '.join(misfits.values())}"
+    ]
+
+
+def _sparse_shards(
+    model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig
+) -> Iterator[tuple[str, int, int]]:
+    """(kind, rows, columns) of one rank's canonical matrix of every sparse layer, one per kind of layer."""
+    seen: set[str] = set()
+    for name, outputs, inputs in linear_shapes(model):
+        kind = re.sub(r"\.\d+\.", ".*.", name)
+        if kind in seen or not _is_sparse(name, sparsity):
+            continue
+        seen.add(kind)
+        height, width = (inputs, outputs) if _transposed(name, sparsity) else (outputs, inputs)
+        # Tensor parallelism cuts the canonical matrix along its rows; _tensor_fits tells if it cannot.
+        whole = parallel.tensor > 0 and height % parallel.tensor == 0
+        yield kind, height // parallel.tensor if whole else height, width
+
+
+def _is_sparse(name: str, sparsity: SmetConfig) -> bool:
+    included = any(fnmatchcase(name, pattern) for pattern in sparsity.include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in sparsity.exclude)
+
+
+def _transposed(name: str, sparsity: SmetConfig) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in sparsity.row_parallel)
+
+
+def _shards_hold_whole_bytes(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+    if parallel.tensor < 2 or sparsity.density == 1.0 or _blocks_fit(model, sparsity, parallel) or model.problems():
+        return []
+    size = sparsity.block[0] * sparsity.block[1]
+    misfits = [
+        f"{kind} {height * width // size}"
+        for kind, height, width in _sparse_shards(model, sparsity, parallel)
+        if height * width // size % 8
+    ]
+    if not misfits:
+        return []
+    return [
+        f"parallel.tensor is {parallel.tensor} with sparsity.block {list(sparsity.block)}, expected tensor-parallel"
+        f" shards of a multiple of 8 blocks, whole bytes of the packed mask; these do not fit: {', '.join(misfits)};"
+        " use a smaller block or fewer tensor-parallel ranks"
+    ]
+
+
+def _ranges_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+    ranges = sparsity.topology_ranges
+    if ranges < 2 or parallel.tensor < 1 or _blocks_fit(model, sparsity, parallel) or model.problems():
+        return []
+    if ranges % parallel.tensor:
+        return [
+            f"sparsity.topology_ranges is {ranges}, expected 1 or a multiple of parallel.tensor {parallel.tensor}:"
+            " a range lies within one tensor-parallel shard"
+        ]
+    size = sparsity.block[0] * sparsity.block[1]
+    misfits = [
+        f"{kind} {height * width // size}"
+        for kind, height, width in _sparse_shards(model, sparsity, parallel)
+        if height * width // size % (ranges // parallel.tensor)
+    ]
+    if not misfits:
+        return []
+    return [
+        f"sparsity.topology_ranges is {ranges}, expected a number that cuts every sparse layer into equal ranges of"
+        f" blocks; these do not fit: {', '.join(misfits)} blocks per rank"
+    ]
+
+
+def _shared_sizes(model: ModelConfig, data: DataConfig, parallel: ParallelConfig) -> dict[str, int]:
+    """What tensor-parallel ranks share evenly."""
+    return {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_key_value_heads": model.num_key_value_heads,
+        "model.intermediate_size": model.intermediate_size,
+        "model.vocab_size": model.vocab_size,
+        **({"data.seq_length": data.seq_length} if parallel.sequence else {}),
+    }
+
+
+def _tensor_fits(model: ModelConfig, data: DataConfig, parallel: ParallelConfig) -> list[str]:
+    if parallel.tensor < 2:
+        return []
+    shared = _shared_sizes(model, data, parallel)
+    common = math.gcd(*shared.values())
+    fitting = ", ".join(str(size) for size in range(1, common + 1) if common % size == 0)
+    return [
+        f"{name} is {size}, expected a multiple of parallel.tensor {parallel.tensor}, whose ranks share it evenly;"
+        f" tensor sizes that fit this model: {fitting}"
+        for name, size in shared.items()
+        if size % parallel.tensor
+    ]
+
+
+def _stages_fit(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
+    if parallel.pipeline <= model.num_hidden_layers:
+        return []
+    return [
+        f"parallel.pipeline is {parallel.pipeline}, expected at most model.num_hidden_layers"
+        f" {model.num_hidden_layers}: each stage needs a decoder layer"
+    ]
+
+
+def _pipeline_fits_zero(
+    model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int | None
+) -> list[str]:
+    if parallel.pipeline < 2 or parallel.zero_stage not in (2, 3):
+        return []
+    found = nearest_layouts(model, data, sparsity, parallel, world) if world else []
+    with_ranks = f"; with {world} ranks these work: {'; '.join(found)}" if found else ""
+    return [
+        f"parallel.pipeline is {parallel.pipeline} with zero_stage {parallel.zero_stage}, expected zero_stage 1:"
+        " a pipeline sums gradients over its micro-batches in place, while ZeRO-2 and 3 scatter them after every"
+        f" micro-batch; set zero_stage to 1, or pipeline to 1 with zero_stage 2 or 3{with_ranks}"
+    ]
+
+
+LAYOUT_CHECKS: tuple[Callable[..., list[str]], ...] = (
+    _blocks_fit,
+    _tensor_fits,
+    _shards_hold_whole_bytes,
+    _ranges_fit,
+    _stages_fit,
+    _pipeline_fits_zero,
+)
+
+
+def works(model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int) -> bool:
+    """Whether ``parallel`` is a possible layout of this model on ``world`` ranks."""
+    return (
+        world % (parallel.tensor * parallel.pipeline) == 0
+        and not parallel.problems()
+        and not (parallel.pipeline > 1 and parallel.zero_stage > 1)
+        and not _tensor_fits(model, data, parallel)
+        and not _stages_fit(model, parallel)
+        and not _blocks_fit(model, sparsity, parallel)
+        and not _shards_hold_whole_bytes(model, sparsity, parallel)
+        and not _ranges_fit(model, sparsity, parallel)
+    )
+
+
+def candidates(parallel: ParallelConfig, world: int) -> Iterator[ParallelConfig]:
+    """Every layout of ``world`` ranks, possible for a model or not."""
+    for tensor in divisors(world):
+        for pipeline in divisors(world // tensor):
+            for zero_stage in (1, 2, 3):
+                sequence = parallel.sequence and tensor > 1
+                yield replace(parallel, tensor=tensor, pipeline=pipeline, zero_stage=zero_stage, sequence=sequence)
+
+
+def nearest_layouts(
+    model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int, count: int = 3
+) -> list[str]:
+    """The possible layouts of ``world`` ranks that change least of ``parallel``, in words."""
+
+    def distance(other: ParallelConfig) -> float:
+        factors = (other.tensor / max(1, parallel.tensor), other.pipeline / max(1, parallel.pipeline))
+        return sum(abs(math.log2(factor)) for factor in factors) + 0.6 * abs(other.zero_stage - parallel.zero_stage)
+
+    ranked = sorted(candidates(parallel, world), key=distance)
+    found = (other for other in ranked if works(model, data, sparsity, other, world))
+    return [describe(other, world) for other, _ in zip(found, range(count), strict=False)]
+
+
+def describe(parallel: ParallelConfig, world: int) -> str:
+    """A layout in words, such as ``tensor 2, pipeline 4, zero_stage 1 (2 data-parallel ranks)``."""
+    data = world // (parallel.tensor * parallel.pipeline)
+    ranks = f"{data} data-parallel rank{'s' if data > 1 else ''}"
+    return f"tensor {parallel.tensor}, pipeline {parallel.pipeline}, zero_stage {parallel.zero_stage} ({ranks})"
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of ``number``, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
