@@ -34,7 +34,7 @@ from tools.corpus.probe import check_columns
 from tools.corpus.record import describe_sources, total, write_manifest
 from tools.corpus.sources import add_source_arguments, find_sources, plan_units, shard_units
 from tools.corpus.state import WorkFolder, already_made, check_free, clear_done
-from tools.corpus.tokenize import make_parts
+from tools.corpus.tokenize import Finished, make_parts
 from tools.corpus.tokenizers import load_tokenizer
 from tools.corpus.work import Job
 
@@ -116,7 +116,7 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
     listed = describe_sources(sources)
     prefixes = [output.prefix for output in outputs]
     clear_done(prefix)
-    if not args.overwrite and already_made(prefixes, tokenizer.sha256, listed, described):
+    if not args.overwrite and already_made(prefixes, tokenizer.sha256, sources, listed, described):
         return {"outputs": prefixes, "already_made": True}
     check_free(prefix, prefixes, args.overwrite)
     check_columns(sources, settings)
@@ -131,7 +131,7 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
         units = list(plan_units(sources, settings.whole_files))
         if args.shard:
             units = shard_units(units, *args.shard)
-        make_parts(job, units, pool, work.summaries())
+        make_parts(job, units, pool, Finished(work.summaries()))
         counts = total(work.summaries())
         writers = _assemble(work, outputs, token_dtype(tokenizer.vocab_size), counts["documents"], args)
         write_rejects(work.parts(), Path(f"{prefix}.rejects.jsonl"))
@@ -144,10 +144,10 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
 def _assemble(
     work: WorkFolder, outputs: Sequence[Output], dtype: np.dtype, documents: int, args: argparse.Namespace
 ) -> list[IndexedWriter]:
-    parts, duplicate = work.parts(), None
+    duplicate = None
     if args.deduplicate and documents:
-        duplicate = find_duplicates((Part(path).digests() for path in parts), documents, work.path)
-    chunks = part_chunks(parts, digests=len(outputs) > 1)
+        duplicate = find_duplicates((Part(path).digests() for path in work.parts()), documents, work.path)
+    chunks = part_chunks(work.parts(), digests=len(outputs) > 1)
     return assemble(chunks, outputs, dtype, duplicate, allow_empty=args.shard is not None)
 
 

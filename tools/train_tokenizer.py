@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
 from tools.corpus.extract import RejectedError, Settings, text_of, unescape
 from tools.corpus.probe import check_columns
+from tools.corpus.progress import progress
 from tools.corpus.sample import Sample, sentences
 from tools.corpus.sources import add_source_arguments, find_sources, plan_units
 from tools.corpus.tokenizers import SentencePieceTokenizer
@@ -118,7 +117,7 @@ def _texts(args: argparse.Namespace) -> Iterator[str]:
     units = list(plan_units(sources, settings.whole_files))
     random.Random(args.seed).shuffle(units)
     read = 0
-    for unit in tqdm(units, desc="read", unit="unit", disable=None, file=sys.stderr):
+    for unit in progress("read", iterable=units, unit="unit"):
         for raw in unit_records(unit, settings):
             try:
                 text = text_of(raw, settings)

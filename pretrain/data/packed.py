@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class TokenCorpus:
                 "give it more text or lower the sequence length"
             )
         self.order = SampleOrder(self.num_samples, seed)
-        content = manifest.digest() if manifest else _content_digest(self.prefix)
+        content = manifest.checksums if manifest else _content_digest(self.prefix)
         self.fingerprint = digest_of(content, seq_length, seed)
 
     @property
@@ -85,8 +86,8 @@ class TokenCorpus:
 
 
 def digest_of(*parts: object) -> str:
-    """sha256 over the printed form of simple values."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    """sha256 over the printed form of simple values (dicts in sorted order)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _content_digest(prefix: str) -> str:

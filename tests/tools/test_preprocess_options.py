@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +166,51 @@ def test_folders_take_known_names_and_patterns(tmp_path: Path, model: str, capsy
         assert decoded(tmp_path / "c", model) == [f"text of {name}" for name in expected]
     assert main([*args, "--include", "*.py", "--exclude", "*.py"]) == 2
     assert "--exclude leaves none" in capsys.readouterr().err
+
+
+def test_another_stream_after_an_interruption_is_noticed(tmp_path: Path, model: str, monkeypatch, capsys) -> None:
+    """Standard input has no name or date to tell it by: what was read is compared instead."""
+    monkeypatch.setattr("tools.corpus.work.SEGMENT_BYTES", 2000)
+    good = write_jsonl(tmp_path / "in.jsonl", DOCUMENTS).read_bytes()
+    args = ["--input", "-", "--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1"]
+
+    def give(content: bytes, *options: str) -> int:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return main([*args, *options])
+
+    assert give(good + b"broken\n", "--on-error", "stop") == 2
+    assert len(list((tmp_path / "c.work").glob("part-*"))) > 3
+    capsys.readouterr()
+    assert give(good.replace(b"sparse", b"dense!", 1)) == 2
+    assert "does not give what it gave before the run was interrupted" in capsys.readouterr().err
+    assert give(good + b"broken\n") == 0
+    assert decoded(tmp_path / "c", model) == DOCUMENTS
+    # Nor can it be known whether this is the same input once more.
+    assert give(good) == 2
+    assert "exists and was made from other inputs" in capsys.readouterr().err
+
+
+def test_a_newer_input_of_the_same_size_is_not_taken_for_the_old_one(tmp_path: Path, model: str, capsys) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", DOCUMENTS)
+    args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1"]
+    assert main(args) == 0
+    source.write_bytes(source.read_bytes().replace(b"sparse", b"dense!", 1))
+    later = (tmp_path / "c.manifest.json").stat().st_mtime + 1
+    os.utime(source, (later, later))
+    assert main(args) == 2
+    assert "exists and was made from other inputs" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, model: str, monkeypatch, capsys) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", DOCUMENTS)
+    args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1"]
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device", "c.bin.writing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrain.data.writer.os.fsync", full)
+        assert main(args) == 2
+    assert "error: No space left on device (c.bin.writing); mend that and start" in capsys.readouterr().err
+    assert main(args) == 0
+    assert decoded(tmp_path / "c", model) == DOCUMENTS

@@ -2,7 +2,8 @@
 
 A bare process parses its share of the lines beforehand, in batches, and only the calls of the
 tokenizer's own ``encode`` are timed: no reading, no writing, no start-up. Preprocessing is timed
-as a whole command, from its start to its end.
+as a whole command, from its start to its end. On a machine that does other work at the same time, only
+the figures per processor second mean something.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,12 +19,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pretrain.errors import DataError
 from tools.corpus.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 1000
 """Documents parsed ahead of each timed stretch."""
+POLL_SECONDS = 0.05
 
 
 def bench(path: str, tokenizer: str, workers: int, repeats: int) -> dict[str, Any]:
@@ -89,18 +92,33 @@ def _encode_share(path: str, tokenizer: str, number: int, workers: int) -> tuple
 
 def _preprocess(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
     """The whole command: megabytes of text per second, and per processor second of all its processes."""
-    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tools.preprocess", "--input", os.path.abspath(path), "--json"]
-        command += ["--tokenizer", os.path.abspath(tokenizer), "--output", f"{os.path.abspath(folder)}/corpus"]
-        started, started_cpu = time.perf_counter(), _children_cpu()
-        done = subprocess.run([*command, "--workers", str(workers)], cwd=ROOT, capture_output=True, text=True)
-        wall, cpu = time.perf_counter() - started, _children_cpu() - started_cpu
-    if done.returncode:
-        raise DataError((done.stderr.strip().splitlines() or ["preprocessing failed"])[-1].removeprefix("error: "))
-    size = json.loads(done.stdout)["text_bytes"] / 1e6
+        command += ["--tokenizer", os.path.abspath(tokenizer), "--output", f"{folder}/corpus"]
+        started = time.perf_counter()
+        with subprocess.Popen(
+            [*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            cpu = _processor_seconds(process)
+            wall = time.perf_counter() - started
+            out, errors = process.communicate()
+    if process.returncode:
+        raise DataError((errors.strip().splitlines() or ["preprocessing failed"])[-1].removeprefix("error: "))
+    size = json.loads(out)["text_bytes"] / 1e6
     return size / wall, size / cpu
 
 
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _processor_seconds(process: subprocess.Popen[str]) -> float:
+    """Wait for a process and add up the processor time of it and of all its children, as last seen."""
+    spent: dict[int, float] = {}
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            for one in [root, *root.children(recursive=True)]:
+                times = one.cpu_times()
+                spent[one.pid] = times.user + times.system
+        except psutil.Error:
+            # A process ended between the listing and the look.
+            pass
+        time.sleep(POLL_SECONDS)
+    return sum(spent.values())

@@ -35,6 +35,11 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk, a missing right, a lost mount: not for this program to mend, nor a bug in it.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}; mend that and start the same command again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pretrain.data.corpus import TokenCorpus
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import read_manifest
 from pretrain.errors import DataError
+from tools.corpus.progress import progress
 from tools.corpus.tokenizers import Tokenizer, load_tokenizer
 
 ENTRIES = 1 << 20
@@ -57,7 +56,7 @@ def _bin_name(digits: int) -> str:
 def token_counts(data: IndexedDataset) -> np.ndarray:
     """How often each token id occurs, ``(largest id + 1,)``."""
     counts = np.zeros(0, np.int64)
-    for start in tqdm(range(0, data.num_tokens, ENTRIES), desc="count", disable=None, file=sys.stderr):
+    for start in progress("count", iterable=range(0, data.num_tokens, ENTRIES)):
         some = np.bincount(data.tokens(start, min(ENTRIES, data.num_tokens - start)), minlength=len(counts))
         some[: len(counts)] += counts
         counts = some

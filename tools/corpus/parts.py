@@ -43,6 +43,8 @@ class PartSummary:
     """UTF-8 bytes of the documents kept."""
     read_bytes: int = 0
     """Bytes of input (compressed, where it is), for the progress bar."""
+    checksum: int = 0
+    """Of the records of a sequential unit, to notice that another stream follows after a restart."""
     empty: int = 0
     filtered: dict[str, int] = field(default_factory=dict)
     """Documents that a filter left out, by filter."""

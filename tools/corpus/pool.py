@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -65,15 +66,16 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
         # process imports what workers need once, and is forked instead.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tools.corpus.work"])
-        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
+        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
             yield Pool(executor, workers)
         finally:
             executor.shutdown(cancel_futures=True)
 
 
-def _die_with_parent() -> None:
-    """Leave no worker behind when the main process is killed."""
+def _start_worker() -> None:
+    """Leave no worker behind when the main process is killed, and leave Ctrl-C to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pretrain.data.manifest import Manifest
@@ -21,7 +21,7 @@ LISTED_SOURCES = 64
 
 def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """For the manifest: each source, or where there are many, their number, size and the hash of their list."""
-    listed = [{"path": source.label, "bytes": source.size} for source in sources]
+    listed = [_described(source) for source in sources]
     if len(listed) <= LISTED_SOURCES:
         return listed
     digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
@@ -29,14 +29,22 @@ def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return [{"files": len(listed), "bytes": size, "first": listed[0], "last": listed[-1], "list_sha256": digest}]
 
 
-def total(summaries: Sequence[PartSummary]) -> dict[str, int]:
+def _described(source: Source) -> dict[str, Any]:
+    if source.dataset:
+        return {"dataset": source.label, "config": source.dataset[0], "split": source.dataset[1]}
+    return {"path": source.label, "bytes": source.size}
+
+
+def total(summaries: Iterable[PartSummary]) -> dict[str, int]:
     """Sums over all parts."""
-    names = ("records", "documents", "text_bytes", "empty")
-    counts = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
-    for kind in ("filtered", "rejected"):
-        by_reason: Counter[str] = Counter()
-        for summary in summaries:
+    counts = dict.fromkeys(("records", "documents", "text_bytes", "empty"), 0)
+    reasons: dict[str, Counter[str]] = {"filtered": Counter(), "rejected": Counter()}
+    for summary in summaries:
+        for name in counts:
+            counts[name] += getattr(summary, name)
+        for kind, by_reason in reasons.items():
             by_reason.update(getattr(summary, kind))
+    for kind, by_reason in reasons.items():
         counts[kind] = by_reason.total()
         counts.update({f"{kind}: {reason}": count for reason, count in sorted(by_reason.items())})
     return counts

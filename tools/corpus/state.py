@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pretrain.data.manifest import manifest_path, read_manifest
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from tools.corpus.parts import Part, PartSummary
+from tools.corpus.sources import Source
 
 
 class WorkFolder:
@@ -65,13 +66,14 @@ class WorkFolder:
     def __exit__(self, *error: object) -> None:
         self._lock.close()
 
-    def summaries(self) -> list[PartSummary]:
-        """Counts of the finished parts, in output order."""
-        return [Part(path).summary for path in sorted(self.path.glob("part-*"))]
-
-    def parts(self) -> list[Path]:
+    def parts(self) -> Iterator[Path]:
         """Finished parts, in output order."""
-        return sorted(self.path.glob("part-*"))
+        # Names, not paths: a large corpus has hundreds of thousands.
+        yield from map(self.path.joinpath, sorted(name for name in os.listdir(self.path) if name.startswith("part-")))
+
+    def summaries(self) -> Iterator[PartSummary]:
+        """Counts of the finished parts, in output order."""
+        return (Part(path).summary for path in self.parts())
 
     def finish(self) -> None:
         """Remove the folder. Renamed first, so that a kill leaves no half a work folder behind."""
@@ -94,13 +96,26 @@ def existing_files(prefix: str) -> list[Path]:
     return [path for path in (tokens_path(prefix), index_path(prefix), manifest_path(prefix)) if path.exists()]
 
 
-def already_made(prefixes: Sequence[str], tokenizer_sha256: str, sources: list[Any], settings: dict[str, Any]) -> bool:
-    """Whether complete corpora of exactly these inputs and settings stand at all ``prefixes``."""
+def already_made(
+    prefixes: Sequence[str],
+    tokenizer_sha256: str,
+    sources: Sequence[Source],
+    described: list[dict[str, Any]],
+    settings: dict[str, Any],
+) -> bool:
+    """Whether complete corpora of exactly these inputs and settings stand at all ``prefixes``.
+
+    Standard input cannot be compared, so its corpora never count; nor do those older than an input.
+    """
+    if any(source.path == "-" for source in sources):
+        return False
     for prefix in prefixes:
         if len(existing_files(prefix)) < 3:
             return False
         manifest = read_manifest(prefix)
-        if manifest is None or manifest.tokenizer_sha256 != tokenizer_sha256 or manifest.sources != sources:
+        if manifest is None or manifest.tokenizer_sha256 != tokenizer_sha256 or manifest.sources != described:
+            return False
+        if max(source.modified for source in sources) > manifest_path(prefix).stat().st_mtime_ns:
             return False
         if {key: manifest.settings.get(key) for key in settings} != settings:
             return False

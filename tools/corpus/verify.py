@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
 from pretrain.data.manifest import Manifest, manifest_path, read_manifest
 from pretrain.errors import DataError
+from tools.corpus.progress import progress
 
 ENTRIES = 1 << 20
 """Index entries or tokens looked at together."""
@@ -88,7 +87,7 @@ def _manifest(data: IndexedDataset, manifest: Manifest | None) -> Iterator[str]:
 def _tokens(data: IndexedDataset, vocab_size: int | None) -> Iterator[str]:
     if vocab_size is None and np.issubdtype(data.dtype, np.unsignedinteger):
         return
-    for start in tqdm(range(0, data.num_tokens, ENTRIES), desc="tokens", disable=None, file=sys.stderr):
+    for start in progress("tokens", iterable=range(0, data.num_tokens, ENTRIES)):
         tokens = data.tokens(start, min(ENTRIES, data.num_tokens - start))
         wrong = np.flatnonzero((tokens < 0) | (tokens >= (vocab_size or np.iinfo(data.dtype).max)))
         if len(wrong):
@@ -129,7 +128,7 @@ def _sha256(path: Path) -> str:
     size = path.stat().st_size
     with (
         path.open("rb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None, file=sys.stderr) as bar,
+        progress(path.name, total=size, unit="B", unit_scale=True) as bar,
     ):
         while block := file.read(BLOCK):
             digest.update(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tools.corpus.readers import Meter, Problem, Raw, read_slice
 from tools.corpus.sources import Unit
 from tools.corpus.tokenizers import load_tokenizer
 
-SEGMENT_BYTES = 4 << 20
+SEGMENT_BYTES = 8 << 20
 """Payload in one segment of a sequential unit; what a kill can cost at most per worker."""
 _RECORD_BYTES = 256
 """What a record costs in memory beside its payload, so that many small ones fill a segment too."""
@@ -41,6 +42,15 @@ class Segment(NamedTuple):
     records: list[Raw]
     last: bool
     read_bytes: int
+    checksum: int
+
+    def check(self, unit: Unit, finished: int) -> None:
+        """Raise ``DataError`` if the part that stands for this segment was made from other records."""
+        if self.checksum != finished:
+            raise DataError(
+                f"{unit.slices[0].source.label} does not give what it gave before the run was interrupted; give the "
+                "same input again, or start anew with --overwrite"
+            )
 
 
 def unit_records(unit: Unit, settings: Settings, meter: Meter | None = None) -> Iterator[Raw]:
@@ -52,15 +62,21 @@ def unit_records(unit: Unit, settings: Settings, meter: Meter | None = None) -> 
 def unit_segments(unit: Unit, settings: Settings) -> Iterator[Segment]:
     """Group the records of a sequential unit into segments of about ``SEGMENT_BYTES``; at least one."""
     meter = Meter()
-    number, size = 0, 0
+    number, size, checksum = 0, 0, 0
     gathered: list[Raw] = []
     for raw in unit_records(unit, settings, meter):
         if size >= SEGMENT_BYTES:
-            yield Segment(number, gathered, False, meter.passed())
-            number, gathered, size = number + 1, [], 0
+            yield Segment(number, gathered, False, meter.passed(), checksum)
+            number, gathered, size, checksum = number + 1, [], 0, 0
         gathered.append(raw)
+        checksum = _checksum(raw, checksum)
         size += _RECORD_BYTES + _size(raw.payload)
-    yield Segment(number, gathered, True, meter.passed())
+    yield Segment(number, gathered, True, meter.passed(), checksum)
+
+
+def _checksum(raw: Raw, before: int) -> int:
+    payload = raw.payload if isinstance(raw.payload, bytes) else repr(raw.payload).encode("utf-8", "surrogatepass")
+    return zlib.crc32(payload, before)
 
 
 def _size(payload: Any) -> int:
@@ -77,18 +93,26 @@ def encode_unit(job: Job, unit: Unit) -> list[PartSummary]:
     return [encode_records(job, summary, unit_records(unit, job.settings))]
 
 
-def encode_stream(job: Job, unit: Unit, done: frozenset[int]) -> list[PartSummary]:
-    """Make the parts of a sequential unit but those in ``done``."""
+def encode_stream(job: Job, unit: Unit, done: dict[int, int]) -> list[PartSummary]:
+    """Make the parts of a sequential unit but those in ``done``, checksums by segment."""
     made = []
     for segment in unit_segments(unit, job.settings):
-        if segment.number not in done:
+        if segment.number in done:
+            segment.check(unit, done[segment.number])
+        else:
             made += encode_segment(job, unit.number, segment)
     return made
 
 
 def encode_segment(job: Job, unit: int, segment: Segment) -> list[PartSummary]:
     """Make one part of a sequential unit whose records were read elsewhere."""
-    summary = PartSummary(unit=unit, segment=segment.number, last=segment.last, read_bytes=segment.read_bytes)
+    summary = PartSummary(
+        unit=unit,
+        segment=segment.number,
+        last=segment.last,
+        read_bytes=segment.read_bytes,
+        checksum=segment.checksum,
+    )
     return [encode_records(job, summary, segment.records)]
 
 

@@ -1,0 +1,108 @@
+"""Every command and every Python example of docs/data.md, in order, on small data in an empty folder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.tools.texts import ROOT
+
+SHORT = (
+    " train.steps=2 train.global_batch_size=2 train.micro_batch_size=1 evaluation.samples=2 optimizer.warmup_steps=0"
+    " model.num_hidden_layers=1"
+)
+"""Added to a training command: the same run, but seconds long."""
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "data.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page expects to find: the checkout, a JSONL file, sources, and C4 on a hub that is a local folder."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("smet", "pretrain", "tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:120]
+    records = [{"name": path.name, "text": path.read_text(encoding="utf-8")} for path in sources]
+    lines = [json.dumps(record) + "\n" for record in records if record["text"].strip()]
+    for name in ("data/c4", "allenai/c4/en", "src/test"):
+        (folder / name).mkdir(parents=True)
+    (folder / "data" / "mine.jsonl").write_text("".join(lines[:100]))
+    for number in range(2):
+        content = gzip.compress("".join(lines[60 + 10 * number : 90 + 10 * number]).encode())
+        (folder / "data" / "c4" / f"c4-train.{number:05d}-of-01024.json.gz").write_bytes(content)
+        (folder / "allenai" / "c4" / "en" / f"c4-train.{number:05d}-of-01024.json.gz").write_bytes(content)
+    (folder / "allenai" / "c4" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files:\n  - split: train\n    path: en/c4-train.*.json.gz\n---\n"
+    )
+    (folder / "src" / "kept.py").write_text("kept = 1\n")
+    (folder / "src" / "test" / "left_out.py").write_text("left_out = 1\n")
+    return folder
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # What mpirun asks of root, and of a machine with fewer processors than ranks.
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, _ = process.communicate(timeout=300)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"{command[-1]}\n{out}"
+
+
+@pytest.mark.slow
+def test_every_command_and_example_works_in_order(checkout: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len(commands) >= 15
+    for command in commands:
+        run(["bash", "-c", command + (SHORT if "-m pretrain " in command else "")], checkout)
+    run([sys.executable, "-c", "\n".join(blocks("python"))], checkout)
+    assert (checkout / "runs" / "mine" / "metrics.jsonl").read_text().count("\n") >= 1
+    # However the work was spread, the output is the same.
+    bins = {(checkout / "data" / f"{name}.bin").read_bytes() for name in ("c4-mpi", "c4-array", "piped")}
+    assert len(bins) == 1
+
+
+def test_every_option_the_page_names_exists() -> None:
+    from tools import dataset, preprocess, train_tokenizer
+
+    text = (ROOT / "docs" / "data.md").read_text()
+    helps = preprocess.build_parser().format_help() + train_tokenizer.build_parser().format_help()
+    subparsers = next(a for a in dataset.build_parser()._actions if a.dest == "command").choices
+    helps += "".join(parser.format_help() for parser in subparsers.values())
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
+        assert option in helps, option
+
+
+def test_the_blend_in_the_page_is_a_data_section() -> None:
+    import yaml
+
+    (block,) = blocks("yaml")
+    sources = yaml.safe_load(block)["data"]["train"]
+    assert [set(source) for source in sources] == [{"path", "weight"}] * 2
