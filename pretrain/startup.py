@@ -119,8 +119,8 @@ def start(config: RunConfig) -> Layout:
     )
     place = Coordinates.of(rank, data, tensor)
     return Layout(
-        world, rank, data, place.data, device, control=control, background=background, tensor_size=tensor, tensor_rank=place.tensor,
-        stages=stages, stage=place.stage, **groups,
+        world, rank, data, place.data, device, control=control, background=background, tensor_size=tensor,
+        tensor_rank=place.tensor, stages=stages, stage=place.stage, **groups,
     )  # fmt: skip
 
 
