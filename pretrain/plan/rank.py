@@ -25,6 +25,10 @@ class RankPlan:
     """Elements stored on this tensor-parallel rank, of which ZeRO may hold a part only."""
     total_weights: int
     """Elements of the same layers, were they dense."""
+    sparse_stored: int
+    sparse_total: int
+    mask_bytes: int
+    """Of all sparse layers of this rank, before data-parallel ranks share them."""
     at_rest: Table
     """part -> kind -> bytes, as in memory.json."""
     activations: Activations
@@ -113,11 +117,15 @@ def plan_rank(
         for again in (False, True)
         for split in ((False, True) if parallel.tensor > 1 else (False,))
     }
+    sparse = [weight for block in blocks for weight in block.weights if weight.sparse and not dense]
     return RankPlan(
         stage=stage,
         blocks=tuple(block.name for block in blocks),
         stored_weights=sum(block.elements(stored=not dense) for block in blocks),
         total_weights=sum(block.elements(stored=False) for block in blocks),
+        sparse_stored=sum(weight.stored for weight in sparse),
+        sparse_total=sum(weight.total for weight in sparse),
+        mask_bytes=sum(weight.mask_bytes for weight in sparse),
         at_rest=at_rest,
         activations=activations(config, blocks, config.train.activation_checkpointing, parallel.sequence),
         activation_choices={name: one.layers + one.recomputed + one.ends for name, one in choices.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pretrain.config import RunConfig
 from pretrain.config.checks import linear_shapes
@@ -97,11 +98,14 @@ def _linear(config: RunConfig, name: str, elements: int, density: float | None) 
 
 def cut(costs: Sequence[float], stages: int) -> list[int]:
     """First block of each stage, and the number of blocks at the end, as DeepSpeed cuts them."""
-    if stages == 1:
-        return [0, len(costs)]
+    return [0, len(costs)] if stages == 1 else list(_cut(tuple(max(1, round(1000 * cost)) for cost in costs), stages))
+
+
+@lru_cache(maxsize=64)
+def _cut(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
     from deepspeed.runtime.utils import partition_balanced
 
-    return [int(bound) for bound in partition_balanced([max(1, round(1000 * cost)) for cost in costs], stages)]
+    return tuple(int(bound) for bound in partition_balanced(list(costs), stages))
 
 
 def stage_blocks(config: RunConfig, blocks: Sequence[Block], bounds: Sequence[int], stage: int) -> list[Block]:

@@ -1,0 +1,162 @@
+"""What a run will take on every rank - bytes, traffic, FLOPs - before it starts, and which layouts fit.
+
+python -m tools.plan configs/7b.yaml --world-size 64
+python -m tools.plan configs/7b.yaml --search --gpus 64 --memory 80GB
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import fields
+
+from pretrain.config import RunConfig, load_config
+from pretrain.errors import LaunchError, UserError
+from pretrain.plan.table import human, layout_line, table
+from pretrain.startup import check_world
+from tools.planner.search import Found, search
+from tools.planner.timing import Machine, StepTime, slowest_stage
+
+UNITS = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "GIB": 2.0**30, "MIB": 2.0**20}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Command line to its parts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plan",
+        description="Bytes, traffic and FLOPs of every rank, dense AdamW beside the run; or the layouts that fit.",
+        epilog="Bytes sent are those of one rank under ring algorithms. Products are computed dense whatever the "
+        "density: it changes memory and traffic, not FLOPs. Times are predictions from the figures given here.",
+    )
+    parser.add_argument("config", help="run file (YAML), such as configs/7b.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=2 sparsity.density=0.1")
+    parser.add_argument("--world-size", type=int, metavar="N", help="ranks; default parallel.tensor x pipeline")
+    parser.add_argument("--json", action="store_true", help="print JSON: every stage, dense and as set")
+    parser.add_argument("--search", action="store_true", help="rank the layouts that fit --gpus of --memory")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to search for; default --world-size")
+    parser.add_argument("--memory", default="80GB", help="memory of one GPU, such as 80GB or 40GiB; default 80GB")
+    parser.add_argument("--reserve", type=float, default=0.1, help="fraction of it to leave free; default 0.1")
+    parser.add_argument("--top", type=int, default=10, help="layouts to print; default 10")
+    for option in fields(Machine):
+        flag = "--" + option.name.replace("_", "-")
+        parser.add_argument(flag, type=type(option.default), default=option.default, help=f"default {option.default:g}")
+    return parser.parse_args(arguments)
+
+
+def size(text: str) -> float:
+    """Bytes of ``80GB``, ``40GiB`` or ``1e9``.
+
+    Raises:
+        LaunchError: it is none of these.
+    """
+    digits = text.rstrip("BbGgIiKkMmTt").strip()
+    unit = text[len(digits) :].strip().upper()
+    try:
+        value = float(digits) * UNITS[unit]
+    except (ValueError, KeyError):
+        raise LaunchError(f"--memory is '{text}', expected a size such as 80GB or 40GiB") from None
+    if value <= 0:
+        raise LaunchError(f"--memory is '{text}', expected more than nothing")
+    return value
+
+
+def report(config: RunConfig, world: int, machine: Machine, as_json: bool) -> str:
+    """All stages, every figure of the fullest one, and the predicted time; or all of it as JSON."""
+    check_world(world, config)
+    plans, time = slowest_stage(config, world, machine)
+    dense_plans, dense_time = slowest_stage(config, world, machine, dense=True)
+    if as_json:
+        return json.dumps(
+            {
+                "world_size": world,
+                "machine": vars(machine),
+                "stages": [plan.to_json() for plan in plans],
+                "dense_stages": [plan.to_json() for plan in dense_plans],
+                "step_time": {**vars(time), "total": time.total},
+                "dense_step_time": {**vars(dense_time), "total": dense_time.total},
+            }
+        )
+    fullest = max(plans, key=lambda plan: plan.peak)
+    lines = [layout_line(config, world), ""]
+    if len(plans) > 1:
+        lines += ["| stage | blocks | at rest | peak | dense peak |", "| ---: | --- | ---: | ---: | ---: |"]
+        for plan, dense in zip(plans, dense_plans, strict=True):
+            blocks = f"{plan.blocks[0]} to {plan.blocks[-1]}"
+            cells = (str(plan.stage), blocks, human(plan.rest), human(plan.peak), human(dense.peak))
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"Stage {fullest.stage}, the fullest:", ""]
+    lines += [table(fullest, dense_plans[fullest.stage]), "", *times(config, time, dense_time, machine)]
+    return "\n".join(lines)
+
+
+def times(config: RunConfig, time: StepTime, dense: StepTime, machine: Machine) -> list[str]:
+    """The predicted step time of the slowest stage, by what it goes into."""
+    tokens = config.train.global_batch_size * config.data.seq_length
+    lines = ["| predicted seconds per step | dense AdamW | this run |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {getattr(dense, name):.3g} | {value:.3g} |" for name, value in vars(time).items()]
+    lines.append(f"| **all** | {dense.total:.3g} | {time.total:.3g} |")
+    lines.append(f"| tokens per second, all GPUs | {tokens / dense.total:,.0f} | {tokens / time.total:,.0f} |")
+    return [*lines, "", assumptions(machine)]
+
+
+def assumptions(machine: Machine) -> str:
+    """What the times rest on."""
+    return (
+        f"Assumed per GPU: {machine.flops / 1e12:g} TFLOP/s in products, {machine.memory_bandwidth / 1e12:g} TB/s of "
+        f"memory, {machine.node_bandwidth / 1e9:g} GB/s within a machine of {machine.gpus_per_node}, "
+        f"{machine.network_bandwidth / 1e9:g} GB/s between machines; background traffic hides behind "
+        f"{machine.overlap:.0%} of the products' time. Predicted, not measured."
+    )
+
+
+def ranking(found: list[Found], top: int, machine: Machine) -> str:
+    """The fastest layouts as a Markdown table."""
+    lines = [
+        "| tensor | pipeline | data | ZeRO | micro-batch | sequence | checkpointing | peak | s / step | tokens / s |",
+        "| ---: | ---: | ---: | ---: | ---: | --- | --- | ---: | ---: | ---: |",
+    ]
+    for one in found[:top]:
+        given = one.settings
+        yes = {True: "yes", False: "no"}
+        cells = (
+            given["parallel.tensor"], given["parallel.pipeline"], one.data, given["parallel.zero_stage"],
+            given["train.micro_batch_size"], yes[given["parallel.sequence"]],
+            yes[given["train.activation_checkpointing"]], human(one.peak), f"{one.time.total:.3g}",
+            f"{one.tokens_per_second:,.0f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    best = " ".join(f"{name}={str(value).lower()}" for name, value in found[0].settings.items())
+    return "\n".join(
+        [*lines, "", f"{len(found)} layouts fit. The first one's settings: `{best}`", "", assumptions(machine)]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, asked for stage cuts, else looks for a GPU
+    machine = Machine(**{option.name: getattr(options, option.name) for option in fields(Machine)})
+    try:
+        world = options.gpus or options.world_size
+        config = load_config(options.config, options.overrides, world_size=world)
+        if options.search:
+            if world is None:
+                raise LaunchError("--search needs to know how many GPUs there are; give --gpus N")
+            found = search(config, world, size(options.memory), machine, options.reserve)
+            print(
+                json.dumps([one.to_json() for one in found]) if options.json else ranking(found, options.top, machine)
+            )
+        else:
+            world = world or config.parallel.tensor * config.parallel.pipeline
+            print(report(config, world, machine, options.json))
+    except UserError as error:
+        for problem in getattr(error, "problems", [str(error)]):
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

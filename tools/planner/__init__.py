@@ -1,0 +1,1 @@
+"""Parts of ``python -m tools.plan``: predicted time, the search over layouts, and what is printed."""

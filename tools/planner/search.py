@@ -1,0 +1,104 @@
+"""Which layouts of a model fit a number of GPUs, the fastest by prediction first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from pretrain.config import RunConfig
+from pretrain.config.layouts import candidates, works
+from pretrain.errors import ConfigError
+from tools.planner.timing import Machine, StepTime, slowest_stage
+
+
+@dataclass(frozen=True)
+class Found:
+    """One layout that fits."""
+
+    settings: dict[str, Any]
+    """Overrides that make it, by dotted name."""
+    data: int
+    peak: int
+    """Bytes on the fullest rank at the fullest moment."""
+    rest: int
+    time: StepTime
+    tokens_per_second: float
+    """Over all GPUs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and numbers."""
+        return {**vars(self), "time": {**vars(self.time), "total": self.time.total}}
+
+
+def variants(config: RunConfig, gpus: int, machine: Machine) -> Iterator[RunConfig]:
+    """Every layout worth pricing: tensor parallelism within a machine, micro-batches of powers of two."""
+    for parallel in candidates(config.parallel, gpus):
+        if parallel.tensor > machine.gpus_per_node:
+            continue
+        for sequence in (False, True) if parallel.tensor > 1 else (False,):
+            layout = replace(parallel, sequence=sequence)
+            if not works(config.model, config.data, config.sparsity, layout, gpus):
+                continue
+            data = gpus // (layout.tensor * layout.pipeline)
+            for micro in (1, 2, 4, 8, 16, 32, 64):
+                if config.train.global_batch_size % (micro * data):
+                    continue
+                for again in (False, True):
+                    train = replace(config.train, micro_batch_size=micro, activation_checkpointing=again)
+                    yield replace(config, parallel=layout, train=train)
+
+
+def search(config: RunConfig, gpus: int, memory: float, machine: Machine, reserve: float = 0.1) -> list[Found]:
+    """Layouts of ``gpus`` GPUs of ``memory`` bytes whose peak leaves ``reserve`` of it free, fastest first.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    found = []
+    smallest: tuple[int, RunConfig] | None = None
+    for candidate in tqdm(list(variants(config, gpus, machine)), desc="layouts", disable=not sys.stderr.isatty()):
+        plans, time = slowest_stage(candidate, gpus, machine)
+        peak = max(plan.peak for plan in plans)
+        if smallest is None or peak < smallest[0]:
+            smallest = (peak, candidate)
+        if peak <= memory * (1 - reserve):
+            data = gpus // (candidate.parallel.tensor * candidate.parallel.pipeline)
+            tokens = candidate.train.global_batch_size * candidate.data.seq_length
+            rest = max(plan.rest for plan in plans)
+            found.append(Found(overrides(candidate), data, peak, rest, time, tokens / time.total))
+    if not found:
+        raise ConfigError(_nothing_fits(config, gpus, memory, reserve, smallest))
+    return sorted(found, key=lambda one: one.time.total)
+
+
+def overrides(config: RunConfig) -> dict[str, Any]:
+    """The settings that make this layout."""
+    return {
+        "parallel.tensor": config.parallel.tensor,
+        "parallel.pipeline": config.parallel.pipeline,
+        "parallel.zero_stage": config.parallel.zero_stage,
+        "parallel.sequence": config.parallel.sequence,
+        "train.micro_batch_size": config.train.micro_batch_size,
+        "train.activation_checkpointing": config.train.activation_checkpointing,
+    }
+
+
+def _nothing_fits(
+    config: RunConfig, gpus: int, memory: float, reserve: float, smallest: tuple[int, RunConfig] | None
+) -> str:
+    if smallest is None:
+        return (
+            f"no layout of {gpus} GPUs divides train.global_batch_size {config.train.global_batch_size} and the model;"
+            " choose another number of GPUs or another batch"
+        )
+    peak, best = smallest
+    words = " ".join(f"{name}={value}" for name, value in overrides(best).items())
+    return (
+        f"no layout of {gpus} GPUs fits {memory * (1 - reserve) / 1e9:.1f} GB ({memory / 1e9:.0f} GB less a reserve of"
+        f" {reserve:.0%}); the smallest takes {peak / 1e9:.1f} GB ({words}); use more GPUs, a shorter data.seq_length,"
+        " or a smaller deepspeed.zero_optimization.reduce_bucket_size"
+    )

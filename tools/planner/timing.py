@@ -1,0 +1,111 @@
+"""Predicted time of an optimizer step, from a rank's plan and what the machine achieves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.plan import RankPlan, plan_rank, stages_of
+from pretrain.plan.memory import width_of, zero_settings
+
+OPTIMIZER_BYTES = 31
+"""Bytes that the fused optimizer reads and writes per weight of a partition: master and moments both ways,
+gradient, birth round, and the rounded weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the hardware achieves in practice, per GPU. The defaults are round figures for an H100, not measured."""
+
+    flops: float = 400e12
+    """Floating-point operations per second of large bf16 products."""
+    memory_bandwidth: float = 2e12
+    """Bytes per second of GPU memory, in kernels that only move data."""
+    node_bandwidth: float = 300e9
+    """Bytes per second that a GPU sends to others in its machine."""
+    network_bandwidth: float = 40e9
+    """Bytes per second that a GPU sends to other machines."""
+    gpus_per_node: int = 8
+    overlap: float = 0.5
+    """Fraction of compute time behind which traffic hides that runs in the background."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step on the slowest stage, by what they go into. They add up to ``total``."""
+
+    products: float
+    expanding: float
+    """Making dense weights and picking active gradients."""
+    tensor: float
+    pipeline: float
+    bubble: float
+    """Waiting for the pipeline to fill and drain."""
+    data: float
+    """Gradients, weights and masks, as far as they do not hide behind compute."""
+    optimizer: float
+    update: float
+    """A topology update's traffic, spread over the steps between two."""
+
+    @property
+    def total(self) -> float:
+        """Seconds per optimizer step."""
+        return sum(vars(self).values())
+
+
+def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, dense: bool = False) -> StepTime:
+    """Predict from one stage's plan; the step takes as long as the slowest stage's.
+
+    Products run at ``machine.flops``; tensor- and pipeline-parallel traffic is never hidden, nor are ZeRO-1's and
+    2's gradients and weights unless ``overlap_comm`` is on; masks and ZeRO-3's traffic hide up to ``machine.overlap``.
+    """
+    parallel, sparsity = config.parallel, config.sparsity
+    data = world // (parallel.tensor * parallel.pipeline)
+    micro_batches = config.accumulation(data)
+    products = plan.flops.hardware / machine.flops
+    expanding = 0.0 if dense else _expanding(config, plan, micro_batches) / machine.memory_bandwidth
+    tensor = plan.sent["tensor"] / _speed(parallel.tensor, machine)
+    pipeline = plan.sent["pipeline"] / _speed(parallel.tensor * data + 1, machine)
+    passing = products + expanding + tensor + pipeline
+    across = _speed(parallel.tensor * data, machine)
+    hidden = {"masks"} | ({"gradients", "weights"} if parallel.zero_stage == 3 else set())
+    if zero_settings(config).get("overlap_comm"):
+        hidden.add("gradients")
+    seconds = {kind: plan.sent[kind] / across for kind in ("gradients", "weights", "masks")}
+    background = sum(time for kind, time in seconds.items() if kind in hidden)
+    shown = sum(time for kind, time in seconds.items() if kind not in hidden)
+    return StepTime(
+        products=products,
+        expanding=expanding,
+        tensor=tensor,
+        pipeline=pipeline,
+        bubble=passing * (parallel.pipeline - 1) / micro_batches,
+        data=shown + max(0.0, background - machine.overlap * products),
+        optimizer=OPTIMIZER_BYTES * plan.kinds["master"] / 4 / machine.memory_bandwidth,
+        update=plan.sent_per_update / across / max(1, sparsity.update_interval),
+    )
+
+
+def _speed(span: int, machine: Machine) -> float:
+    """Bytes per second of a group of neighbouring ranks that spans ``span`` of them."""
+    return machine.node_bandwidth if span <= machine.gpus_per_node else machine.network_bandwidth
+
+
+def _expanding(config: RunConfig, plan: RankPlan, micro_batches: int) -> float:
+    """Bytes moved to expand every sparse layer for each product's use, and to compress its gradient."""
+    width = width_of(config)
+    total, stored, masks = plan.sparse_total, plan.sparse_stored, plan.mask_bytes
+    once = width * (total + stored) + masks
+    builds = 3 if config.train.activation_checkpointing else 2
+    if config.sparsity.weight_residency == "dense":
+        return once + micro_batches * once
+    return micro_batches * (builds + 1) * once
+
+
+def slowest_stage(
+    config: RunConfig, world: int, machine: Machine, dense: bool = False
+) -> tuple[list[RankPlan], StepTime]:
+    """The plans of all stages, and the time of the slowest."""
+    stages = stages_of(config)
+    plans = [plan_rank(config, world, stage, dense, blocks) for stage, blocks in enumerate(stages)]
+    return plans, max((step_time(config, world, plan, machine, dense) for plan in plans), key=lambda time: time.total)
