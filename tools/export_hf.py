@@ -24,7 +24,7 @@ from pretrain.errors import CheckpointError, DataError
 from tools.checkpoints import stream
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
 from tools.checkpoints.hf_config import to_config_json
-from tools.checkpoints.layers import Weight
+from tools.checkpoints.layers import LayerSpec
 from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.reader import Checkpoint
 from tools.checkpoints.stream import Entry
@@ -83,8 +83,8 @@ def export(options: argparse.Namespace) -> Report:
 
 
 def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    dense = sum(weight.numel for weight in checkpoint.weights if weight.sparse)
-    active = sum(weight.stored for weight in checkpoint.weights if weight.sparse)
+    dense = sum(weight.numel for weight in checkpoint.weights if weight.is_sparse)
+    active = sum(weight.stored for weight in checkpoint.weights if weight.is_sparse)
     return {
         "tool": "tools.export_hf",
         "checkpoint": str(checkpoint.folder),
@@ -136,21 +136,19 @@ def _write_weights(folder: Path, entries: Sequence[Entry], limit: int) -> int:
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
     """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
-    sparse = [weight for weight in checkpoint.weights if weight.mask_bytes()]
+    sparse = [weight for weight in checkpoint.weights if weight.mask_bytes]
     if sparse:
-        layers = {weight.sparse.layer: _description(weight) for weight in sparse if weight.sparse}
+        layers = {weight.layer.name: _description(weight.layer) for weight in sparse if weight.layer}
         metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
         entries = [
-            Entry(layer, (weight.mask_bytes(),), torch.uint8, partial(checkpoint.mask, weight))
+            Entry(layer, (weight.mask_bytes,), torch.uint8, partial(checkpoint.mask, weight))
             for layer, weight in zip(layers, sparse, strict=True)
         ]
         stream.write(folder / "masks.safetensors", entries, metadata)
     return len(sparse)
 
 
-def _description(weight: Weight) -> dict[str, Any]:
-    spec = weight.sparse
-    assert spec is not None
+def _description(spec: LayerSpec) -> dict[str, Any]:
     return {
         "rows": spec.grid.rows,
         "cols": spec.grid.cols,

@@ -33,7 +33,7 @@ from smet.mask import unpack
 from smet.topology import block_scores, magnitude_mask
 from tools.checkpoints.cli import Report, make_parser, run_tool
 from tools.checkpoints.hf_config import from_config_json
-from tools.checkpoints.layers import SparseSpec, Weight, weights_of
+from tools.checkpoints.layers import LayerSpec, Weight, weights_of
 from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.source import TOKENIZERS, Weights, local_folder
 from tools.checkpoints.writer import LazyVector, Vectors, require_space, write_checkpoint, zeros
@@ -108,14 +108,14 @@ def vectors_of(weights: Sequence[Weight], sparsity: SmetConfig, dense: Callable[
     """
     vectors: Vectors = {}
     for weight in weights:
-        spec = weight.sparse
+        spec = weight.layer
         if spec is None:
             vectors[weight.vector] = LazyVector(weight.numel, torch.float32, _flat(dense, weight.name))
         else:
             layer = _SparseLayer(weight.name, spec, dense)
             vectors[weight.vector] = LazyVector(weight.stored, torch.float32, layer.values)
             if not spec.is_full:
-                vectors[spec.mask] = LazyVector(weight.mask_bytes(), torch.uint8, layer.bits)
+                vectors[spec.mask] = LazyVector(weight.mask_bytes, torch.uint8, layer.bits)
             if sparsity.dynamic and spec.density < 1.0:
                 vectors[f"{weight.vector}/birth"] = zeros(weight.stored, torch.uint8)
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -130,7 +130,7 @@ def _flat(dense: Callable[[str], Tensor], name: str) -> Callable[[], Tensor]:
 class _SparseLayer:
     """The blocks of largest L1 norm of one layer; read once for the two vectors that come of it."""
 
-    def __init__(self, name: str, spec: SparseSpec, dense: Callable[[str], Tensor]):
+    def __init__(self, name: str, spec: LayerSpec, dense: Callable[[str], Tensor]):
         self.name, self.spec, self.dense = name, spec, dense
         self._bits: Tensor | None = None
 

@@ -37,8 +37,8 @@ def inspect(options: argparse.Namespace) -> Report:
     """
     checkpoint = Checkpoint(options.checkpoint)
     manifest, state = checkpoint.manifest, checkpoint.state
-    density = {w.sparse.layer: w.stored / w.numel for w in checkpoint.weights if w.sparse}
-    dense = sum(w.numel for w in checkpoint.weights if w.sparse)
+    density = {w.layer.name: w.stored / w.numel for w in checkpoint.weights if w.layer and w.is_sparse}
+    dense = sum(w.numel for w in checkpoint.weights if w.is_sparse)
     return {
         "checkpoint": str(checkpoint.folder),
         "verified": True,
@@ -51,7 +51,7 @@ def inspect(options: argparse.Namespace) -> Report:
         "topology_updates": state["topology"]["updates_done"],
         "parameters": sum(w.numel for w in checkpoint.weights),
         "parameters_stored": sum(w.stored for w in checkpoint.weights),
-        "density_overall": sum(w.stored for w in checkpoint.weights if w.sparse) / dense if dense else 1.0,
+        "density_overall": sum(w.stored for w in checkpoint.weights if w.is_sparse) / dense if dense else 1.0,
         "density": density,
         "block": list(checkpoint.sparsity.block),
         "ages": ages(checkpoint),
@@ -64,12 +64,12 @@ def ages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
     ``born`` 0 is the start; weights so old that their age makes no difference any more count there too.
     """
-    names = [w.vector for w in checkpoint.weights if w.sparse and f"{w.vector}/birth" in checkpoint.vectors]
+    names = [w.vector for w in checkpoint.weights if w.is_sparse and f"{w.vector}/birth" in checkpoint.vectors]
     counts = torch.zeros(256, dtype=torch.int64)
     for name in names:
         counts += checkpoint.vector(f"{name}/birth").bincount(minlength=256)
     # A layer whose topology never changes stores no births: all its weights are as old as the run.
-    unborn = sum(w.stored for w in checkpoint.weights if w.sparse and w.vector not in names)
+    unborn = sum(w.stored for w in checkpoint.weights if w.is_sparse and w.vector not in names)
     births = checkpoint.state["topology"]["ages"]["births"]
     by_step: dict[int, int] = {0: unborn}
     for code, count in enumerate(counts.tolist()):

@@ -131,7 +131,7 @@ class Checkpoint:
 
     def _require_known_vectors(self) -> None:
         wanted = {weight.vector: weight.stored for weight in self.weights}
-        wanted |= {w.sparse.mask: w.mask_bytes() for w in self.weights if w.sparse and not w.sparse.is_full}
+        wanted |= {w.layer.mask: w.mask_bytes for w in self.weights if w.layer and w.mask_bytes}
         for name, length in wanted.items():
             found, _ = self.vectors.get(name, (None, None))
             if found != length:
@@ -159,7 +159,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it does not have as many active blocks as there are values.
         """
-        spec = weight.sparse
+        spec = weight.layer
         assert spec is not None
         if spec.is_full:
             return pack(torch.ones(spec.grid.blocks, dtype=torch.bool))
@@ -176,7 +176,7 @@ class Checkpoint:
         Raises:
             CheckpointError: its mask does not fit its values.
         """
-        values, spec = self.vector(weight.vector), weight.sparse
+        values, spec = self.vector(weight.vector), weight.layer
         if spec is None:
             return values.view(weight.shape)
         if spec.is_full:

@@ -95,7 +95,8 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
     bar = tqdm(total=total, desc="write", unit="B", unit_scale=True, disable=None, file=sys.stderr)
     with bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
-        watched = {name: _watched(vector, bar) for name, vector in vectors.items()}
+        memory = _OneAtATime(bar)
+        watched = {name: memory.watch(vector) for name, vector in vectors.items()}
         # No copy-ahead: with it, torch reorders the vectors on machines with a GPU, and a layer's parts lie together.
         writer = dcp.FileSystemWriter(temporary, per_thread_copy_ahead=0)
         dcp.save(dict(watched), storage_writer=writer, no_dist=True)
@@ -105,13 +106,27 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
     return final
 
 
-def _watched(vector: LazyVector, bar: Any) -> LazyVector:
-    def load() -> Tensor:
-        made = vector.load()
-        bar.update(vector.size_bytes)
-        return made
+class _OneAtATime:
+    """Lets only the vector that is being written have memory.
 
-    return LazyVector(vector.numel(), vector.dtype, load)
+    torch keeps every tensor that it has written until the file is complete, so their storage is taken away.
+    """
+
+    def __init__(self, bar: Any):
+        self.bar = bar
+        self._written: Tensor | None = None
+
+    def watch(self, vector: LazyVector) -> LazyVector:
+        """The same vector; when it is asked for, the one before is freed."""
+
+        def load() -> Tensor:
+            if self._written is not None:
+                self._written.untyped_storage().resize_(0)
+            self._written = vector.load().clone()  # a storage of its own, whatever the vector was made of
+            self.bar.update(vector.size_bytes)
+            return self._written
+
+        return LazyVector(vector.numel(), vector.dtype, load)
 
 
 def _manifest(step: int, files: dict[str, Any]) -> dict[str, Any]:

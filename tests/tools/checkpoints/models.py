@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from pretrain.build import build_model
+from pretrain.build import Builder
 from pretrain.config import config_from_dict
+from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM
 from smet.linear import sparse_layers
 from tests.pretrain.runs import settings
@@ -23,17 +25,20 @@ def jobs(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Runs of 6 steps with a topology update after step 4, saved after steps 3 and 6."""
     common = {"train__stop_at": 6, "checkpoint__interval": 3, "parallel__zero_stage": 2}
     mha = {"model__num_key_value_heads": 3}
+    even = {"model__num_attention_heads": 4, "model__num_key_value_heads": 2, "model__vocab_size": VOCABULARY + 1}
     varied: dict[str, dict[str, Any]] = {
         "grouped": {},
         "tied": {**mha, "model__tie_word_embeddings": True, "model__rope_theta": 500.0, "sparsity__block": [1, 4]},
         "blocks": {**mha, "model__head_dim": 10, "sparsity__block": [2, 3], "sparsity__distribution": "erk"},
         "partly": {**mha, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.self_attn.o_proj"]},
         "dense": {**mha, "sparsity": {"method": "dense"}},
+        "tensor": {**even, "parallel__tensor": 2, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.mlp.down_proj"]},
+        "pipeline": {**even, "parallel__pipeline": 2, "parallel__zero_stage": 1, "model__tie_word_embeddings": True},
     }
     made = {}
     for name, changes in varied.items():
         whole = changes.pop("sparsity", None)
-        made[name] = settings(corpus, folder / name, **common, **changes)
+        made[name] = settings(corpus, folder / name, **{**common, **changes})
         if whole:
             made[name]["sparsity"] = whole
     return made
@@ -55,13 +60,16 @@ def read_vectors(checkpoint: Path) -> dict[str, Tensor]:
     reader = dcp.FileSystemReader(checkpoint)
     entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
     vectors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    dcp.load(vectors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(vectors, storage_reader=reader, no_dist=True)
     return vectors
 
 
 def our_model(checkpoint: Path) -> LlamaForCausalLM:
     """Our own model with the weights and masks of a checkpoint."""
-    model = build_model(config_from_dict(read_state(checkpoint)["config"]))
+    alone = Layout(1, 0, 1, 0, torch.device("cpu"), None, None)
+    model = Builder(config_from_dict(read_state(checkpoint)["config"]), alone).whole()
     vectors = read_vectors(checkpoint)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

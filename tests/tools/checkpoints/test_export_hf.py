@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.tools.checkpoints.models import VOCABULARY, load_hf, newest, our_model, read_state
+from tests.tools.checkpoints.models import VOCABULARY, load_hf, newest, our_model, read_state, read_vectors
 from tools import export_hf
 from tools.checkpoints import stream
 
-NAMES = ["grouped", "tied", "blocks", "partly", "dense"]
+NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "pipeline"]
 
 
 def export(*arguments: Any) -> int:
@@ -49,31 +49,41 @@ def test_transformers_gives_our_logits(runs: Path, exported: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zeros_stand_exactly_where_the_masks_say(exported: Path, name: str) -> None:
+def test_zeros_stand_exactly_where_the_masks_say(runs: Path, exported: Path, name: str) -> None:
     weights = load_file(exported / name / "model.safetensors")
-    masks = exported / name / "masks.safetensors"
+    vectors = read_vectors(newest(runs / name))
     described: dict[str, Any] = {}
-    if masks.exists():
-        with safe_open(masks, framework="np") as file:
+    if (exported / name / "masks.safetensors").exists():
+        with safe_open(exported / name / "masks.safetensors", framework="np") as file:
             described = json.loads(file.metadata()["layers"])
             assert sorted(described) == sorted(file.keys())
             for layer, facts in described.items():
-                active = expand_mask(file.get_tensor(layer), facts)
-                weight = weights[f"{layer}.weight"].numpy()
-                assert ((weight != 0) == active).all()
-                assert active.sum() == facts["active"] * np.prod(facts["block"])
-    sparse = {"dense": 0, "partly": 13}.get(name, 14)
-    assert len(described) == sparse
+                active = blocks_of(file.get_tensor(layer), facts)
+                tiles = tiles_of(weights[f"{layer}.weight"].numpy(), facts)
+                assert (tiles[~active] == 0).all()
+                assert active.sum() == facts["active"]
+                values, births = (vectors[f"{layer}.values{key}"].numpy() for key in ("", "/birth"))
+                assert (tiles[active].reshape(-1) == values).all()
+                assert (births[values == 0] > 0).all()  # regrown at 0, and without a gradient since then
+    assert len(described) == {"dense": 0, "partly": 13, "tensor": 13}.get(name, 14)
     for layer in {key.removesuffix(".weight") for key in weights} - set(described):
         assert (weights[f"{layer}.weight"] != 0).all()
 
 
-def expand_mask(bits: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
-    """A mask as a bool matrix (out, in), by NumPy alone."""
-    (r, c), rows, cols = facts["block"], facts["rows"], facts["cols"]
-    blocks = np.unpackbits(bits, bitorder="little")[: rows // r * (cols // c)].reshape(rows // r, cols // c)
-    canonical = blocks.repeat(r, axis=0).repeat(c, axis=1).astype(bool)
-    return canonical.T if facts["transposed"] else canonical
+def blocks_of(bits: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """A mask as a bool vector, by NumPy alone."""
+    blocks = facts["rows"] * facts["cols"] // np.prod(facts["block"])
+    assert not np.unpackbits(bits, bitorder="little")[blocks:].any()
+    return np.unpackbits(bits, bitorder="little")[:blocks].astype(bool)
+
+
+def tiles_of(weight: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """A weight (out, in) cut into its tiles in row-major order, by NumPy alone: (blocks, rows, columns)."""
+    canonical = weight.T if facts["transposed"] else weight
+    assert canonical.shape == (facts["rows"], facts["cols"])
+    height, width = facts["block"]
+    tiles = canonical.reshape(facts["rows"] // height, height, facts["cols"] // width, width)
+    return tiles.swapaxes(1, 2).reshape(-1, height, width)
 
 
 def test_a_tied_head_goes_by_the_embeddings_name(exported: Path) -> None:
@@ -123,8 +133,9 @@ def test_an_output_is_replaced_only_if_asked_and_only_an_export(
     (out / "notes.txt").write_text("mine")
     assert export(runs / "tied", out, "--overwrite") == 2
     assert "notes.txt" in one_error(capsys)
-    assert (out / "model-00001-of-00008.safetensors").exists() and (out / "notes.txt").read_text() == "mine"
+    assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert export(runs / "tied", out, "--overwrite") == 0
     assert load_hf(out).config.tie_word_embeddings
     assert not list(out.glob("model-*"))
