@@ -108,12 +108,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: there is none, or it is not ours.
     """
     path = folder / MANIFEST
+    if folder.is_file():
+        raise CheckpointError(f"checkpoint {folder} is a file, expected a folder{_others(folder.parent)}")
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} does not exist{_others(folder.parent)}")
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{_others(folder.parent)}"
-        )
+        others = _others(folder, "inside it") or _others(folder.parent)
+        raise CheckpointError(f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{others}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
@@ -133,9 +134,9 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _others(root: Path) -> str:
+def _others(root: Path, where: str = "published there") -> str:
     have = [path.name for path in published(root)]
-    return f"; published there: {', '.join(have[-5:])}" if have else ""
+    return f"; {where}: {', '.join(have[-5:])}" if have else ""
 
 
 def damage(folder: Path, manifest: dict[str, Any], share: tuple[int, int] = (0, 1)) -> list[str]:
