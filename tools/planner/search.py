@@ -61,7 +61,7 @@ def search(config: RunConfig, gpus: int, memory: float, machine: Machine, reserv
     found = []
     smallest: tuple[int, RunConfig] | None = None
     for candidate in tqdm(list(variants(config, gpus, machine)), desc="layouts", disable=not sys.stderr.isatty()):
-        plans, time = slowest_stage(candidate, gpus, machine)
+        plans, time = slowest_stage(candidate, gpus, machine, alike=False)
         peak = max(plan.peak for plan in plans)
         if smallest is None or peak < smallest[0]:
             smallest = (peak, candidate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
@@ -103,9 +104,21 @@ def _expanding(config: RunConfig, plan: RankPlan, micro_batches: int) -> float:
 
 
 def slowest_stage(
-    config: RunConfig, world: int, machine: Machine, dense: bool = False
+    config: RunConfig, world: int, machine: Machine, dense: bool = False, alike: bool = True
 ) -> tuple[list[RankPlan], StepTime]:
-    """The plans of all stages, and the time of the slowest."""
+    """The plans of the stages, and the time of the slowest.
+
+    Args:
+        alike: False leaves out stages that hold what an earlier one holds; those have fewer micro-batches in flight.
+    """
     stages = stages_of(config)
-    plans = [plan_rank(config, world, stage, dense, blocks) for stage, blocks in enumerate(stages)]
+    numbers = list(range(len(stages)))
+    if not alike:
+        kinds = {
+            (number == 0, number == numbers[-1], *Counter(block.name.rstrip("0123456789") for block in stages[number])
+             .items()): number
+            for number in reversed(numbers)
+        }  # fmt: skip
+        numbers = sorted(kinds.values())
+    plans = [plan_rank(config, world, number, dense, stages[number]) for number in numbers]
     return plans, max((step_time(config, world, plan, machine, dense) for plan in plans), key=lambda time: time.total)
