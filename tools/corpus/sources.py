@@ -87,13 +87,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what to read."""
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--input", nargs="+", default=[], metavar="PATH",
+        "--input", nargs="+", action="extend", default=[], metavar="PATH",
         help="files, folders, glob patterns (quote them; ** goes into sub-folders), or - for standard input",
     )  # fmt: skip
     group.add_argument(
-        "--include", nargs="+", metavar="GLOB", help="in folders, take files whose name fits one of these"
+        "--include", nargs="+", action="extend", metavar="GLOB",
+        help="in folders, take files whose name fits one of these",
+    )  # fmt: skip
+    group.add_argument(
+        "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="leave out paths that fit one"
     )
-    group.add_argument("--exclude", nargs="+", default=[], metavar="GLOB", help="leave out paths that fit one")
     group.add_argument("--format", choices=("auto", *KINDS), default="auto", help="default: by the file's name")
     group.add_argument("--dataset", help="name on the Hugging Face hub, or a local path, read through `datasets`")
     group.add_argument("--dataset-config", metavar="NAME", help="configuration of the dataset, such as en")
