@@ -1,0 +1,106 @@
+"""Every command and every Python example of docs/checkpoints.md, in order, on a small run in an empty folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import load_config
+from pretrain.data.writer import IndexedWriter
+from tests.distributed import free_port
+from tests.tools.texts import ROOT, make_documents
+from tools import export_hf, import_hf, inspect_checkpoint
+from tools.corpus.tokenizers import load_tokenizer
+
+SHORT = (
+    " train.steps=4 train.global_batch_size=4 train.micro_batch_size=1 train.device=cpu evaluation.samples=2"
+    " evaluation.interval=0 optimizer.warmup_steps=0 checkpoint.interval=2 data.seq_length=32"
+)
+"""Added to a training command: the same run, but seconds long."""
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
+    """What the page expects to find: the checkout, and the quickstart's corpus and tokenizer."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("smet", "pretrain", "tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    data = folder / "data" / "quickstart"
+    data.mkdir(parents=True)
+    (data / "tokenizer.model").symlink_to(model)
+    tokenizer = load_tokenizer(model)
+    for name in ("train", "validation"):
+        with IndexedWriter(data / f"python_{name}", np.dtype(np.uint16)) as writer:
+            for document in make_documents(100):
+                writer.add(tokenizer.encode(document).astype(np.uint16))
+    (folder / "imported.yaml").write_text(blocks("yaml")[0])
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        command, cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, _ = process.communicate(timeout=300)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"{command[-1]}\n{out}"
+    return out
+
+
+def shortened(command: str) -> str:
+    """The command on a run of 4 steps instead of 300, saved at 2 instead of 200."""
+    command = command.replace("step-00000200", "step-00000002").replace("train.stop_at=100", "train.stop_at=2")
+    command = command.replace("deepspeed ", f"deepspeed --master_port {free_port()} ")
+    return command + (SHORT if re.search(r"(-m|--module) pretrain ", command) else "")
+
+
+@pytest.mark.slow
+def test_every_command_and_example_works_in_order(checkout: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len(commands) == 10
+    for command in commands:
+        run(["bash", "-c", shortened(command)], checkout)
+    run([sys.executable, "-c", "\n".join(blocks("python"))], checkout)
+    for name in ("quickstart", "branch", "imported"):
+        rows = (checkout / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == ([3, 4] if name == "branch" else [1, 2, 3, 4])
+
+
+def test_every_option_the_page_names_exists() -> None:
+    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    parsers: list[argparse.ArgumentParser] = [
+        tool.build_parser() for tool in (export_hf, import_hf, inspect_checkpoint)
+    ]
+    helps = "".join(parser.format_help() for parser in parsers) + "--num_gpus --module"
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)):
+        assert option in helps, option
+
+
+def test_every_key_the_page_names_exists() -> None:
+    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    config = load_config(ROOT / "configs" / "quickstart.yaml").to_dict()
+    named = set(re.findall(r"\b(checkpoint|train|data|sparsity|parallel)\.([a-z_]+)\b", text))
+    assert len(named) >= 10
+    for section, key in named - {("train", "yaml"), ("checkpoint", "md")}:
+        assert key in config[section], f"{section}.{key}"
