@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print a dry run's plan as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

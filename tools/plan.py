@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for option in fields(Machine):
         flag = "--" + option.name.replace("_", "-")
         parser.add_argument(flag, type=type(option.default), default=option.default, help=f"default {option.default:g}")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def size(text: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 DEFAULTS = {
@@ -42,6 +43,13 @@ def gathered_elements(
         checkpointing: the backward pass of a decoder layer begins with its forward pass.
     """
     reuse, live, bucket = (int(settings.get(key, default)) for key, default in DEFAULTS.items())
+    return _gathered(tuple(forward), checkpointing, reuse, live, bucket, persistent)
+
+
+@lru_cache(maxsize=256)
+def _gathered(
+    forward: tuple[Traced, ...], checkpointing: bool, reuse: int, live: int, bucket: int, persistent: int
+) -> int:
     order = [*forward, _TURN, *_backward(forward, checkpointing)]
     return _Coordinator(order, reuse, live, bucket, persistent).run()
 

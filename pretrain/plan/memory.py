@@ -128,7 +128,7 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
         found["dense weights kept"] = width * sum(weight.total for weight in sparse)
     found["gathered masks"] = _two_buckets(config, sparse, ranks)
     if any(block.name == "lm_head" for block in blocks):
-        found["logits"] = round((4 + width) * tokens * config.model.vocab_size / config.parallel.tensor)
+        found["logits"] = tokens * config.model.vocab_size // config.parallel.tensor * _logit_bytes(config)
     stored = sum(weight.total if dense else weight.stored for weight in weights)
     found["gradients in flight"] = _gradients_in_flight(config, stored, width, ranks)
     if stage == 3 and ranks > 1:
@@ -142,6 +142,12 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
     if sparse and config.sparsity.growth == "gradient" and config.sparsity.dynamic:
         found["gradients to grow by"] = 4 * sum(weight.total for weight in sparse if weight.aged)
     return {name: size for name, size in found.items() if size}
+
+
+def _logit_bytes(config: RunConfig) -> int:
+    """Per logit, beside the saved probabilities: torch's loss makes two fp32 gradients; the split one 16-bit logits
+    and their fp32 copy."""
+    return 8 if config.parallel.tensor == 1 else 4 + width_of(config)
 
 
 def _two_buckets(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pretrain.config import RunConfig
@@ -54,6 +54,20 @@ class Block:
 
 def blocks_of(config: RunConfig) -> list[Block]:
     """The blocks of one tensor-parallel rank, in order; a tied head has no weight of its own here."""
+    return list(_blocks(_Case(f"{config.model} {config.sparsity} {config.parallel.tensor}", config)))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Settings, equal where what decides about blocks is equal: a search asks for the same ones again and again."""
+
+    key: str
+    config: RunConfig = field(compare=False)
+
+
+@lru_cache(maxsize=32)
+def _blocks(case: _Case) -> tuple[Block, ...]:
+    config = case.config
     model, tensor = config.model, config.parallel.tensor
     by_block: dict[str, list[Weight]] = {"lm_head": []}
     shapes = {name: (o, i) for name, o, i in linear_shapes(model) if selects(name, config.sparsity)}
@@ -71,12 +85,12 @@ def blocks_of(config: RunConfig) -> list[Block]:
     rows = model.vocab_size * model.hidden_size // tensor
     embedding = Weight(name="model.embed_tokens", total=rows, stored=rows, group="dense")
     final_norm = Weight(name="model.norm", total=norm, stored=norm, group="vectors")
-    return [
+    return (
         Block("model.embed_tokens", (embedding,)),
         *(Block(name, tuple(weights)) for name, weights in by_block.items() if name != "lm_head"),
         Block("model.norm", (final_norm,)),
         Block("lm_head", tuple(by_block["lm_head"])),
-    ]
+    )
 
 
 def _linear(config: RunConfig, name: str, elements: int, density: float | None) -> Weight:

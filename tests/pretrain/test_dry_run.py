@@ -1,0 +1,112 @@
+"""Dry runs: one rank of large layouts, built on one machine without data, checked and printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+import pretrain.dry_run
+from pretrain.__main__ import main
+from pretrain.config import load_config
+from pretrain.plan import plan_rank
+
+ROOT = Path(__file__).parent.parent.parent
+CLUSTERS = {"1b-8x80gb": 8, "7b-64x80gb": 64, "13b-128x80gb": 128, "70b-1024x80gb": 1024}
+
+
+def dry_run(*arguments: str) -> list[str]:
+    return [str(ROOT / "configs" / arguments[0]), *arguments[1:], "--dry-run"]
+
+
+def test_every_cluster_file_is_here() -> None:
+    assert {path.stem for path in (ROOT / "configs" / "clusters").glob("*.yaml")} == CLUSTERS.keys()
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_ready_layouts_fit_and_build(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    world = CLUSTERS[name]
+    assert (
+        main([*dry_run(f"clusters/{name}.yaml"), "--world-size", str(world), "--rank", str(world - 1), "--json"]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["world_size"] == world and report["rank"] == world - 1
+    assert report["plan"]["peak"] <= 0.9 * 80e9, "a tenth of the memory is to stay free"
+    assert not dist.is_initialized()
+    config = load_config(ROOT / "configs" / "clusters" / f"{name}.yaml")
+    assert config.train.output_dir == f"runs/{name}"
+
+
+def test_a_rank_of_a_pipeline_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ["parallel.pipeline=8", "parallel.zero_stage=1", "train.micro_batch_size=1"]
+    arguments = [*dry_run("clusters/70b-1024x80gb.yaml"), *layout, "--world-size", "1024", "--rank", "1000"]
+    assert main(arguments) == 0
+    screen = capsys.readouterr().out
+    assert "1024 ranks = data 16 x tensor 8 x pipeline 8, ZeRO-1" in screen
+    assert "rank 1000: data 13, tensor 0, stage 7 of 8" in screen
+    assert "to lm_head" in screen and "| **peak** |" in screen and "all checks passed" in screen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.tie_word_embeddings=true", "parallel.pipeline=2", "parallel.zero_stage=1"],
+        ["sparsity.block=[1, 4]", "parallel.tensor=2", "sparsity.distribution=erk"],
+        ["sparsity.method=dense", "parallel.tensor=2"],
+        ["sparsity.mask_residency=replicated"],
+        ["sparsity.exclude=['*embed*', '*lm_head*', '*mlp*']"],
+    ],
+)
+def test_what_is_built_is_what_is_planned(changes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 7):
+        assert main([*dry_run("9m.yaml"), *changes, "--world-size", "8", "--rank", str(rank)]) == 0, capsys.readouterr()
+
+
+def test_a_plan_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(ROOT / "configs" / "9m.yaml")
+    planned = plan_rank(config, 8)
+    wrong = type(planned)(**{**vars(planned), "stored_weights": planned.stored_weights + 1})
+    monkeypatch.setattr(pretrain.dry_run, "plan_rank", lambda *_, **__: wrong)
+    with pytest.raises(RuntimeError, match="stored weights"):
+        pretrain.dry_run.dry_run(config, 0, 8)
+    assert not dist.is_initialized()
+
+
+def test_without_a_world_size_it_takes_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*dry_run("9m.yaml"), "parallel.tensor=2"]) == 0
+    assert "2 ranks = data 1 x tensor 2 x pipeline 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--rank", "8", "--world-size", "8"], "--rank is 8, expected 0 to 7 of 8 ranks"),
+        (["parallel.tensor=2", "--world-size", "3"], "expected a multiple of parallel.tensor 2"),
+        (["--world-size", "3"], "expected a multiple of micro_batch_size 64 x 3 data-parallel ranks"),
+    ],
+)
+def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*dry_run("9m.yaml"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and expected in error and error.count("\n") == 1
+    assert not dist.is_initialized()
+
+
+@pytest.mark.slow
+def test_the_command_takes_seconds_and_writes_nothing(tmp_path: Path) -> None:
+    begin = time.process_time(), time.perf_counter()
+    arguments = [*dry_run("clusters/70b-1024x80gb.yaml"), "--world-size", "1024", "--rank", "77"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pretrain", *arguments],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "rank 77: data 9, tensor 5, stage 0 of 1" in run.stdout and not run.stderr
+    assert not list(tmp_path.iterdir())
+    assert time.perf_counter() - begin[1] < 120  # seconds on an idle machine; tests may share theirs

@@ -1,0 +1,138 @@
+"""The planner's command: tables, JSON, search, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import load_config
+from pretrain.errors import LaunchError
+from tools.plan import main, size
+from tools.planner import page
+from tools.planner.search import search
+from tools.planner.timing import Machine, slowest_stage
+
+CONFIG = "configs/7b.yaml"
+WORLD = ["--world-size", "64"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_figures_of_7b_are_those_of_the_design(capsys: pytest.CaptureFixture[str]) -> None:
+    report = planned(capsys, CONFIG, *WORLD, "parallel.zero_stage=1")
+    (sparse,), (dense,) = report["stages"], report["dense_stages"]
+    weights = 6_738_415_616  # LLaMA 7B
+    assert dense["total_weights"] == dense["stored_weights"] == weights
+    kinds = {kind: sum(part[kind] for part in dense["at_rest"].values()) for kind in dense["at_rest"]["dense"]}
+    assert kinds["weights"] == pytest.approx(2 * weights, rel=1e-6)
+    assert kinds["master"] + kinds["moments"] == pytest.approx(12 * weights / 64, rel=1e-4)
+    assert kinds["ages"] == kinds["masks"] == 0
+    rest = sparse["at_rest"]["sparse"]
+    linear = 6_476_005_376  # in the sparse layers
+    assert rest["weights"] == pytest.approx(2 * linear / 4, rel=1e-4)
+    assert rest["ages"] == pytest.approx(linear / 4 / 64, rel=1e-3)
+    assert rest["masks"] == pytest.approx(linear / 8 / 64, rel=1e-3)
+    assert dense["sent"]["gradients"] == pytest.approx(2 * 2 * weights * 63 / 64, rel=1e-6)
+    assert dense["sent"]["weights"] == pytest.approx(2 * weights * 63 / 64, rel=1e-4)
+    tokens = 1024 * 4096 / 64
+    assert dense["flops"]["model"] == sparse["flops"]["model"] >= 6 * tokens * (weights - 32000 * 4096 - 65 * 4096)
+
+
+def test_the_table_names_every_kind_for_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, *WORLD, "parallel.tensor=2"]) == 0
+    screen = capsys.readouterr().out
+    for row in ("weights at rest", "masks at rest", "activations of a micro-batch, checkpointing, sequence parallel",
+                "transient: dense layer", "transient: gathered weights", "sent per step: tensor",
+                "sent per topology update", "model PFLOPs", "| **peak** |", "Predicted, not measured"):  # fmt: skip
+        assert row in screen, row
+
+
+def test_a_pipeline_is_shown_by_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ["parallel.pipeline=4", "parallel.zero_stage=1"]
+    report = planned(capsys, CONFIG, *WORLD, *layout)
+    assert [stage["in_flight"] for stage in report["stages"]] == [4, 3, 2, 1]
+    assert sum(stage["total_weights"] for stage in report["stages"]) == 6_738_415_616
+    assert main([CONFIG, *WORLD, *layout]) == 0
+    screen = capsys.readouterr().out
+    assert "| stage | blocks |" in screen and ", the fullest:" in screen
+
+
+def test_search_finds_what_fits_fastest_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--search", "--gpus", "16", "--memory", "40GB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    times = [one["time"]["total"] for one in found]
+    assert times == sorted(times) and len({json.dumps(one["settings"]) for one in found}) == len(found) > 20
+    assert max(one["peak"] for one in found) <= 0.9 * 40e9
+    assert {one["settings"]["parallel.pipeline"] for one in found} > {1, 2}
+    first = found[0]
+    overrides = [f"{name}={json.dumps(value)}" for name, value in first["settings"].items()]
+    report = planned(capsys, CONFIG, "--world-size", "16", *overrides)
+    assert max(stage["peak"] for stage in report["stages"]) == first["peak"]
+    assert report["step_time"]["total"] == pytest.approx(times[0])
+
+
+def test_the_machine_given_decides_the_ranking() -> None:
+    config = load_config("configs/9m.yaml")
+    slow = search(config, 16, 80e9, Machine(network_bandwidth=1e8, overlap=0.0))
+    assert slow[0].settings["parallel.zero_stage"] == 1, "one gradient sum per step where the network is slow"
+    alone = search(config, 16, 80e9, Machine(node_bandwidth=1e15, network_bandwidth=1e15, memory_bandwidth=1e18))
+    assert alone[0].settings["train.activation_checkpointing"] is False
+
+
+def test_leaving_out_like_stages_changes_nothing() -> None:
+    config = load_config(CONFIG, ["parallel.pipeline=8", "parallel.zero_stage=1", "train.micro_batch_size=1"])
+    every, time = slowest_stage(config, 64, Machine())
+    some, same = slowest_stage(config, 64, Machine(), alike=False)
+    assert len(some) < len(every) == 8 and time == same
+    assert max(plan.peak for plan in some) == max(plan.peak for plan in every)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([CONFIG, "--search"], "give --gpus N"),
+        ([CONFIG, "--search", "--gpus", "8", "--memory", "lots"], "--memory is 'lots', expected a size such as 80GB"),
+        ([CONFIG, "--search", "--gpus", "2", "--memory", "4GB"], "no layout of 2 GPUs fits 3.6 GB"),
+        ([CONFIG, "--search", "--gpus", "37"], "no layout of 37 GPUs divides train.global_batch_size 1024"),
+        ([CONFIG, "parallel.tensor=2", "--world-size", "3"], "expected a multiple of parallel.tensor 2"),
+        ([CONFIG, "parallel.pipeline=2", "--world-size", "16"], "with 16 ranks these work: "),
+        (["configs/7c.yaml"], "did you mean '7b.yaml'"),
+    ],
+)
+def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and expected in error
+
+
+def test_sizes() -> None:
+    assert size("80GB") == 80e9 and size("40GiB") == 40 * 2**30 and size("1e9") == 1e9 and size("2 TB") == 2e12
+    for text in ("GB", "-1GB", "8Gb8"):
+        with pytest.raises(LaunchError):
+            size(text)
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("docs/layouts.md").read_text(encoding="utf-8")
+    assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 6
+    for match in page.MARKED.finditer(text):
+        assert f"`python -m tools.plan {match['arguments']}`" in text.replace("\n", " "), "shown as it is run"
+    assert page.main(["docs/layouts.md", "--check"]) == 0, capsys.readouterr()
+
+
+def test_a_page_out_of_date_is_noticed_and_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "page.md"
+    target.write_text("# A\n<!-- plan: configs/9m.yaml --world-size 8 -->\nold\n<!-- /plan -->\nrest\n")
+    assert page.main([str(target), "--check"]) == 1 and "old" in target.read_text()
+    assert page.main([str(target)]) == 0
+    text = target.read_text()
+    assert "old" not in text and "8 ranks = data 8" in text and text.endswith("<!-- /plan -->\nrest\n")
+    assert page.main([str(target), "--check"]) == 0
+    target.write_text("<!-- plan: configs/9m.yaml --world-size 7 -->\n<!-- /plan -->\n")
+    assert page.main([str(target)]) == 2 and "expected a multiple" in capsys.readouterr().err
