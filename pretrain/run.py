@@ -26,7 +26,7 @@ from pretrain.errors import CheckpointError, DataError
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
-from smet import MaskBank, TopologyController
+from smet import MaskBank, TopologyController, kernels
 from smet.zero import ZeroStore
 
 
@@ -180,5 +180,5 @@ def _summary(trainer: Trainer) -> str:
         f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}; "
         f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
         f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
-        "per step"
+        f"per step; {kernels.describe(layout.device.type)}"
     )

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests in the project's own environment; arguments go to pytest, such as -m "not gpu" or a file.
+# Runs the tests in the project's own environment.
+#
+#   bash tests/run.sh                 all but the slow ones; GPU tests where there is a GPU
+#   bash tests/run.sh -m slow         the slow ones; any arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 launch/setup_env.sh --dev
+[ $# -gt 0 ] || set -- -m "not slow"
 exec .venv/bin/python -m pytest -q -ra --durations=10 "$@"
