@@ -23,8 +23,8 @@ ELSEWHERE = {
 """Commands that other tests run, or that only set up a shell."""
 
 SMALLER = {
-    "--vocab-size 32000": "--vocab-size 384 --pad-to-multiple 1",
-    "configs/60m.yaml": f"{ROOT}/configs/60m.yaml model.vocab_size=384 model.hidden_size=32 model.intermediate_size=48 "
+    "--vocab-size 32000": "--vocab-size 352 --pad-to-multiple 1",
+    "configs/60m.yaml": f"{ROOT}/configs/60m.yaml model.vocab_size=352 model.hidden_size=32 model.intermediate_size=48 "
     "model.num_hidden_layers=1 model.num_attention_heads=2 model.num_key_value_heads=2 data.seq_length=16 "
     "model.head_dim=16 model.max_position_embeddings=16 optimizer.warmup_steps=1 train.steps=3 "
     "train.global_batch_size=4 train.micro_batch_size=4 evaluation.samples=4 evaluation.interval=0",
@@ -51,28 +51,10 @@ def test_the_two_commands_come_first() -> None:
 def test_the_corpus_commands_run(tmp_path: Path) -> None:
     text = tmp_path / "my_text"
     text.mkdir()
-    words = [
-        "sparse",
-        "weights",
-        "that",
-        "are",
-        "pruned",
-        "and",
-        "grown",
-        "again",
-        "while",
-        "the",
-        "model",
-        "trains",
-        "on",
-        "plain",
-        "text",
-    ]
+    words = ["sparse", "weights", "are", "pruned", "and", "grown", "while", "it", "trains"]
     for part in range(2):
-        lines = (" ".join(words[i % len(words) :] + words[: (i * part) % len(words)]) for i in range(400))
-        (text / f"{part}.jsonl").write_text(
-            "".join(json.dumps({"text": line + f" {n}"}) + "\n" for n, line in enumerate(lines))
-        )
+        lines = [" ".join(words[i % 9 :] + words[: (i * part) % 9]) + f" {i}" for i in range(400)]
+        (text / f"{part}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     own = [command for command in commands() if command not in ELSEWHERE]
     assert len(own) == 4, "a new command needs its place in this test"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -39,7 +39,9 @@ def replicas(trainer: Trainer) -> dict[Key, Any]:
             found[name, -1 if is_replicated(name) else shard] = checksum(parameter.data)
         if is_replicated(name):
             fragment = trainer.store.fragment(parameter)
-            found[f"{name} (master weights from {fragment.start})", -1] = checksum(fragment.master)
+            if fragment.master.numel():
+                end = fragment.start + fragment.master.numel()
+                found[f"{name} (master weights {fragment.start} to {end})", -1] = checksum(fragment.master)
     for name, layer in trainer.topology.layers.items():
         found[f"{name}.mask", shard] = checksum(trainer.bank.bits(layer))
     trainer.bank.release()
