@@ -13,7 +13,10 @@ die() { echo "error: $*" >&2; exit 2; }
 
 case "${1:-}" in
   "") kind=run files=(requirements.txt) ;;
-  --dev) kind=dev files=(requirements.txt requirements-dev.txt) ;;
+  --dev)
+    kind=dev files=(requirements.txt requirements-dev.txt)
+    [ ! -f requirements-nodeps.txt ] || files=(requirements-nodeps.txt "${files[@]}")
+    ;;
   -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
   *) die "unknown option '$1', expected --dev or nothing" ;;
 esac
@@ -53,6 +56,10 @@ log=.venv/.setup.log
   tail -n 20 "$log" >&2
   die "pip could not install ${files[-1]}; its last lines stand above, all of them in $log"
 }
+if [ "${files[0]}" = requirements-nodeps.txt ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt >>"$log" 2>&1 ||
+    die "pip could not install requirements-nodeps.txt; its output is in $log"
+fi
 fingerprint requirements.txt >.venv/.setup.run # --dev brings these too
 [ "$kind" = run ] || fingerprint "${files[@]}" >".venv/.setup.$kind"
 say "done in $((SECONDS - start)) s"
