@@ -1,17 +1,59 @@
 """SMET: sparse, memory-efficient training of any torch model with dynamic topology.
 
+Names are imported when they are first used, so that programs which need no tensors (``smet.errors``, the
+corpus tools) do not pay for torch in each of their processes.
+
 Source: Xiao et al., "Memory-Efficient LLM Training with Dynamic Sparsity", arXiv 2606.00888.
 """
 
-from smet.ages import Remedies
-from smet.bank import MaskBank
-from smet.config import PRESETS, SmetConfig
-from smet.controller import TopologyController, UpdateReport
-from smet.convert import densify, parameter_groups, sparsify
-from smet.errors import ConfigError, UserError
-from smet.linear import SparseLinear, sparse_layers
-from smet.optimizer import SmetAdamW
-from smet.store import LocalStore
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smet.ages import Remedies
+    from smet.bank import MaskBank
+    from smet.config import PRESETS, SmetConfig
+    from smet.controller import TopologyController, UpdateReport
+    from smet.convert import densify, parameter_groups, sparsify
+    from smet.errors import ConfigError, UserError
+    from smet.linear import SparseLinear, sparse_layers
+    from smet.optimizer import SmetAdamW
+    from smet.store import LocalStore
+else:
+    _HOMES = {
+        "PRESETS": "config",
+        "ConfigError": "errors",
+        "LocalStore": "store",
+        "MaskBank": "bank",
+        "Remedies": "ages",
+        "SmetAdamW": "optimizer",
+        "SmetConfig": "config",
+        "SparseLinear": "linear",
+        "TopologyController": "controller",
+        "UpdateReport": "controller",
+        "UserError": "errors",
+        "densify": "convert",
+        "parameter_groups": "convert",
+        "sparse_layers": "linear",
+        "sparsify": "convert",
+    }
+
+    # Hidden from type checkers: to them it would mean that the package has every name.
+    def __getattr__(name: str) -> object:
+        """Import the module that ``name`` lives in (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'smet' has no attribute '{name}'")
+        from importlib import import_module
+
+        value = getattr(import_module(f"smet.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """The public names, imported yet or not."""
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "PRESETS",
