@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoint.masks import SavedMasks
 from pretrain.config import RunConfig
 from pretrain.config.checks import linear_shapes
 from pretrain.engine import Engine, PipelineEngine, PlainEngine
@@ -20,6 +21,7 @@ from pretrain.parallel.pipeline import block_costs, build_stages, nest
 from smet import Remedies, SmetAdamW, parameter_groups, sparsify
 from smet.convert import Piece, selects
 from smet.distribution import layer_densities
+from smet.mask import BlockGrid
 
 
 class LossModel(nn.Module):
@@ -39,10 +41,15 @@ class Builder:
 
     Initial weights and masks are a pure function of seed and names, whatever the layout. A layer is
     dense only while its active weights are picked, so no rank ever holds the dense model.
+
+    Args:
+        config: the run's settings.
+        layout: this rank's place.
+        saved: masks of the checkpoint that is about to be loaded; sparse layers get these, and no values yet.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout):
-        self.config, self.layout = config, layout
+    def __init__(self, config: RunConfig, layout: Layout, saved: SavedMasks | None = None):
+        self.config, self.layout, self.saved = config, layout, saved
         self.parts = tensor.parts(layout, config.parallel.sequence)
         self.recompute = config.train.activation_checkpointing
         shapes = {name: (o, i) for name, o, i in linear_shapes(config.model) if selects(name, config.sparsity)}
@@ -72,7 +79,8 @@ class Builder:
 
     def _fill(self, model: nn.Module) -> None:
         """Make the selected layers sparse, and give every parameter that is still on meta its values."""
-        piece = Piece(self.layout.tensor_rank, self.layout.tensor_size, self.densities)
+        masks = None if self.saved is None else self._saved_mask
+        piece = Piece(self.layout.tensor_rank, self.layout.tensor_size, self.densities, masks)
         sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece)
         self._store_transposed(model)
         made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
@@ -91,6 +99,10 @@ class Builder:
         full = Piece(self.layout.tensor_rank, self.layout.tensor_size, {n: 1.0 for n, _ in model.named_modules()})
         dense = replace(self.config.sparsity, include=self.config.sparsity.row_parallel, exclude=(), block=(1, 1))
         sparsify(model, dense, dense_source=self._dense, piece=full)
+
+    def _saved_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor | None:
+        assert self.saved is not None
+        return self.saved.shard(name, grid, self.layout.tensor_rank, self.layout.tensor_size, active)
 
     def _dense(self, name: str, layer: nn.Linear) -> Tensor:
         return self._initial(f"{name}.weight", layer.weight)
@@ -143,12 +155,14 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build_engine(config: RunConfig, layout: Layout, settings: dict[str, Any]) -> Engine:
-    """The engine of this rank, with its part of the model. Collective."""
+def build_engine(
+    config: RunConfig, layout: Layout, settings: dict[str, Any], saved: SavedMasks | None = None
+) -> Engine:
+    """The engine of this rank, with its part of the model; see ``Builder``. Collective."""
     import deepspeed
     import pydantic
 
-    builder = Builder(config, layout)
+    builder = Builder(config, layout, saved)
     if layout.stages == 1:
         whole = builder.whole()
         model: nn.Module = whole

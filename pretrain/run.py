@@ -16,6 +16,7 @@ from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.checkpoint.content import restore_state, vectors_of
 from pretrain.checkpoint.load import choose, read_state, read_vectors
+from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.probe import probe_loss, require_same_loss
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
@@ -53,7 +54,8 @@ def prepare(config: RunConfig, layout: Layout) -> Trainer:
     checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
 
     settings = deepspeed_config(config, layout.dp_size)
-    engine = build_engine(config, layout, settings)
+    saved = None if checkpoint is None else layout.agree(lambda: SavedMasks(checkpoint))
+    engine = build_engine(config, layout, settings, saved)
     store = ZeroStore(engine.deepspeed)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(

@@ -14,11 +14,13 @@ from smet.config import SmetConfig
 from smet.distribution import layer_densities
 from smet.errors import ConfigError
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import BlockGrid, pack
+from smet.mask import BlockGrid, count_active, pack
 from smet.seeds import generator
 from smet.topology import block_scores, largest, random_active
 
 DenseSource = Callable[[str, nn.Linear], Tensor]
+MaskSource = Callable[[str, BlockGrid, int], Tensor | None]
+"""(layer, blocks of its shard, active blocks of the whole layer) to the shard's packed mask; None = draw one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Piece:
     """Tensor parallelism: this is part ``shard`` of ``shards`` of every selected layer's canonical rows."""
     densities: Mapping[str, float] | None = None
     """Density of every selected layer of the whole model; None = work it out here."""
+    masks: MaskSource | None = None
+    """Masks of a model that is about to be loaded: its layers get these, and zeros as values."""
 
 
 WHOLE = Piece()
@@ -109,8 +113,10 @@ def sparsify(
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
     for name, layer in layers.items():
-        weight = dense_source(name, layer) if dense_source else layer.weight.detach()
-        sparse = _sparse_copy(name, layer, weight, densities[name], config, initial, piece)
+        sparse = _empty_copy(name, layer, densities[name], config, piece)
+        if sparse is None:
+            weight = dense_source(name, layer) if dense_source else layer.weight.detach()
+            sparse = _sparse_copy(name, layer, weight, densities[name], config, initial, piece)
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
@@ -166,10 +172,27 @@ def _sparse_copy(
     bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and initial == "random":
         values = values * density**-0.5
-    sparse = SparseLinear(
-        layer.in_features, layer.out_features, bits, values.clone(), config.block, transposed,
-        None if layer.bias is None else layer.bias.detach(),
-    )  # fmt: skip
+    return _like(layer, bits, values.clone(), density, transposed, config)
+
+
+def _empty_copy(name: str, layer: nn.Linear, density: float, config: SmetConfig, piece: Piece) -> SparseLinear | None:
+    """A layer around a mask that ``piece`` brings; None where it brings none."""
+    if piece.masks is None:
+        return None
+    transposed = is_transposed(name, config)
+    grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
+    bits = piece.masks(name, grid, active_blocks(grid.blocks * piece.shards, density))
+    if bits is None:
+        return None
+    values = torch.zeros(count_active(bits) * grid.block_size)
+    return _like(layer, bits, values, density, transposed, config)
+
+
+def _like(
+    layer: nn.Linear, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig
+) -> SparseLinear:
+    bias = None if layer.bias is None else layer.bias.detach()
+    sparse = SparseLinear(layer.in_features, layer.out_features, bits, values, config.block, transposed, bias)
     sparse.values.requires_grad_(layer.weight.requires_grad)
     if sparse.bias is not None:
         sparse.bias.requires_grad_(layer.bias.requires_grad)

@@ -13,9 +13,9 @@ import torch.distributed.checkpoint as dcp
 from pretrain.checkpoint.content import vectors_of
 from pretrain.config import config_from_dict
 from pretrain.run import prepare
-from pretrain.startup import start
+from smet.mask import unpack
 from tests.distributed import run_ranks
-from tests.pretrain.runs import settings, train_all, write_corpus
+from tests.pretrain.runs import layout_of, outcome, settings, train_all, write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -37,15 +37,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
 }
 """Name to (ranks, parallel section): all that issue 4 asks for."""
 
-SAVED = 5
-"""Step of the checkpoints, right behind a topology update at step 4."""
+SAVED, STEPS = 5, 9
+"""Steps of the checkpoints: right behind a topology update at step 4, and behind another at step 8."""
 
 
 def job(corpus: str, folder: Path, name: str, parallel: dict[str, int]) -> dict[str, Any]:
-    given = settings(corpus, folder / name, train__steps=9, train__micro_batch_size=2, train__stop_at=SAVED)
-    given["sparsity"]["topology_ranges"] = 2
+    given = settings(corpus, folder / name, train__steps=STEPS, train__micro_batch_size=2, checkpoint__interval=SAVED)
     given["evaluation"]["interval"] = 0
     return {**given, "model": SHAPE, "parallel": parallel}
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def whole_vectors(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -57,49 +60,92 @@ def whole_vectors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-def load_each(jobs: list[tuple[dict[str, Any], list[Path]]]) -> list[tuple[list[str], float]]:
-    """For each job and checkpoint: vectors that differ from the file's on this rank, and the next step's loss."""
-    found = []
-    for given, checkpoints in jobs:
-        layout = start(config_from_dict(given))  # once per layout: every process group has threads of its own
-        for number, checkpoint in enumerate(checkpoints):
-            trial = copy.deepcopy(given)
-            trial["checkpoint"]["resume"] = str(checkpoint)
-            trial["train"].update(output_dir=f"{given['train']['output_dir']}-from-{number}", stop_at=0)
-            config = config_from_dict(trial)
-            trainer = prepare(config, layout)
-            stored = whole_vectors(checkpoint)
-            live = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
-            wrong = [
-                name
-                for name, vector in live.items()
-                if not torch.equal(stored[name][vector.start : vector.start + vector.local.numel()], vector.local)
-            ]
-            covered = trainer.layout.gather_objects(sorted(live))
-            wrong += [name for name in stored if not any(name in names for names in covered)]
-            trainer.topology.before_step()
-            loss = trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
-            trainer.loader.close()
-            found.append((wrong, loss))
-    return found
+def load_each(jobs: list[tuple[dict[str, Any], list[Path]]]) -> list[list[tuple[list[str], float]]]:
+    """What ``load`` returns for each job and checkpoint."""
+    return [[load(given, checkpoint) for checkpoint in checkpoints] for given, checkpoints in jobs]
 
 
-def test_every_layout_reads_every_other(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
-    jobs = {name: job(corpus, tmp_path, name, parallel) for name, (_, parallel) in LAYOUTS.items()}
+def load(given: dict[str, Any], checkpoint: Path) -> tuple[list[str], float]:
+    """Vectors that differ from the checkpoint's on this rank, and the next step's loss."""
+    trial = copy.deepcopy(given)
+    trial["checkpoint"].update(resume=str(checkpoint), interval=0)
+    trial["train"]["output_dir"] += f"-from-{checkpoint.parents[1].name}"
+    config = config_from_dict(trial)
+    trainer = prepare(config, layout_of(config))
+    stored = whole_vectors(checkpoint)
+    live = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    wrong = [
+        name
+        for name, vector in live.items()
+        if not torch.equal(stored[name][vector.start : vector.start + vector.local.numel()], vector.local)
+    ]
+    covered = {name for names in trainer.layout.gather_objects(list(live)) for name in names}
+    wrong += sorted(set(stored) - covered)
+    trainer.topology.before_step()
+    loss = trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
+    trainer.loader.close()
+    return wrong, loss
+
+
+def by_ranks(function: Any, jobs: dict[str, Any], timeout: float) -> dict[str, list[Any]]:
+    """Run each layout's job in its number of processes: layout to what its ranks returned."""
+    results: dict[str, list[Any]] = {}
     for ranks in (1, 2, 4):
-        run_ranks(train_all, ranks, [jobs[n] for n, (world, _) in LAYOUTS.items() if world == ranks], timeout=600)
-    saved = {name: tmp_path / name / "checkpoints" / f"step-{SAVED:08d}" for name in LAYOUTS}
+        names = [name for name, (world, _) in LAYOUTS.items() if world == ranks]
+        per_rank = run_ranks(function, ranks, [jobs[name] for name in names], timeout=timeout)
+        results.update({name: [found[i] for found in per_rank] for i, name in enumerate(names)})
+    return results
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """A job of each layout, trained to its end with a checkpoint on the way."""
+    folder = tmp_path_factory.mktemp("layouts")
+    corpus = write_corpus(folder / "corpus")
+    jobs = {name: job(corpus, folder, name, parallel) for name, (_, parallel) in LAYOUTS.items()}
+    by_ranks(train_all, jobs, timeout=600)
+    return jobs
+
+
+def output(given: dict[str, Any]) -> Path:
+    return Path(given["train"]["output_dir"])
+
+
+def test_every_layout_reads_every_other(saved: dict[str, dict[str, Any]]) -> None:
+    checkpoints = [step_folder(output(given), SAVED) for given in saved.values()]
+    jobs = {name: (given, checkpoints) for name, given in saved.items()}
+    results = by_ranks(load_each, jobs, timeout=1500)
     losses: dict[str, dict[str, float]] = {name: {} for name in LAYOUTS}
-    for ranks in (1, 2, 4):
-        readers = [name for name, (world, _) in LAYOUTS.items() if world == ranks]
-        given = [({**jobs[name], "train": dict(jobs[name]["train"])}, list(saved.values())) for name in readers]
-        per_rank = run_ranks(load_each, ranks, given, timeout=1500)
-        for rank, results in enumerate(per_rank):
-            pairs = ((reader, writer) for reader in readers for writer in saved)
-            for (reader, writer), (wrong, loss) in zip(pairs, results, strict=True):
+    for reader, per_rank in results.items():
+        for rank, found in enumerate(per_rank):
+            for writer, (wrong, loss) in zip(saved, found, strict=True):
                 assert not wrong, f"{reader} (rank {rank}) reading {writer}: {wrong[:3]}"
                 losses[writer][reader] = loss
     for writer, by_reader in losses.items():
         expected = by_reader["dp1-zero1"]
         assert all(loss == pytest.approx(expected, rel=1e-5) for loss in by_reader.values()), writer
+
+
+def test_the_same_layout_goes_on_bit_for_bit(saved: dict[str, dict[str, Any]]) -> None:
+    jobs = copy.deepcopy(saved)
+    for name, given in jobs.items():
+        given["checkpoint"]["resume"] = str(step_folder(output(saved[name]), SAVED))
+        given["train"]["output_dir"] += "-continued"
+    by_ranks(train_all, jobs, timeout=600)
+    for name in LAYOUTS:
+        uninterrupted, continued = (outcome(output(run[name])) for run in (saved, jobs))
+        assert continued["losses"] == uninterrupted["losses"][SAVED:], name
+        expected = whole_vectors(step_folder(output(saved[name]), STEPS))
+        found = whole_vectors(step_folder(output(jobs[name]), STEPS))
+        assert found.keys() == expected.keys(), name
+        assert [key for key in expected if not torch.equal(found[key], expected[key])] == [], name
+
+
+def test_shards_with_other_numbers_of_active_weights_are_among_them(saved: dict[str, dict[str, Any]]) -> None:
+    """What the matrix is worth: an update of whole layers leaves the two tensor-parallel shards unequal."""
+    vectors = whole_vectors(step_folder(output(saved["dp1-zero1"]), SAVED))
+    halves = [mask.chunk(2) for name, mask in vectors.items() if name.endswith(".mask")]
+    active = [tuple(int(unpack(half, half.numel() * 8).sum()) for half in pair) for pair in halves]
+    assert any(first != second for first, second in active)
+    drawn = whole_vectors(step_folder(output(saved["tp2-zero1"]), SAVED))
+    assert any(not torch.equal(vectors[name], drawn[name]) for name in vectors if name.endswith(".mask"))
