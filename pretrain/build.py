@@ -156,19 +156,32 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_engine(
-    config: RunConfig, layout: Layout, settings: dict[str, Any], saved: SavedMasks | None = None
+    config: RunConfig,
+    layout: Layout,
+    settings: dict[str, Any],
+    saved: SavedMasks | None = None,
+    costs: list[float] | None = None,
 ) -> Engine:
-    """The engine of this rank, with its part of the model; see ``Builder``. Collective."""
+    """The engine of this rank, with its part of the model. Collective.
+
+    Args:
+        config: the run's settings.
+        layout: this rank's place.
+        settings: DeepSpeed's JSON.
+        saved: see ``Builder``.
+        costs: relative costs of the blocks, for the cut into pipeline stages; None = measure them.
+    """
     import deepspeed
     import pydantic
 
     builder = Builder(config, layout, saved)
     if layout.stages == 1:
+        costs = None
         whole = builder.whole()
         model: nn.Module = whole
         runnable: nn.Module = LossModel(whole)
     else:
-        costs = block_costs(builder, config, layout)
+        costs = costs or block_costs(builder, config, layout)
         runnable, model = build_stages(config.model, builder, layout, costs)
     optimizer = build_optimizer(model, config)
     mpu = None if layout.stages > 1 else layout.mpu()  # a pipeline brings its own
@@ -176,8 +189,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
     except pydantic.ValidationError as error:
         raise ConfigError([_deepspeed_problem(problem) for problem in error.errors()]) from None
-    kind = PlainEngine if layout.stages == 1 else PipelineEngine
-    return kind(engine, model, layout)
+    return PlainEngine(engine, model, layout) if costs is None else PipelineEngine(engine, model, layout, costs)
 
 
 def _deepspeed_problem(problem: Any) -> str:

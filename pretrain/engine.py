@@ -20,6 +20,8 @@ class Engine(Protocol):
     """The DeepSpeed engine."""
     model: nn.Module
     """This rank's part of the LLaMA, under the names of the whole model."""
+    costs: list[float] | None
+    """Relative costs by which the blocks were dealt out to pipeline stages; None without stages."""
 
     def train_step(self, batches: list[Tensor]) -> float:
         """One optimizer step over micro-batches ``(b, s + 1)``; the mean loss over all ranks."""
@@ -33,6 +35,7 @@ class PlainEngine:
 
     def __init__(self, engine: Any, model: nn.Module, layout: Layout):
         self.deepspeed, self.model, self.layout = engine, model, layout
+        self.costs: list[float] | None = None
 
     def train_step(self, batches: list[Tensor]) -> float:
         """See ``Engine``."""
@@ -57,8 +60,9 @@ class PlainEngine:
 class PipelineEngine:
     """Pipeline parallelism with ZeRO-1. Only the first and the last stage look at the tokens."""
 
-    def __init__(self, engine: Any, model: nn.Module, layout: Layout):
+    def __init__(self, engine: Any, model: nn.Module, layout: Layout, costs: list[float]):
         self.deepspeed, self.model, self.layout = engine, model, layout
+        self.costs: list[float] | None = costs
 
     def train_step(self, batches: list[Tensor]) -> float:
         """See ``Engine``."""

@@ -14,7 +14,7 @@ from pretrain.callbacks.evaluation import EvaluationCallback
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.topology import TopologyCallback
-from pretrain.checkpoint.content import restore_state, vectors_of
+from pretrain.checkpoint.content import restore_state, saved_costs, vectors_of
 from pretrain.checkpoint.load import choose, read_state, read_vectors
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.probe import probe_loss, require_same_loss
@@ -54,8 +54,11 @@ def prepare(config: RunConfig, layout: Layout) -> Trainer:
     checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
 
     settings = deepspeed_config(config, layout.dp_size)
-    saved = None if checkpoint is None else layout.agree(lambda: SavedMasks(checkpoint))
-    engine = build_engine(config, layout, settings, saved)
+    masks, costs = None, None
+    if checkpoint is not None:
+        masks = layout.agree(lambda: SavedMasks(checkpoint))
+        costs = saved_costs(read_state(checkpoint), config)
+    engine = build_engine(config, layout, settings, masks, costs)
     store = ZeroStore(engine.deepspeed)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(
