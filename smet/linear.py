@@ -86,7 +86,7 @@ class SparseLinear(nn.Module):
         grid = self.grid
         if self.is_full:
             return grid.from_blocks(values)
-        return grid.from_blocks(kernels.expand(self.packed_mask(), values, grid.blocks, grid.block_size))
+        return kernels.expand(self.packed_mask(), values, grid)
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
         """Dense W ``(out, in)``; inactive entries are exactly 0."""
@@ -118,10 +118,9 @@ class SparseLinear(nn.Module):
             fresh = dense.detach().float()
             self.dense_gradient = fresh if self.dense_gradient is None else self.dense_gradient.add_(fresh)
         grid = self.grid
-        tiles = grid.to_blocks(dense)
         if self.is_full:
-            return tiles.reshape(-1)
-        return kernels.compress(tiles.reshape(-1), self.packed_mask(), grid.blocks, grid.block_size, self.active)
+            return grid.to_blocks(dense).reshape(-1)
+        return kernels.compress(dense, self.packed_mask(), grid, self.active)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smet.errors import ConfigError, nearest
 from smet.kernels import reference
+from smet.mask import BlockGrid
 
 __all__ = ["adamw", "compress", "describe", "expand"]
 
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 class Kernels(Protocol):
     """What every version offers; ``smet.kernels.reference`` says what the functions do."""
 
-    def expand(self, bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor: ...
+    def expand(self, bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor: ...
 
-    def compress(self, dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor: ...
+    def compress(self, matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor: ...
 
     def adamw(
         self, weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
@@ -106,18 +107,18 @@ def describe(device: str | None = None) -> str:
     return f"kernels on {device}: {choose(device).reason}{threads}"
 
 
-def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
-    """Scatter active values into a dense vector; see ``reference.expand``."""
+def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+    """Scatter active values into a dense matrix ``(rows, cols)``; see ``reference.expand``."""
     if values.requires_grad and torch.is_grad_enabled():  # the fast versions leave no trace for autograd
-        return reference.expand(bits, values, blocks, block_size)
-    return choose(values.device.type).kernels.expand(bits, values, blocks, block_size)
+        return reference.expand(bits, values, grid)
+    return choose(values.device.type).kernels.expand(bits, values, grid)
 
 
-def compress(dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
-    """Gather the active entries of dense tiles; see ``reference.compress``."""
-    if dense.requires_grad and torch.is_grad_enabled():
-        return reference.compress(dense, bits, blocks, block_size, active)
-    return choose(dense.device.type).kernels.compress(dense, bits, blocks, block_size, active)
+def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+    """Gather the active tiles of ``matrix`` ``(rows, cols)``; see ``reference.compress``."""
+    if matrix.requires_grad and torch.is_grad_enabled():
+        return reference.compress(matrix, bits, grid, active)
+    return choose(matrix.device.type).kernels.compress(matrix, bits, grid, active)
 
 
 def adamw(

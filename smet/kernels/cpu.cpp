@@ -51,8 +51,6 @@ struct Mask {
     const uint8_t* bits;
     int64_t blocks;
 
-    int64_t words() const { return (blocks + WORD - 1) / WORD; }
-
     // Blocks [64 w, 64 w + 64) as bits; there are none at or beyond `blocks`.
     uint64_t word(int64_t w) const {
         uint64_t word = 0;
@@ -65,22 +63,51 @@ struct Mask {
         return word & ((uint64_t{1} << left) - 1);
     }
 
+    // The bits of word(w) that belong to blocks [first, last).
+    uint64_t word(int64_t w, int64_t first, int64_t last) const {
+        uint64_t some = word(w);
+        if (first > w * WORD) some &= ~uint64_t{0} << (first - w * WORD);
+        if (last < (w + 1) * WORD) some &= (uint64_t{1} << (last - w * WORD)) - 1;
+        return some;
+    }
+
     int64_t count(int64_t first, int64_t last) const {
-        int64_t total = 0;
-        for (int64_t w = first; w < last; ++w) total += __builtin_popcountll(word(w));
+        int64_t total = 0, w = first / WORD;
+        if (first % WORD) total += __builtin_popcountll(word(w++, first, last));
+        for (; (w + 1) * WORD <= last; ++w) {
+            uint64_t whole;
+            std::memcpy(&whole, bits + w * 8, 8);
+            total += __builtin_popcountll(whole);
+        }
+        if (w * WORD < last) total += __builtin_popcountll(word(w, first, last));
         return total;
     }
 };
 
-// A mask cut into one range of words per thread, with the active blocks before each range.
+// A canonical matrix cut into tiles of `height` rows, `across` of them side by side, each `unit` bytes wide.
+struct Grid {
+    int64_t blocks, unit, height, across;
+
+    int64_t tile_bytes() const { return unit * height; }
+    int64_t bytes() const { return blocks * tile_bytes(); }
+};
+
+// The blocks cut into one range per thread, with the active blocks before each range. Flat matrices
+// (tiles of one row) are cut between words of the mask, others between rows of tiles.
 struct Split {
     std::vector<int64_t> first, before;
 
-    Split(const Mask& mask, int64_t parts) : first(parts + 1), before(parts + 1) {
-        for (int64_t p = 0; p <= parts; ++p) first[p] = mask.words() * p / parts;
+    Split(const Mask& mask, const Grid& grid, int threads) {
+        const int64_t parts = parts_for(grid.bytes(), MOVE_GRAIN, threads);
+        const int64_t step = grid.height == 1 ? WORD : std::max<int64_t>(grid.across, 1);
+        const int64_t steps = (mask.blocks + step - 1) / step;
+        first.resize(parts + 1);
+        before.resize(parts + 1);
+        for (int64_t p = 0; p <= parts; ++p) first[p] = std::min(steps * p / parts * step, mask.blocks);
         run(static_cast<int>(parts), [&](int p) { before[p + 1] = mask.count(first[p], first[p + 1]); });
         for (int64_t p = 0; p < parts; ++p) before[p + 1] += before[p];
     }
+    int parts() const { return static_cast<int>(first.size()) - 1; }
     int64_t active() const { return before.back(); }
 };
 
@@ -192,13 +219,13 @@ struct Lanes<2> {
 };
 #endif
 
-// ---- ranges of words --------------------------------------------------------------------------
+// ---- ranges of blocks -------------------------------------------------------------------------
 
 template <int UNIT>
 void expand_range(const Mask& mask, int64_t first, int64_t last, const char* values, char* dense, int64_t unit) {
     using L = Lanes<UNIT>;
-    for (int64_t w = first; w < last; ++w) {
-        uint64_t word = mask.word(w);
+    for (int64_t w = first / WORD; w * WORD < last; ++w) {
+        const uint64_t word = mask.word(w);
         char* out = dense + w * WORD * unit;
         const int64_t count = std::min(WORD, mask.blocks - w * WORD);
         if constexpr (L::COUNT > 0) {
@@ -221,8 +248,8 @@ template <int UNIT>
 void compress_range(const Mask& mask, int64_t first, int64_t last, const char* dense, char* values, char* end,
                     int64_t unit) {
     using L = Lanes<UNIT>;
-    for (int64_t w = first; w < last; ++w) {
-        uint64_t word = mask.word(w);
+    for (int64_t w = first / WORD; w * WORD < last; ++w) {
+        const uint64_t word = mask.word(w);
         const char* in = dense + w * WORD * unit;
         if constexpr (L::COUNT > 0) {
             if (mask.blocks - w * WORD >= WORD) {
@@ -240,6 +267,36 @@ void compress_range(const Mask& mask, int64_t first, int64_t last, const char* d
         }
         values = compress_word<UNIT>(word, in, values, unit);
     }
+}
+
+// Calls body(tile) for the active tiles of [first, last), in order; `tile` is the offset of its first row.
+template <class Body>
+void for_each_tile(const Mask& mask, const Grid& grid, int64_t first, int64_t last, const Body& body) {
+    for (int64_t row = first; row < last; row += grid.across) {
+        const int64_t end = row + grid.across;
+        for (int64_t w = row / WORD; w * WORD < end; ++w)
+            for (uint64_t word = mask.word(w, row, end); word; word &= word - 1) {
+                const int64_t column = w * WORD + __builtin_ctzll(word) - row;
+                body(row * grid.tile_bytes() + column * grid.unit);
+            }
+    }
+}
+
+template <int UNIT>
+void expand_tall(const Mask& mask, const Grid& grid, int64_t first, int64_t last, const char* values, char* dense) {
+    std::memset(dense + first * grid.tile_bytes(), 0, (last - first) * grid.tile_bytes());
+    for_each_tile(mask, grid, first, last, [&](int64_t tile) {
+        for (int64_t r = 0; r < grid.height; ++r, values += grid.unit)
+            copy<UNIT>(dense + tile + r * grid.across * grid.unit, values, grid.unit);
+    });
+}
+
+template <int UNIT>
+void compress_tall(const Mask& mask, const Grid& grid, int64_t first, int64_t last, const char* dense, char* values) {
+    for_each_tile(mask, grid, first, last, [&](int64_t tile) {
+        for (int64_t r = 0; r < grid.height; ++r, values += grid.unit)
+            copy<UNIT>(values, dense + tile + r * grid.across * grid.unit, grid.unit);
+    });
 }
 
 // Calls body(std::integral_constant<int, UNIT>) with the unit where it is a common one, else with 0.
@@ -358,28 +415,37 @@ int smet_level() {
 }
 
 // Both return the number of active blocks of the mask; where that is not `active`, nothing is written.
-int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_t blocks, int64_t unit,
-                    int64_t active, int threads) {
+// `unit` is the bytes of one row of a tile, `height` the rows, `across` the tiles side by side.
+int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_t blocks, int64_t unit, int64_t height,
+                    int64_t across, int64_t active, int threads) {
     const Mask mask{bits, blocks};
-    const Split split(mask, parts_for(blocks * unit, MOVE_GRAIN, threads));
+    const Grid grid{blocks, unit, height, across};
+    const Split split(mask, grid, threads);
     if (split.active() != active) return split.active();
     with_unit(unit, [&](auto size) {
-        run(static_cast<int>(split.first.size()) - 1, [&](int p) {
-            expand_range<size()>(mask, split.first[p], split.first[p + 1], values + split.before[p] * unit, dense, unit);
+        run(split.parts(), [&](int p) {
+            const int64_t first = split.first[p], last = split.first[p + 1];
+            const char* from = values + split.before[p] * grid.tile_bytes();
+            if (height == 1) expand_range<size()>(mask, first, last, from, dense, unit);
+            else expand_tall<size()>(mask, grid, first, last, from, dense);
         });
     });
     return active;
 }
 
 int64_t smet_compress(const uint8_t* bits, const char* dense, char* values, int64_t blocks, int64_t unit,
-                      int64_t active, int threads) {
+                      int64_t height, int64_t across, int64_t active, int threads) {
     const Mask mask{bits, blocks};
-    const Split split(mask, parts_for(blocks * unit, MOVE_GRAIN, threads));
+    const Grid grid{blocks, unit, height, across};
+    const Split split(mask, grid, threads);
     if (split.active() != active) return split.active();
     with_unit(unit, [&](auto size) {
-        run(static_cast<int>(split.first.size()) - 1, [&](int p) {
-            compress_range<size()>(mask, split.first[p], split.first[p + 1], dense, values + split.before[p] * unit,
-                                   values + split.before[p + 1] * unit, unit);
+        run(split.parts(), [&](int p) {
+            const int64_t first = split.first[p], last = split.first[p + 1];
+            char* to = values + split.before[p] * grid.tile_bytes();
+            char* end = values + split.before[p + 1] * grid.tile_bytes();
+            if (height == 1) compress_range<size()>(mask, first, last, dense, to, end, unit);
+            else compress_tall<size()>(mask, grid, first, last, dense, to);
         });
     });
     return active;

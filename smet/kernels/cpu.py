@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smet.kernels import compiler, reference
-from smet.mask import packed_bytes
+from smet.mask import BlockGrid
 
 LEVELS = ("portable", "AVX-512", "AVX-512 VBMI2")
 GRADIENTS = {torch.float32: 0, torch.bfloat16: 1}
@@ -34,7 +34,7 @@ class CpuKernels:
         self._library = library = compiler.load(compiler.build(folder=folder, machine=machine))
         pointer, integer, count, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
         for move in (library.smet_expand, library.smet_compress):
-            move.argtypes = [pointer, pointer, pointer, count, count, count, integer]
+            move.argtypes = [pointer, pointer, pointer, count, count, count, count, count, integer]
             move.restype = count
         library.smet_adamw.argtypes = [
             pointer, pointer, integer, pointer, pointer, pointer, pointer, pointer, integer,
@@ -44,39 +44,39 @@ class CpuKernels:
         self.level = LEVELS[library.smet_level()]
         """The instructions that expand and compress use."""
 
-    def expand(self, bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
+    def expand(self, bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
         """See ``reference.expand``; ``values`` of any dtype."""
         values = values.contiguous()
-        active, rest = divmod(values.numel(), block_size)
+        active, rest = divmod(values.numel(), grid.block_size)
         if rest:
-            raise RuntimeError(f"{values.numel()} values do not fill blocks of {block_size}")
-        dense = values.new_empty(blocks * block_size)
-        self._move(self._library.smet_expand, bits, values, dense, blocks, block_size, active)
-        return dense
+            raise RuntimeError(f"{values.numel()} values do not fill blocks of {grid.block_size}")
+        matrix = values.new_empty(grid.rows, grid.cols)
+        self._move(self._library.smet_expand, bits, values, matrix, grid, active)
+        return matrix
 
-    def compress(self, dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
-        """See ``reference.compress``; ``dense`` of any dtype."""
-        dense = dense.contiguous()
-        if dense.numel() != blocks * block_size:
-            raise RuntimeError(f"{dense.numel()} dense weights are not {blocks} blocks of {block_size}")
-        values = dense.new_empty(active * block_size)
-        self._move(self._library.smet_compress, bits, dense, values, blocks, block_size, active)
+    def compress(self, matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+        """See ``reference.compress``; ``matrix`` of any dtype."""
+        matrix = matrix.contiguous()
+        if matrix.numel() != grid.rows * grid.cols:
+            raise RuntimeError(f"{matrix.numel()} dense weights are not {grid.rows} x {grid.cols}")
+        values = matrix.new_empty(active * grid.block_size)
+        self._move(self._library.smet_compress, bits, matrix, values, grid, active)
         return values
 
     @staticmethod
     def _move(
-        function: ctypes._NamedFuncPointer, bits: Tensor, source: Tensor, target: Tensor, blocks: int, size: int,
-        active: int,
-    ) -> None:  # fmt: skip
+        function: ctypes._NamedFuncPointer, bits: Tensor, source: Tensor, target: Tensor, grid: BlockGrid, active: int
+    ) -> None:
         bits = bits.contiguous()
-        if bits.dtype != torch.uint8 or not bits.is_cpu or bits.numel() < packed_bytes(blocks):
+        if bits.dtype != torch.uint8 or not bits.is_cpu or bits.numel() < grid.mask_bytes:
             raise RuntimeError(
-                f"a mask of {blocks} blocks is {packed_bytes(blocks)} bytes of uint8 on the cpu, "
+                f"a mask of {grid.blocks} blocks is {grid.mask_bytes} bytes of uint8 on the cpu, "
                 f"got {bits.numel()} of {bits.dtype} on {bits.device}"
             )
+        height, width = grid.block
         found = function(
-            bits.data_ptr(), source.data_ptr(), target.data_ptr(),
-            blocks, size * source.element_size(), active, torch.get_num_threads(),
+            bits.data_ptr(), source.data_ptr(), target.data_ptr(), grid.blocks, width * source.element_size(), height,
+            grid.cols // width, active, torch.get_num_threads(),
         )  # fmt: skip
         if found != active:
             raise RuntimeError(f"mask holds {found} active blocks, the layer {active}")

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from smet.mask import unpack
+from smet.mask import BlockGrid, unpack
 
 CHUNK = 1 << 20
 """Elements that ``adamw`` updates at a time, so that temporaries stay small beside the state."""
 
 
-def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
-    """Scatter active values into a dense vector.
+def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+    """Scatter active values into a dense matrix.
 
     Args:
         bits: packed mask, uint8 ``(ceil(blocks / 8),)``.
         values: active weights, tile by tile, ``(active * block_size,)``.
-        blocks: number of tiles of the dense matrix.
-        block_size: weights in a tile.
+        grid: the tiling of the canonical matrix.
 
     Returns:
-        Dense tiles ``(blocks * block_size,)`` in the dtype of ``values``; inactive weights are 0.
+        The canonical matrix ``(rows, cols)`` in the dtype of ``values``; inactive weights are 0.
     """
-    dense = values.new_zeros(blocks, block_size)
-    dense[unpack(bits, blocks)] = values.view(-1, block_size)
-    return dense.view(-1)
+    tiles = values.new_zeros(grid.blocks, grid.block_size)
+    tiles[unpack(bits, grid.blocks)] = values.view(-1, grid.block_size)
+    return grid.from_blocks(tiles)
 
 
-def compress(dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
-    """Gather the active entries of dense tiles ``(blocks * block_size,)`` into ``(active * block_size,)``."""
-    tiles = dense.reshape(blocks, block_size)[unpack(bits, blocks)]
+def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+    """Gather the active tiles of a canonical matrix ``(rows, cols)`` into ``(active * block_size,)``."""
+    tiles = grid.to_blocks(matrix)[unpack(bits, grid.blocks)]
     if tiles.shape[0] != active:
         raise RuntimeError(f"mask holds {tiles.shape[0]} active blocks, the layer {active}")
     return tiles.view(-1)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from smet.kernels import reference
-from smet.mask import packed_bytes
+from smet.mask import BlockGrid
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 TILE_UNITS = 2048
@@ -68,33 +68,47 @@ def _tile(bits, ends, blocks, BYTES: tl.constexpr):
     return tile * BYTES * 8, tl.load(ends + tile - 1, mask=tile > 0, other=0), ((both >> bit) & 1) != 0, rank
 
 
-@triton.jit(do_not_specialize=["active"])
-def _expand(
-    bits, ends, values, dense, blocks, active, lanes, BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr
-):
-    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
+@triton.jit
+def _places(
+    first, lanes, width, height, across,
+    BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
+    """``(BYTES, 8, LANES)``: the tile's blocks, the integers of a block, and where those lie after block ``first``."""
+    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
     lane = tl.arange(0, LANES)[None, None, :]
     if CHUNKED:
         lane += tl.program_id(1) * LANES
-    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
+    place = block * lanes + lane
+    if TALL:
+        number = first + block
+        row = number // across * height + lane // width
+        place = (row * across + number % across) * width + lane % width - first * lanes
+    return block, lane, place
+
+
+@triton.jit(do_not_specialize=["active"])
+def _expand(
+    bits, ends, values, matrix, blocks, active, lanes, width, height, across,
+    BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
+    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
+    block, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
     held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
     moved = tl.load(values + before * lanes + (rank[:, :, None] * lanes + lane), mask=held, other=0)
     here = (block < blocks - first) & (lane < lanes)
-    tl.store(dense + first * lanes + (block * lanes + lane), moved, mask=here)
+    tl.store(matrix + first * lanes + place, moved, mask=here)
 
 
 @triton.jit(do_not_specialize=["active"])
 def _compress(
-    bits, ends, dense, values, blocks, active, lanes, BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr
-):
+    bits, ends, matrix, values, blocks, active, lanes, width, height, across,
+    BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
     first, before, on, rank = _tile(bits, ends, blocks, BYTES)
-    lane = tl.arange(0, LANES)[None, None, :]
-    if CHUNKED:
-        lane += tl.program_id(1) * LANES
-    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
+    block, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
     held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
     here = (block < blocks - first) & (lane < lanes)
-    moved = tl.load(dense + first * lanes + (block * lanes + lane), mask=here, other=0)
+    moved = tl.load(matrix + first * lanes + place, mask=here, other=0)
     tl.store(values + before * lanes + (rank[:, :, None] * lanes + lane), moved, mask=held)
 
 
@@ -120,61 +134,59 @@ def _adamw(
     tl.store(weight + at, w, mask=inside)
 
 
-def _launch(kernel: triton.JITFunction, bits: Tensor, source: Tensor, target: Tensor, *sizes: int) -> None:
-    """Count, sum up, and run ``kernel`` over the tiles. ``sizes`` are (blocks, active, block_size)."""
-    blocks, active, block_size = sizes
-    if bits.dtype != torch.uint8 or bits.device != source.device or bits.numel() < packed_bytes(blocks):
+def _launch(
+    kernel: triton.JITFunction, bits: Tensor, source: Tensor, target: Tensor, grid: BlockGrid, active: int
+) -> None:
+    """Count, sum up, and run ``kernel`` over the tiles."""
+    if bits.dtype != torch.uint8 or bits.device != source.device or bits.numel() < grid.mask_bytes:
         raise RuntimeError(
-            f"a mask of {blocks} blocks is {packed_bytes(blocks)} bytes of uint8 on {source.device}, "
+            f"a mask of {grid.blocks} blocks is {grid.mask_bytes} bytes of uint8 on {source.device}, "
             f"got {bits.numel()} of {bits.dtype} on {bits.device}"
         )
-    if not blocks or not target.numel():
+    if not target.numel():
         return
     bits = bits.contiguous()
-    integer = _widest_integer(block_size * source.element_size(), source.data_ptr(), target.data_ptr())
-    source, target = source.view(integer), target.view(integer)
-    width = target.numel() // (blocks if kernel is _expand else active)
-    lanes = min(triton.next_power_of_2(width), MAX_LANES)
-    in_tile = max(TILE_UNITS // lanes // 8, 1)
-    tiles = triton.cdiv(packed_bytes(blocks), in_tile)
+    height, columns = grid.block
+    size = source.element_size()
+    integer = _widest_integer(columns * size, source.data_ptr(), target.data_ptr())
+    width = columns * size // integer.itemsize  # integers in one row of a block
+    lanes = width * height  # and in all of them
+    at_once = min(triton.next_power_of_2(lanes), MAX_LANES)
+    in_tile = max(TILE_UNITS // at_once // 8, 1)
+    tiles = triton.cdiv(grid.mask_bytes, in_tile)
     with torch.cuda.device_of(source):
         counts = torch.empty(tiles, dtype=torch.int32, device=bits.device)
-        _count[(triton.cdiv(tiles, COUNTED_TILES),)](bits, counts, blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES)
-        kernel[(tiles, triton.cdiv(width, lanes))](
-            bits,
-            counts.cumsum(0),
-            source,
-            target,
-            blocks,
-            active,
-            width,
-            BYTES=in_tile,
-            LANES=lanes,
-            CHUNKED=width > lanes,
+        _count[(triton.cdiv(tiles, COUNTED_TILES),)](
+            bits, counts, grid.blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES
         )
+        kernel[(tiles, triton.cdiv(lanes, at_once))](
+            bits, counts.cumsum(0), source.view(integer), target.view(integer),
+            grid.blocks, active, lanes, width, height, grid.cols // columns,
+            BYTES=in_tile, LANES=at_once, CHUNKED=lanes > at_once, TALL=height > 1,
+        )  # fmt: skip
 
 
 def _widest_integer(*multiples: int) -> torch.dtype:
-    """The widest integer in which blocks of so many bytes, at such addresses, can be moved."""
+    """The widest integer in which rows of so many bytes, at such addresses, can be moved."""
     return next(INTEGERS[size] for size in (8, 4, 2, 1) if not any(m % size for m in multiples))
 
 
-def expand(bits: Tensor, values: Tensor, blocks: int, block_size: int) -> Tensor:
+def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
     """See ``reference.expand``; ``values`` of any dtype."""
-    active, rest = divmod(values.numel(), block_size)
+    active, rest = divmod(values.numel(), grid.block_size)
     if rest:
-        raise RuntimeError(f"{values.numel()} values do not fill blocks of {block_size}")
-    dense = values.new_empty(blocks * block_size)
-    _launch(_expand, bits, values.contiguous().view(-1), dense, blocks, active, block_size)
-    return dense
+        raise RuntimeError(f"{values.numel()} values do not fill blocks of {grid.block_size}")
+    matrix = values.new_empty(grid.rows, grid.cols)
+    _launch(_expand, bits, values.contiguous().view(-1), matrix.view(-1), grid, active)
+    return matrix
 
 
-def compress(dense: Tensor, bits: Tensor, blocks: int, block_size: int, active: int) -> Tensor:
-    """See ``reference.compress``; ``dense`` of any dtype."""
-    if dense.numel() != blocks * block_size:
-        raise RuntimeError(f"{dense.numel()} dense weights are not {blocks} blocks of {block_size}")
-    values = dense.new_empty(active * block_size)
-    _launch(_compress, bits, dense.contiguous().view(-1), values, blocks, active, block_size)
+def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+    """See ``reference.compress``; ``matrix`` of any dtype."""
+    if matrix.numel() != grid.rows * grid.cols:
+        raise RuntimeError(f"{matrix.numel()} dense weights are not {grid.rows} x {grid.cols}")
+    values = matrix.new_empty(active * grid.block_size)
+    _launch(_compress, bits, matrix.contiguous().view(-1), values, grid, active)
     return values
 
 

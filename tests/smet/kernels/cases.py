@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from smet.kernels import Kernels, reference
-from smet.mask import pack
+from smet.mask import BlockGrid, pack
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SIZES = [(0, 1), (1, 1), (1, 256), (63, 1), (64, 1), (65, 1), (1000, 2), (4099, 1), (333, 3), (260, 4), (131, 7),
          (150, 8), (129, 16), (70, 32), (67, 33), (66, 64), (65, 100), (19, 256), (9, 300)]  # fmt: skip
-"""(blocks, block size): none, odd numbers of both, and each size that has code of its own."""
+TILINGS = [(6, 8, (2, 2)), (66, 130, (2, 1)), (12, 99, (4, 3)), (64, 48, (16, 16)), (31, 7, (31, 1)),
+           (40, 130, (1, 13)),
+           (70, 60, (7, 5)), (64, 192, (32, 64)), (130, 64, (2, 64)), (20, 0, (2, 2))]  # fmt: skip
+GRIDS = [*(BlockGrid(1, blocks * size, (1, size)) for blocks, size in SIZES), *(BlockGrid(*t) for t in TILINGS)]
+"""None, odd numbers of blocks and of weights in them, each size that has code of its own, tall tiles."""
 DENSITIES = [0.0, 0.01, 0.25, 0.5, 1.0]
 
 
@@ -32,27 +36,26 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def check_moves(
-    kernels: Kernels, blocks: int, block_size: int, density: float, dtype: torch.dtype, device: str = "cpu",
-    seed: int = 0,
-) -> None:  # fmt: skip
+    kernels: Kernels, grid: BlockGrid, density: float, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> None:
     """Expand and compress do with every bit pattern (NaNs, infinities, signed zeros) what the reference does.
 
     The reference gets them as integers, since torch turns a signalling half-precision NaN into a quiet one.
     """
-    bits, active = mask(blocks, density, seed)
+    bits, active = mask(grid.blocks, density, seed)
     width = torch.empty(0, dtype=dtype).element_size()
     random = torch.Generator().manual_seed(seed)
-    noise = torch.randint(0, 256, (blocks * block_size * width,), dtype=torch.uint8, generator=random)
-    dense = noise.to(device).view(dtype)
-    values = dense[: active * block_size].flip(0)
+    noise = torch.randint(0, 256, (grid.rows * grid.cols * width,), dtype=torch.uint8, generator=random)
+    matrix = noise.to(device).view(dtype).view(grid.rows, grid.cols)
+    values = matrix.view(-1)[: active * grid.block_size].flip(0)
     bits = bits.to(device)
     as_integers = INTEGERS[width]
 
-    expanded = kernels.expand(bits, values, blocks, block_size)
-    expected = reference.expand(bits, values.view(as_integers), blocks, block_size)
+    expanded = kernels.expand(bits, values, grid)
+    expected = reference.expand(bits, values.view(as_integers), grid)
     assert expanded.dtype == dtype and torch.equal(expanded.view(as_integers), expected)
-    compressed = kernels.compress(dense, bits, blocks, block_size, active)
-    expected = reference.compress(dense.view(as_integers), bits, blocks, block_size, active)
+    compressed = kernels.compress(matrix, bits, grid, active)
+    expected = reference.compress(matrix.view(as_integers), bits, grid, active)
     assert compressed.dtype == dtype and torch.equal(compressed.view(as_integers), expected)
 
 
@@ -90,15 +93,16 @@ def check_adamw(
 def check_refusals(kernels: Kernels, device: str = "cpu") -> None:
     """Arguments that would make a kernel leave its tensors are refused."""
     bits, active = mask(100, 0.5)
-    bits, values, dense = bits.to(device), torch.ones(active * 3, device=device), torch.ones(300, device=device)
+    bits, values, matrix = bits.to(device), torch.ones(active * 3, device=device), torch.ones(10, 30, device=device)
+    grid = BlockGrid(10, 30, (1, 3))
     with pytest.raises(RuntimeError, match="do not fill blocks of 3"):
-        kernels.expand(bits, values[:-1], 100, 3)
+        kernels.expand(bits, values[:-1], grid)
     with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
-        kernels.expand(bits[:-1], values, 100, 3)
+        kernels.expand(bits[:-1], values, grid)
     with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
-        kernels.compress(dense, bits.short(), 100, 3, active)
-    with pytest.raises(RuntimeError, match="not 100 blocks of 3"):
-        kernels.compress(dense[:-1], bits, 100, 3, active)
+        kernels.compress(matrix, bits.short(), grid, active)
+    with pytest.raises(RuntimeError, match="not 10 x 30"):
+        kernels.compress(matrix[:-1], bits, grid, active)
     state = adam_state(50, aged=True, device=device)
     with pytest.raises(RuntimeError, match="expected vectors of 50"):
         kernels.adamw(state[0], state[1][:-1], *state[2:], 0.9, 0.999, 1e-8, 0.0)

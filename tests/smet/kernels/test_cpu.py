@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from smet.kernels import reference
 from smet.kernels.cpu import CpuKernels
+from smet.mask import BlockGrid, unpack
 from tests.smet.kernels.cases import (
     DENSITIES,
     DTYPES,
-    SIZES,
+    GRIDS,
     adam_state,
     check_adamw,
     check_moves,
@@ -27,57 +28,63 @@ from tests.smet.kernels.cases import (
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moves_equal_the_reference(cpu_kernels: CpuKernels, dtype: torch.dtype) -> None:
-    for (blocks, block_size), density in itertools.product(SIZES, DENSITIES):
-        check_moves(cpu_kernels, blocks, block_size, density, dtype)
+    for grid, density in itertools.product(GRIDS, DENSITIES):
+        check_moves(cpu_kernels, grid, density, dtype)
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    blocks=st.integers(0, 700),
-    block_size=st.integers(1, 256),
+    tiles=st.tuples(st.integers(0, 40), st.integers(0, 20)),
+    block=st.tuples(st.integers(1, 16), st.integers(1, 16)),
     density=st.floats(0, 1),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
 def test_moves_equal_the_reference_for_any_shape(
-    cpu_kernels: CpuKernels, blocks: int, block_size: int, density: float, dtype: torch.dtype, seed: int
+    cpu_kernels: CpuKernels,
+    tiles: tuple[int, int],
+    block: tuple[int, int],
+    density: float,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
-    check_moves(cpu_kernels, blocks, block_size, density, dtype, seed=seed)
+    grid = BlockGrid(tiles[0] * block[0], tiles[1] * block[1], block)
+    check_moves(cpu_kernels, grid, density, dtype, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("block_size", [1, 3])
+@pytest.mark.parametrize("block", [(1, 1), (1, 3), (2, 3)])
 def test_threads_share_the_work_and_change_nothing(
-    cpu_kernels: CpuKernels, threads: Callable[[int], None], block_size: int, dtype: torch.dtype
+    cpu_kernels: CpuKernels, threads: Callable[[int], None], block: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    blocks = 12_000_019 // block_size  # enough for several threads, and an odd rest for the last
-    bits, active = mask(blocks, 0.25)
-    dense = torch.randint(-9, 9, (blocks * block_size,), dtype=torch.int8).to(dtype)
-    values = dense[: active * block_size].clone()
-    expanded = reference.expand(bits, values, blocks, block_size)
-    compressed = reference.compress(dense, bits, blocks, block_size, active)
+    grid = BlockGrid(2_002, 6_009, block)  # enough for several threads, and an odd rest for the last
+    bits, active = mask(grid.blocks, 0.25)
+    matrix = torch.randint(-9, 9, (grid.rows, grid.cols), dtype=torch.int8).to(dtype)
+    values = matrix.view(-1)[: active * grid.block_size].clone()
+    expanded = reference.expand(bits, values, grid)
+    compressed = reference.compress(matrix, bits, grid, active)
     for number in (1, 2, 5):
         threads(number)
-        assert torch.equal(cpu_kernels.expand(bits, values, blocks, block_size), expanded)
-        assert torch.equal(cpu_kernels.compress(dense, bits, blocks, block_size, active), compressed)
+        assert torch.equal(cpu_kernels.expand(bits, values, grid), expanded)
+        assert torch.equal(cpu_kernels.compress(matrix, bits, grid, active), compressed)
 
 
 def test_tensors_that_are_not_contiguous_are_read_in_their_order(cpu_kernels: CpuKernels) -> None:
+    grid = BlockGrid(9, 11)
     bits, active = mask(99, 0.4)
-    wide = torch.randn(99, 2)
-    dense, values = wide[:, 0], wide[:active, 1]
+    matrix, values = torch.randn(11, 9).t(), torch.randn(active, 2)[:, 1]
     spread = bits.repeat_interleave(2)[::2]
-    assert torch.equal(cpu_kernels.expand(spread, values, 99, 1), reference.expand(bits, values, 99, 1))
-    assert torch.equal(cpu_kernels.compress(dense, spread, 99, 1, active), dense[reference.unpack(bits, 99)])
+    assert torch.equal(cpu_kernels.expand(spread, values, grid), reference.expand(bits, values.clone(), grid))
+    assert torch.equal(cpu_kernels.compress(matrix, spread, grid, active), matrix[unpack(bits, 99).view(9, 11)])
 
 
 def test_a_mask_with_other_blocks_than_values_is_refused(cpu_kernels: CpuKernels) -> None:
     bits, active = mask(1000, 0.3)
     for wrong in (active - 1, active + 1):
         with pytest.raises(RuntimeError, match=f"mask holds {active} active blocks, the layer {wrong}"):
-            cpu_kernels.expand(bits, torch.ones(wrong), 1000, 1)
+            cpu_kernels.expand(bits, torch.ones(wrong), BlockGrid(1, 1000))
         with pytest.raises(RuntimeError, match=f"mask holds {active} active blocks, the layer {wrong}"):
-            cpu_kernels.compress(torch.ones(1000), bits, 1000, 1, wrong)
+            cpu_kernels.compress(torch.ones(1, 1000), bits, BlockGrid(1, 1000), wrong)
     check_refusals(cpu_kernels)
 
 

@@ -14,6 +14,7 @@ import torch
 from smet import kernels
 from smet.errors import ConfigError
 from smet.kernels import compiler, cpu, reference
+from smet.mask import BlockGrid
 from tests.smet.kernels.cases import check_moves
 
 
@@ -36,7 +37,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fast_version_is_used_for_cpu_tensors() -> None:
     assert isinstance(kernels.choose("cpu").kernels, cpu.CpuKernels)
     assert kernels.describe("cpu").startswith("kernels on cpu: C++ (")
-    check_moves(kernels, 100, 2, 0.3, torch.bfloat16)
+    check_moves(kernels, BlockGrid(20, 10, (1, 2)), 0.3, torch.bfloat16)
 
 
 def test_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,23 +71,23 @@ def test_auto_without_a_compiler_says_so_once_per_host(
     monkeypatch.setenv("LOCAL_RANK", rank)
     with caplog.at_level(logging.WARNING, logger="smet.kernels"):
         for _ in range(3):
-            check_moves(kernels, 50, 1, 0.5, torch.float32)
+            check_moves(kernels, BlockGrid(5, 10), 0.5, torch.float32)
     assert len(caplog.messages) == lines
     assert "no C++ compiler found" in kernels.describe("cpu")
 
 
 def test_a_machine_without_compiler_trains_on_with_plain_torch(tmp_path: Path) -> None:
     program = (
-        "import torch; from smet import kernels; from smet.mask import pack;"
+        "import torch; from smet import kernels; from smet.mask import BlockGrid, pack;"
         "bits = pack(torch.tensor([True, False, True]));"
-        "dense = [kernels.expand(bits, torch.tensor([1.0, 2.0]), 3, 1).tolist() for _ in range(2)];"
+        "dense = [kernels.expand(bits, torch.tensor([1.0, 2.0]), BlockGrid(1, 3)).tolist() for _ in range(2)];"
         "print(dense, kernels.describe('cpu'))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "LOCAL_RANK")}
     environment |= {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[[1.0, 0.0, 2.0], [1.0, 0.0, 2.0]] kernels on cpu: plain torch (no C++ compiler")
+    assert done.stdout.startswith("[[[1.0, 0.0, 2.0]], [[1.0, 0.0, 2.0]]] kernels on cpu: plain torch (no C++ compiler")
     warnings = [line for line in done.stderr.splitlines() if "slow kernels" in line]
     assert warnings == [
         "slow kernels on cpu: plain torch, because no C++ compiler found (looked for c++, g++, clang++)"
@@ -103,9 +104,10 @@ def test_triton_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch
 def test_what_autograd_has_to_follow_goes_through_torch() -> None:
     bits = torch.tensor([0b101], dtype=torch.uint8)
     values = torch.tensor([2.0, 3.0], requires_grad=True)
-    dense = kernels.expand(bits, values, 3, 1)
-    assert dense.tolist() == [2.0, 0.0, 3.0]
-    kernels.compress(dense * torch.tensor([1.0, 10.0, 100.0]), bits, 3, 1, 2).sum().backward()
+    grid = BlockGrid(1, 3)
+    dense = kernels.expand(bits, values, grid)
+    assert dense.tolist() == [[2.0, 0.0, 3.0]]
+    kernels.compress(dense * torch.tensor([1.0, 10.0, 100.0]), bits, grid, 2).sum().backward()
     assert values.grad.tolist() == [1.0, 100.0]
     with torch.no_grad():
-        assert not kernels.expand(bits, values, 3, 1).requires_grad
+        assert not kernels.expand(bits, values, grid).requires_grad

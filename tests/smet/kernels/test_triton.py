@@ -12,19 +12,22 @@ import pytest
 import torch
 
 from smet import kernels
-from tests.smet.kernels.cases import DTYPES, SIZES, check_adamw, check_moves, check_refusals
+from smet.mask import BlockGrid
+from tests.smet.kernels.cases import DTYPES, GRIDS, check_adamw, check_moves, check_refusals
 
 INTERPRETED = """
 import itertools, torch
 from smet.kernels import triton
+from smet.mask import BlockGrid
 from tests.smet.kernels.cases import *
 
 def moves():
-    for (blocks, block_size), dtype in itertools.product(SIZES, (torch.bfloat16, torch.float32)):
-        check_moves(triton, blocks, block_size, 0.3, dtype)
+    for grid, dtype in itertools.product(GRIDS, (torch.bfloat16, torch.float32)):
+        check_moves(triton, grid, 0.3, dtype)
     for dtype, density in itertools.product(DTYPES, DENSITIES):
-        check_moves(triton, 2100, 1, density, dtype)
-        check_moves(triton, 301, 3, density, dtype)
+        check_moves(triton, BlockGrid(21, 100), density, dtype)
+        check_moves(triton, BlockGrid(7, 129, (1, 3)), density, dtype)
+        check_moves(triton, BlockGrid(90, 40, (3, 2)), density, dtype)
 
 def adamw():
     for count, aged, dtype in itertools.product((0, 1, 2500), (False, True), (torch.float32, torch.bfloat16)):
@@ -33,9 +36,9 @@ def adamw():
 def bounds():
     check_refusals(triton)
     bits, active = mask(500, 0.5)
-    few = triton.expand(bits, torch.ones(active - 3), 500, 1)
+    few = triton.expand(bits, torch.ones(active - 3), BlockGrid(5, 100))
     assert few.count_nonzero() == active - 3
-    assert triton.compress(torch.ones(500), bits, 500, 1, active - 3).tolist() == [1.0] * (active - 3)
+    assert triton.compress(torch.ones(5, 100), bits, BlockGrid(5, 100), active - 3).tolist() == [1.0] * (active - 3)
 """
 
 
@@ -52,17 +55,18 @@ def test_in_the_interpreter(check: str) -> None:
 
 
 TYPES = {
-    "bits": "*u8", "ends": "*i64", "counts": "*i32", "blocks": "i32", "active": "i32", "lanes": "i32", "tiles": "i32",
+    "bits": "*u8", "ends": "*i64", "counts": "*i32", "blocks": "i32", "active": "i32", "lanes": "i32", "width": "i32",
+    "height": "i32", "across": "i32", "tiles": "i32",
     "weight": "*fp32", "exp_avg": "*fp32", "exp_avg_sq": "*fp32", "birth": "*u8", "step_size": "*fp32",
     "correction": "*fp32", "beta1_rest": "fp32", "beta2": "fp32", "beta2_rest": "fp32", "eps": "fp32", "keep": "fp32",
-    "count": "i32", "values": "*i16", "dense": "*i16", "grad": "*bf16",
+    "count": "i32", "values": "*i16", "matrix": "*i16", "grad": "*bf16",
 }  # fmt: skip
 CONSTANTS = {
     "_count": [{"BYTES": 256, "TILES": 16}, {"BYTES": 1, "TILES": 16}],
     "_expand": [
-        {"lanes": 1, "BYTES": 256, "LANES": 1, "CHUNKED": False},
-        {"BYTES": 16, "LANES": 16, "CHUNKED": False},
-        {"BYTES": 1, "LANES": 256, "CHUNKED": True},
+        {"lanes": 1, "BYTES": 256, "LANES": 1, "CHUNKED": False, "TALL": False},
+        {"BYTES": 16, "LANES": 16, "CHUNKED": False, "TALL": False},
+        {"BYTES": 1, "LANES": 256, "CHUNKED": True, "TALL": True},
     ],
     "_adamw": [{"AGED": True, "SIZE": 1024}, {"AGED": False, "SIZE": 1024}],
 }
@@ -97,8 +101,8 @@ def test_on_a_gpu_triton_is_chosen() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moves_on_a_gpu(dtype: torch.dtype) -> None:
-    for (blocks, block_size), density in itertools.product([*SIZES, (1_000_003, 1)], (0.01, 0.3, 1.0)):
-        check_moves(kernels, blocks, block_size, density, dtype, device="cuda")
+    for grid, density in itertools.product([*GRIDS, BlockGrid(1013, 2027)], (0.01, 0.3, 1.0)):
+        check_moves(kernels, grid, density, dtype, device="cuda")
 
 
 @pytest.mark.gpu
