@@ -1,23 +1,23 @@
 """Checkpoint folders on disk: how one is published, found, verified and retired.
 
-A folder ``step-00000100`` counts only if it holds ``manifest.json``, which is written last, after
-every other file is on disk; it lists their sizes and checksums. Writing happens in ``.tmp-...``.
+Writing happens in ``.tmp-...``. The last file to be written there, after every other one is on disk, is
+``manifest.json``, which lists their sizes and checksums; then the folder is renamed to ``step-00000100``.
+One of that name without a manifest was damaged afterwards. Deleting begins with a rename too, to ``.old-...``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint.manifest import manifest_digest as manifest_digest
+from pretrain.checkpoint.manifest import parse, to_text
 from pretrain.errors import CheckpointError
 
-FORMAT = "smet-checkpoint"
-VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LATEST = "latest"
@@ -34,12 +34,16 @@ def temporary_folder(root: Path, step: int) -> Path:
     return root / f".tmp-step-{step:08d}"
 
 
+def retired_folder(root: Path, step: int) -> Path:
+    """Where it goes before it is deleted: a kill halfway leaves nothing that is taken for a checkpoint."""
+    return root / f".old-step-{step:08d}"
+
+
 def published(root: Path) -> list[Path]:
-    """Published checkpoints below ``root``, oldest first."""
+    """Published checkpoints below ``root``, oldest first; damaged ones too, even those without a manifest."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if _NAME.match(path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
+    return sorted((path for path in root.iterdir() if _NAME.match(path.name) and path.is_dir()), key=step_of)
 
 
 def step_of(folder: Path) -> int:
@@ -81,10 +85,10 @@ def describe(path: Path) -> dict[str, Any]:
 
 def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, rename the folder into place, and point ``latest`` at it."""
-    write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1))
+    write_synced(temporary / MANIFEST, to_text(manifest))
     sync_folder(temporary)
-    if final.exists():  # a torn or retired folder of the same step: a published one is never written again
-        shutil.rmtree(final)
+    if final.exists():  # a damaged one, or one of a run that went back by hand
+        _delete(final)
     os.rename(temporary, final)
     sync_folder(final.parent)
     pointer = final.parent / f".{LATEST}.tmp"
@@ -115,27 +119,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         others = _others(folder, "inside it") or _others(folder.parent)
         raise CheckpointError(f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{others}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = manifest["format"], manifest["version"]
-        manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is damaged or not a manifest of this program") from None
-    if (kind, version) != (FORMAT, VERSION):
-        raise CheckpointError(f"{path} is {kind} version {version}, expected {FORMAT} version {VERSION}")
-    if manifest.get("self") != manifest_digest(manifest):
-        raise CheckpointError(f"{path} is damaged: its own checksum does not match")
-    return dict(manifest)
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Checksum of a manifest's content, kept in its ``self`` entry."""
-    rest = {key: value for key, value in manifest.items() if key != "self"}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return parse(path)
 
 
 def _others(root: Path, where: str = "published there") -> str:
-    have = [path.name for path in published(root)]
+    have = [path.name for path in published(root) if (path / MANIFEST).is_file()]
     return f"; {where}: {', '.join(have[-5:])}" if have else ""
 
 
@@ -154,23 +142,40 @@ def damage(folder: Path, manifest: dict[str, Any], share: tuple[int, int] = (0, 
     return found
 
 
-def retire(root: Path, keep_last: int, keep_every: int) -> list[Path]:
-    """Delete checkpoints beyond the newest ``keep_last`` and the multiples of ``keep_every``.
+def retire(newest: Path, keep_last: int, keep_every: int) -> list[Path]:
+    """Delete checkpoints older than ``newest`` beyond the last ``keep_last`` and the multiples of ``keep_every``.
 
-    ``keep_last`` 0 keeps all. The newest is never deleted.
+    ``keep_last`` counts ``newest``, which has just been written and is never deleted; 0 keeps all. Those of later
+    steps are damaged, or of a run that went back by hand: they neither count nor go.
 
     Returns:
-        The folders deleted.
+        Where the deleted ones were.
     """
     if keep_last == 0:
         return []
-    old = published(root)[: -max(1, keep_last)]
-    retired = [folder for folder in old if not (keep_every and step_of(folder) % keep_every == 0)]
+    old = [folder for folder in published(newest.parent) if step_of(folder) < step_of(newest)]
+    beyond = old[: max(0, len(old) - (keep_last - 1))]
+    retired = [folder for folder in beyond if not (keep_every and step_of(folder) % keep_every == 0)]
     for folder in retired:
-        # The manifest goes first: a kill halfway leaves a folder that nobody takes for a checkpoint.
-        (folder / MANIFEST).unlink()
-        shutil.rmtree(folder)
+        _delete(folder)
     return retired
+
+
+def _delete(folder: Path) -> None:
+    gone = retired_folder(folder.parent, step_of(folder))
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
+
+
+def clean(root: Path) -> None:
+    """Delete what killed saves and deletions left, whatever step they were at."""
+    for pattern in (".tmp-step-*", ".old-step-*", f".{LATEST}.tmp"):
+        for path in root.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def free_bytes(root: Path) -> int:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import deepspeed
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.manifest import make_manifest
 from pretrain.checkpoint.vectors import Vectors, staged
 from pretrain.errors import CheckpointError
 from pretrain.layout import Layout
@@ -47,6 +46,7 @@ class Saver:
         self._group = layout.background
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._is_clean = False
         self.seconds_blocked = 0.0
         """Time the last ``save`` kept the training thread."""
 
@@ -58,9 +58,11 @@ class Saver:
         """
         begin = time.perf_counter()
         self.finish()
+        self._clean()
         self._require_space(vectors)
-        copies = staged(vectors)
-        self._thread = threading.Thread(target=self._run, args=(step, copies, state), name="checkpoint-writer")
+        # Training goes on changing vectors and state while the thread writes.
+        arguments = (step, staged(vectors), json.dumps(state), self._facts(state))
+        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint-writer")
         self._thread.start()
         if wait:
             self.finish()
@@ -110,13 +112,35 @@ class Saver:
                 "lower checkpoint.keep_last, then start the same command again"
             )
 
-    def _run(self, step: int, vectors: Vectors, state: dict[str, Any]) -> None:
+    def _clean(self) -> None:
+        """Before the first save: what a killed process left may be what fills the disk."""
+        if not self._is_clean:
+            self.layout.agree(self._delete_leftovers)
+            self._is_clean = True
+
+    def _delete_leftovers(self) -> None:
         try:
-            self._write(step, vectors, state)
+            if self.layout.is_main:
+                folders.clean(self.root)
+        except OSError as error:
+            raise CheckpointError(f"remains of an unfinished save cannot be deleted: {error}; delete them") from error
+
+    def _facts(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What the manifest tells of the run."""
+        sizes = {"world_size": self.layout.world_size, "data": self.layout.dp_size}
+        sizes |= {"tensor": self.layout.tensor_size, "pipeline": self.layout.stages}
+        config = state.get("config", {})
+        return {"layout": {**sizes, "zero_stage": config.get("parallel", {}).get("zero_stage")}, "config": config}
+
+    def _run(self, step: int, vectors: Vectors, state: str, facts: dict[str, Any]) -> None:
+        try:
+            self._write(step, vectors, state, facts)
         except BaseException as error:
             self._error = error
+            if self.layout.is_main:  # half a checkpoint is of no use, and takes space
+                shutil.rmtree(folders.temporary_folder(self.root, step), ignore_errors=True)
 
-    def _write(self, step: int, vectors: Vectors, state: dict[str, Any]) -> None:
+    def _write(self, step: int, vectors: Vectors, state: str, facts: dict[str, Any]) -> None:
         temporary = folders.temporary_folder(self.root, step)
         self._together(lambda: folders.make_empty(temporary) if self.layout.is_main else None)
         try:
@@ -126,7 +150,7 @@ class Saver:
             raise WriteFailure(rank, cause) from None
         parts = self._together(lambda: self._describe_own(temporary, state))
         files = {name: entry for part in parts for name, entry in part.items()}
-        self._together(lambda: self._publish(temporary, step, files) if self.layout.is_main else None)
+        self._together(lambda: self._publish(temporary, step, facts, files) if self.layout.is_main else None)
 
     def _together(self, action: Callable[[], T]) -> list[T]:
         """What ``action`` returns on each rank; if it raises on one, every rank raises. Collective.
@@ -145,36 +169,15 @@ class Saver:
                 raise WriteFailure(rank, cause)
         return [value for value, _ in gathered]
 
-    def _describe_own(self, temporary: Path, state: dict[str, Any]) -> dict[str, Any]:
+    def _describe_own(self, temporary: Path, state: str) -> dict[str, Any]:
         """Size and checksum of the files this rank wrote; the main rank's include the common ones."""
         own = sorted(temporary.glob(f"__{self.layout.rank}_*"))
         if self.layout.is_main:
-            folders.write_synced(temporary / folders.STATE, json.dumps(state))
+            folders.write_synced(temporary / folders.STATE, state)
             own += [temporary / ".metadata", temporary / folders.STATE]
         return {path.name: folders.describe(path) for path in own}
 
-    def _publish(self, temporary: Path, step: int, files: dict[str, Any]) -> None:
-        folders.publish(temporary, folders.step_folder(self.root, step), self._manifest(step, files))
-        folders.retire(self.root, self.keep_last, self.keep_every)
-
-    def _manifest(self, step: int, files: dict[str, Any]) -> dict[str, Any]:
-        manifest = {
-            "format": folders.FORMAT,
-            "version": folders.VERSION,
-            "step": step,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "layout": {"world_size": self.layout.world_size, "dp": self.layout.dp_size},
-            "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
-            "git": git_revision(),
-            "files": files,
-        }
-        return {**manifest, "self": folders.manifest_digest(manifest)}
-
-
-def git_revision() -> str | None:
-    """Revision of the checkout this program runs from, or None outside one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    def _publish(self, temporary: Path, step: int, facts: dict[str, Any], files: dict[str, Any]) -> None:
+        final = folders.step_folder(self.root, step)
+        folders.publish(temporary, final, make_manifest(step, facts["layout"], facts["config"], files))
+        folders.retire(final, self.keep_last, self.keep_every)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from tqdm import tqdm
 
 from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.manifest import make_manifest
 from pretrain.checkpoint.vectors import LogicalVector
 from pretrain.errors import CheckpointError
 
@@ -102,7 +100,8 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
         dcp.save(dict(watched), storage_writer=writer, no_dist=True)
     folders.write_synced(temporary / folders.STATE, json.dumps(state))
     files = {path.name: folders.describe(path) for path in sorted(temporary.iterdir())}
-    folders.publish(temporary, final, _manifest(step, files))
+    layout = {"world_size": 1, "data": 1, "tensor": 1, "pipeline": 1, "zero_stage": 0}
+    folders.publish(temporary, final, make_manifest(step, layout, state.get("config", {}), files))
     return final
 
 
@@ -127,26 +126,3 @@ class _OneAtATime:
             return self._written
 
         return LazyVector(vector.numel(), vector.dtype, load)
-
-
-def _manifest(step: int, files: dict[str, Any]) -> dict[str, Any]:
-    manifest = {
-        "format": folders.FORMAT,
-        "version": folders.VERSION,
-        "step": step,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "layout": {"world_size": 1, "dp": 1},
-        "versions": {"torch": torch.__version__, "deepspeed": version("deepspeed")},
-        "git": git_revision(),
-        "files": files,
-    }
-    return {**manifest, "self": folders.manifest_digest(manifest)}
-
-
-def git_revision() -> str | None:
-    """Revision of this checkout, or None outside one. (The saver's own lies behind an import of DeepSpeed.)"""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
