@@ -52,6 +52,7 @@ class Builder:
         self.config, self.layout, self.saved = config, layout, saved
         self.parts = tensor.parts(layout, config.parallel.sequence)
         self.recompute = config.train.activation_checkpointing
+        self.eos_id = config.data.eos_id if config.data.reset_attention else None
         shapes = {name: (o, i) for name, o, i in linear_shapes(config.model) if selects(name, config.sparsity)}
         if not shapes:
             raise ConfigError(
@@ -64,7 +65,9 @@ class Builder:
     def whole(self) -> LlamaForCausalLM:
         """All layers of this tensor-parallel rank, connected to the other ranks."""
         with torch.device("meta"):
-            model = LlamaForCausalLM(self.config.model, self.parts, activation_checkpointing=self.recompute)
+            model = LlamaForCausalLM(
+                self.config.model, self.parts, activation_checkpointing=self.recompute, eos_id=self.eos_id
+            )
         self._fill(model)
         tensor.connect(model, self.layout, self.config.parallel.sequence)
         return model

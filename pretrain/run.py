@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pretrain.callbacks.consistency import ConsistencyCallback
 from pretrain.callbacks.evaluation import EvaluationCallback
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
+from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.checkpoint.content import restore_state, saved_costs, vectors_of
 from pretrain.checkpoint.load import choose, read_state, read_vectors
@@ -20,8 +22,8 @@ from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.probe import probe_loss, require_same_loss
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
-from pretrain.config.schema import Source
-from pretrain.data.corpus import Corpus, check_vocabulary, open_corpus
+from pretrain.config.schema import Source, Stage
+from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
 from pretrain.errors import CheckpointError, DataError
 from pretrain.layout import Layout
@@ -82,7 +84,6 @@ def prepare(config: RunConfig, layout: Layout) -> Trainer:
 
 def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | None]:
     """Open and check corpora, tokenizer and run folder; no collectives in here."""
-    folder.require_same_run(config)
     data, tokenizer = config.data, None
     if data.tokenizer is not None:
         path = Path(data.tokenizer)
@@ -90,14 +91,17 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
             raise DataError(f"data.tokenizer {path} does not exist; train one with python -m tools.train_tokenizer")
         tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
     corpora = []
-    for sources in (data.train, data.validation):
-        corpus = open_corpus(_blend(sources), data.seq_length, data.seed) if sources else None
+    for spec in (_curriculum(data.curriculum) or _blend(data.train), _blend(data.validation)):
+        corpus = open_corpus(spec, data.seq_length, data.seed) if spec else None
         if corpus is not None:
             check_vocabulary(corpus, config.model.vocab_size, tokenizer)
             corpus.sample(0)  # ids that the model does not know are refused before anything is built
         corpora.append(corpus)
     train, validation = corpora
     assert train is not None
+    if data.reset_attention:  # resolved here, so that the saved settings say all about the model
+        data.eos_id = end_of_document([corpus for corpus in corpora if corpus is not None], data.eos_id)
+    folder.require_same_run(config)
     return train, validation
 
 
@@ -105,6 +109,14 @@ def _blend(sources: tuple[Source, ...]) -> Any:
     if len(sources) == 1:
         return sources[0].path
     return [{"path": source.path, "weight": source.weight} for source in sources]
+
+
+def _curriculum(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
+    return [
+        {"blend": [dataclasses.asdict(source) for source in stage.blend]}
+        | ({} if stage.until_tokens is None else {"until_tokens": stage.until_tokens})
+        for stage in stages
+    ]
 
 
 def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation: BatchLoader | None) -> list[Callback]:
@@ -116,6 +128,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
         TopologyCallback(folder),
         ConsistencyCallback(),
         MemoryCallback(folder),
+        SourcesCallback(),
         CheckpointCallback(saver),
         MetricsCallback(folder, config.logging.tensorboard),
         ProgressCallback(),

@@ -13,6 +13,7 @@ from pretrain.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     Source,
+    Stage,
     TrainConfig,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "ParallelConfig",
     "RunConfig",
     "Source",
+    "Stage",
     "TrainConfig",
     "config_from_dict",
     "load_config",

@@ -73,6 +73,12 @@ def _sequence_fits(model: ModelConfig, data: DataConfig) -> list[str]:
     ]
 
 
+def _eos_id_is_a_token(model: ModelConfig, data: DataConfig) -> list[str]:
+    if data.eos_id is None or data.eos_id < model.vocab_size:
+        return []
+    return [f"data.eos_id is {data.eos_id}, expected a token id below model.vocab_size {model.vocab_size}"]
+
+
 def _warmup_fits(optimizer: OptimizerConfig, train: TrainConfig) -> list[str]:
     if optimizer.warmup_steps <= train.steps:
         return []
@@ -110,6 +116,7 @@ def _deepspeed_is_known_and_not_derived(deepspeed: dict[str, Any]) -> list[str]:
 
 _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _sequence_fits,
+    _eos_id_is_a_token,
     *LAYOUT_CHECKS,
     _warmup_fits,
     _evaluation_has_data,

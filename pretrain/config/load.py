@@ -190,11 +190,19 @@ def _prepared(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     if name == "sparsity" and isinstance(raw.get("method"), str):
         return SmetConfig.with_preset(raw)
     if name == "data":
-        return {
-            key: [{"path": value}] if key in ("train", "validation") and isinstance(value, str) else value
-            for key, value in raw.items()
-        }
+        return {key: _blends_written_out(key, value) for key, value in raw.items()}
     return raw
+
+
+def _blends_written_out(key: str, value: Any) -> Any:
+    if key in ("train", "validation", "blend") and isinstance(value, str):
+        return [{"path": value}]
+    if key == "curriculum" and isinstance(value, (list, tuple)):
+        return [
+            {k: _blends_written_out(k, v) for k, v in stage.items()} if isinstance(stage, dict) else stage
+            for stage in value
+        ]
+    return value
 
 
 def _given_and_new(own: list[str], raw: dict[str, Any], problems: list[str]) -> list[str]:

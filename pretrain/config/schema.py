@@ -131,11 +131,30 @@ class Source:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """What is read. A blend may also be written as one prefix, a string."""
+class Stage:
+    """One blend of a curriculum. A blend may also be written as one prefix, a string."""
 
-    train: tuple[Source, ...]
+    until_tokens: int | None = None
+    """The next stage begins after so many tokens of the whole run, rounded up to a whole sample; the last has none."""
+    blend: tuple[Source, ...]
+    """Corpora of this stage; one that stood in an earlier stage goes on where it was."""
+
+    def problems(self, where: str) -> list[str]:
+        """Every invalid value, one sentence each; ``where`` is the dotted name of this stage."""
+        found = [] if self.blend else [f"{where}.blend is empty, expected a prefix or a list of {{path, weight}}"]
+        for position, source in enumerate(self.blend):
+            found += source.problems(f"{where}.blend[{position}]")
+        return found
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is read: either ``train`` or ``curriculum``. A blend may also be written as one prefix, a string."""
+
+    train: tuple[Source, ...] = ()
     """Corpora of the training blend."""
+    curriculum: tuple[Stage, ...] = ()
+    """Training blends one after another, each ``until_tokens``, the last until the end."""
     validation: tuple[Source, ...] = ()
     """Corpora of the validation blend; empty = no evaluation."""
     tokenizer: str | None = None
@@ -144,15 +163,42 @@ class DataConfig:
     """Tokens that one training sequence predicts (a sample holds one more)."""
     seed: int = 0
     """Seed of the order of samples, a function of (seed, epoch, sample number) only."""
+    reset_attention: bool = False
+    """Keep attention within each document of a sample; without it, documents that share a sample see each other."""
+    eos_id: int | None = None
+    """End-of-document token for ``reset_attention``; default: the corpora's, from their manifests."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         found = _below("data", self, 1, ("seq_length",)) + _below("data", self, 0, ("seed",))
-        if not self.train:
-            found.append("data.train is empty, expected a prefix or a list of {path, weight}")
+        if self.eos_id is not None:
+            found += _below("data", self, 0, ("eos_id",))
+        if not self.train and not self.curriculum:
+            found.append("data.train is empty, expected a prefix or a list of {path, weight} (or data.curriculum)")
+        elif self.train and self.curriculum:
+            found.append("data.train and data.curriculum are both given, expected one of them; set the other to null")
         for name in ("train", "validation"):
             for position, source in enumerate(getattr(self, name)):
                 found += source.problems(f"data.{name}[{position}]")
+        for position, stage in enumerate(self.curriculum):
+            found += stage.problems(f"data.curriculum[{position}]")
+        return found + self._stage_problems()
+
+    def _stage_problems(self) -> list[str]:
+        """Stages that do not follow each other; a stage is at least one sample long."""
+        found, start = [], 0
+        length = max(1, self.seq_length)
+        for position, stage in enumerate(self.curriculum):
+            name, until = f"data.curriculum[{position}].until_tokens", stage.until_tokens
+            last = position == len(self.curriculum) - 1
+            if last and until is not None:
+                found.append(f"{name} is {until}, expected none: the last stage goes on until the run ends")
+            elif not last and until is None:
+                found.append(f"{name} is missing: every stage but the last needs the token at which it ends")
+            elif until is not None and -(-until // length) <= start:
+                least = "1" if position == 0 else f"more than {start * length}, where the stage before it ends"
+                found.append(f"{name} is {until}, expected {least}{' or more' if position == 0 else ''}")
+            start = max(start, -(-(until or 0) // length))
         return found
 
 

@@ -1,41 +1,39 @@
-"""Where documents end inside packed samples, so that attention can stay within each document."""
+"""Where documents end inside packed samples, so that attention can stay within each document.
+
+Positions go on through the sample instead of starting anew in each document. Rotary embedding makes
+attention depend on the distance of two tokens only (Su et al., arXiv 2104.09864, section 3.2), and all that a
+token sees is in its own document: the logits are those of a restart, to rounding.
+"""
 
 from __future__ import annotations
 
 import torch
 
 
-def document_segments(tokens: torch.Tensor, eos_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number the documents of each sample and restart positions in each.
-
-    The end-of-document token belongs to the document that it ends.
+def document_numbers(tokens: torch.Tensor, eos_id: int) -> torch.Tensor:
+    """Number the documents of each sample from 0; the end-of-document token belongs to the document it ends.
 
     Args:
         tokens: input ids, ``(batch, seq)``.
-        eos_id: the end-of-document token (``corpus.eos_id``).
+        eos_id: the end-of-document token.
 
     Returns:
-        ``(segments, positions)``, both int64 ``(batch, seq)``: the document's number in its sample (from
-        0), and the token's place since the document's start (or the sample's, for the first).
+        int32 ``(batch, seq)``.
     """
     ends = tokens == eos_id
-    segments = ends.cumsum(1) - ends.long()
-    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    begins = torch.zeros_like(places)
-    # A document begins after an end; each place looks back to the latest beginning.
-    begins[:, 1:] = places[:, 1:] * ends[:, :-1]
-    return segments, places - begins.cummax(1).values
+    return (ends.cumsum(1) - ends.long()).int()
 
 
-def document_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Causal attention within documents.
+def document_bias(documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Causal attention within documents, as what is added to the scores: 0 where a query may see a key, else -inf.
 
     Args:
-        segments: document numbers, ``(batch, seq)``.
+        documents: document numbers, ``(batch, seq)``.
+        dtype: that of the queries. A bias of their dtype is made once for all layers; attention would turn a
+            boolean mask into one in every layer, and keep each for the backward pass.
 
     Returns:
-        bool ``(batch, 1, seq, seq)``, true where query (third axis) may see key (last axis), as
-        ``torch.nn.functional.scaled_dot_product_attention`` takes it.
+        ``(batch, 1, seq, seq)``: queries on the third axis, keys on the last; every query sees itself.
     """
-    same = segments[:, :, None] == segments[:, None, :]
-    return same.tril()[:, None]
+    visible = (documents[:, :, None] == documents[:, None, :]).tril()
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)[:, None]

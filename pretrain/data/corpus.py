@@ -134,9 +134,20 @@ class Curriculum:
         """Samples in one epoch of every corpus."""
         return sum(corpus.num_samples for corpus in self._corpora.values())
 
+    def stage(self, number: int) -> int:
+        """The stage that sample ``number`` belongs to, from 0."""
+        return bisect_right(self._ends, number)
+
+    def describe(self, stage: int) -> str:
+        """One line about a stage: when it begins, and its corpora with their shares."""
+        blend, start = self.blends[stage], self._starts[stage] * self.seq_length
+        total = sum(blend.blend.weights)
+        shares = (f"{c.prefix} {float(w / total):.4g}" for c, w in zip(blend.corpora, blend.blend.weights, strict=True))
+        return f"curriculum: stage {stage + 1} of {len(self.blends)}, from token {start:,} on: {', '.join(shares)}"
+
     def sample(self, number: int) -> np.ndarray:
         """Token ids of sample ``number``, int64 ``(seq_length + 1,)``."""
-        stage = bisect_right(self._ends, number)
+        stage = self.stage(number)
         blend = self.blends[stage]
         which, own_number = blend.blend.locate(number - self._starts[stage])
         corpus = blend.corpora[which]
@@ -149,7 +160,7 @@ class Curriculum:
 
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each corpus gave among the first ``num_samples``, by prefix."""
-        stage = bisect_right(self._ends, num_samples)
+        stage = self.stage(num_samples)
         given = Counter(self._given[stage])
         given.update(self._given_in(self.blends[stage], num_samples - self._starts[stage]))
         by_prefix: Counter[str] = Counter()
@@ -221,10 +232,15 @@ def check_same_tokenizer(corpora: Sequence[TokenCorpus]) -> TokenCorpus:
     """Return a corpus that stands for all, one with a manifest if any has one.
 
     Raises:
-        DataError: two were made with different tokenizers.
+        DataError: two were made with different tokenizers or end-of-document tokens.
     """
     known = [corpus for corpus in corpora if corpus.tokenizer_sha256 is not None]
     for corpus in known[1:]:
+        if corpus.eos_id != known[0].eos_id and corpus.tokenizer_sha256 == known[0].tokenizer_sha256:
+            raise DataError(
+                f"documents of corpora {known[0].prefix} and {corpus.prefix} end with different tokens "
+                f"({known[0].eos_id} and {corpus.eos_id}); preprocess them with one --eos-token"
+            )
         if (corpus.tokenizer_sha256, corpus.vocab_size) != (known[0].tokenizer_sha256, known[0].vocab_size):
             raise DataError(
                 f"corpora {known[0].prefix} and {corpus.prefix} were made with different tokenizers "
@@ -232,6 +248,26 @@ def check_same_tokenizer(corpora: Sequence[TokenCorpus]) -> TokenCorpus:
                 f"{corpus.vocab_size}); preprocess them with one tokenizer"
             )
     return (known or list(corpora))[0]
+
+
+def end_of_document(corpora: Sequence[Corpus], given: int | None) -> int:
+    """The end-of-document token of ``corpora``: ``given``, or else what their manifests say.
+
+    Raises:
+        DataError: no manifest says it and none is given, or two of them differ.
+    """
+    known = {corpus.eos_id for corpus in corpora if corpus.eos_id is not None} | {given}
+    known.discard(None)
+    if not known:
+        raise DataError(
+            "data.reset_attention needs the end-of-document token, which corpora without a manifest do not name; set "
+            "data.eos_id"
+        )
+    if len(known) > 1:
+        found = ", ".join(str(token) for token in sorted(token for token in known if token is not None))
+        said = "" if given is None else f"; data.eos_id is {given}"
+        raise DataError(f"documents end with different tokens: {found}{said}; preprocess with one tokenizer and token")
+    return next(token for token in known if token is not None)
 
 
 def check_vocabulary(corpus: Corpus, model_vocab_size: int, tokenizer_sha256: str | None = None) -> None:

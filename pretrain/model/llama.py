@@ -7,7 +7,8 @@
 Module names and the rotary convention are those of Hugging Face's ``LlamaForCausalLM``, so weights are
 interchangeable. A block maps one tensor to one tensor, so that a pipeline can cut between any two;
 ``Parts`` names the layers that tensor parallelism replaces. Nothing here knows of ranks: a block
-takes the number of its heads from what its projections return.
+takes the number of its heads from what its projections return. Documents that share a sample see each
+other, unless an end-of-document token is given: then a bias on the attention's scores keeps them apart.
 
 Shapes: b sequences, s tokens, h hidden, q query heads, k key and value heads, d head_dim, i inner, v vocabulary.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.schema import ModelConfig
+from pretrain.data.boundaries import document_bias, document_numbers
 
 IGNORED = -100
 """Token id of filler rows: predicting it costs nothing."""
@@ -93,8 +95,8 @@ class Attention(nn.Module):
         self.v_proj = parts.column(config.hidden_size, keys)
         self.o_proj = parts.row(queries, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, s, h) -> (b, s, h)"""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias: (b, 1, s, s), causality included, or None for plain causal attention."""
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, q or k, s, d)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -104,7 +106,8 @@ class Attention(nn.Module):
             rotate(query, cos, sin),
             rotate(key, cos, sin),
             value,
-            is_causal=True,
+            attn_mask=bias,
+            is_causal=bias is None,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # (b, q, s, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -134,20 +137,20 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config, parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, s, h) -> (b, s, h)"""
-        x = x + self.self_attn(self.input_layernorm(x))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias: that of ``Attention``"""
+        x = x + self.self_attn(self.input_layernorm(x), bias)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class RecomputedLayer(DecoderLayer):
     """A decoder layer that keeps only its input for the backward pass, and computes the rest again."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, s, h) -> (b, s, h)"""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias: that of ``Attention``"""
         if not torch.is_grad_enabled():
-            return super().forward(x)
-        return checkpoint(super().forward, x, use_reentrant=False)
+            return super().forward(x, bias)
+        return checkpoint(super().forward, x, bias, use_reentrant=False)
 
 
 def blocks(
@@ -169,8 +172,9 @@ def blocks(
 class LlamaModel(nn.Module):
     """Everything but the head."""
 
-    def __init__(self, embed_tokens: nn.Module, layers: list[nn.Module], norm: nn.Module):
+    def __init__(self, embed_tokens: nn.Module, layers: list[nn.Module], norm: nn.Module, eos_id: int | None = None):
         super().__init__()
+        self.eos_id = eos_id
         self.embed_tokens = embed_tokens
         self.layers = nn.ModuleList(layers)
         self.norm = norm
@@ -178,19 +182,31 @@ class LlamaModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (b, s) -> (b, s, h)"""
         x = self.embed_tokens(tokens)  # (b, s, h)
+        bias = None if self.eos_id is None else document_bias(document_numbers(tokens, self.eos_id), x.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, bias)
         return self.norm(x)
 
 
 class LlamaForCausalLM(nn.Module):
-    """The whole model in one process. Its weights are arbitrary until ``initialize`` or a load fills them."""
+    """The whole model in one process. Its weights are arbitrary until ``initialize`` or a load fills them.
 
-    def __init__(self, config: ModelConfig, parts: Parts = DENSE, *, activation_checkpointing: bool = False):
+    With ``eos_id``, the end-of-document token, attention stays within each document of a sample
+    (``pretrain.data.boundaries``).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parts: Parts = DENSE,
+        *,
+        activation_checkpointing: bool = False,
+        eos_id: int | None = None,
+    ):
         super().__init__()
         self.config, self.parts = config, parts
         embedding, *layers, norm, head = (make() for _, make in blocks(config, parts, activation_checkpointing))
-        self.model = LlamaModel(embedding, layers, norm)
+        self.model = LlamaModel(embedding, layers, norm, eos_id)
         self.lm_head = head  # after the model: a tied weight goes by the name of the embedding
         if config.tie_word_embeddings:
             self.lm_head.weight = embedding.weight

@@ -6,12 +6,14 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.config import RunConfig
+from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.layout import Layout
 from pretrain.model.llama import blocks
 
@@ -45,6 +47,50 @@ class StageBlock(nn.Module):
         return self.block(x)
 
 
+class PackedEmbedding(StageBlock):
+    """The embedding of a model whose attention stays within documents: their numbers travel with the stream."""
+
+    def __init__(self, builder: Builder, name: str, maker: Callable[[], nn.Module]):
+        super().__init__(builder, name, maker)
+        assert builder.eos_id is not None
+        self.eos_id = builder.eos_id
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Token ids (b, s) to the stream and the documents' numbers, int32 (b, s)."""
+        return self.block(x), document_numbers(x, self.eos_id)
+
+
+class PackedLayer(StageBlock):
+    """A decoder layer of such a model."""
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Stream and documents to the next stream and the same documents."""
+        stream, documents = x
+        return self.block(stream, _bias(documents, stream.dtype)), documents
+
+
+class PackedNorm(StageBlock):
+    """The final norm of such a model: behind it nobody asks for documents."""
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        """Stream and documents to the normed stream."""
+        return self.block(x[0])
+
+
+@lru_cache(maxsize=1)
+def _bias(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """One bias for all layers of a stage, which get the same tensor one after another (tensors are keyed by identity;
+    the key keeps its tensor alive, so that no other can take its place)."""
+    return document_bias(documents, dtype)
+
+
+def stage_block(name: str, packed: bool) -> type[StageBlock]:
+    """What stands for the block ``name`` in a pipeline; ``packed``: attention stays within documents."""
+    if not packed or name == "lm_head":
+        return StageBlock
+    return {"model.embed_tokens": PackedEmbedding, "model.norm": PackedNorm}.get(name, PackedLayer)
+
+
 def _own_blocks(stage: Any) -> Iterator[tuple[int, nn.Module]]:
     """(number in the whole model, module) of this stage's blocks; a tied head counts as the embedding."""
     for key, module in stage.named_children():
@@ -73,12 +119,13 @@ def build_stages(model: Any, builder: Builder, layout: Layout, costs: list[float
     from smet.zero import pipeline_module
 
     named = blocks(model, builder.parts, builder.recompute)
-    specs: list[Any] = [LayerSpec(StageBlock, builder, name, maker) for name, maker in named]
+    kinds = [stage_block(name, builder.eos_id is not None) for name, _ in named]
+    specs: list[Any] = [LayerSpec(kind, builder, name, maker) for kind, (name, maker) in zip(kinds, named, strict=True)]
     if model.tie_word_embeddings:
         name, maker = named[0]
         weight = {"tied_weight_attr": ["block.weight"]}
-        specs[0] = TiedLayerSpec("embedding", StageBlock, builder, name, maker, **weight)
-        specs[-1] = TiedLayerSpec("embedding", StageBlock, builder, name, maker, forward_fn=head_of, **weight)
+        specs[0] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, **weight)
+        specs[-1] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, forward_fn=head_of, **weight)
     topology = PipeModelDataParallelTopology(num_pp=layout.stages, num_mp=layout.tensor_size, num_dp=layout.dp_size)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition; ours is in the run's summary
         stage = pipeline_module(specs, costs, topology=topology, loss_fn=builder.parts.cross_entropy)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pretrain.data.blend import Blend
-from pretrain.data.corpus import TokenCorpus, check_vocabulary, open_corpus
+from pretrain.data.corpus import TokenCorpus, check_vocabulary, end_of_document, open_corpus
+from pretrain.data.loader import BatchLoader
 from pretrain.data.manifest import manifest_path, read_manifest
 from pretrain.errors import DataError
 from tests.data.corpora import make_corpus
@@ -188,3 +190,53 @@ def test_ids_beyond_the_model_are_refused_when_they_are_drawn(tmp_path: Path) ->
     with pytest.raises(DataError, match="expected 0 to 989; run python -m tools.dataset verify"):
         for number in range(corpus.num_samples):
             corpus.sample(number)
+
+
+def test_a_loader_that_starts_within_a_stage_goes_on_as_if_it_had_come_there(tmp_path: Path) -> None:
+    a, b = make_corpus(tmp_path / "a", 1000), make_corpus(tmp_path / "b", 1000, first=5)
+    spec = [
+        {"until_tokens": 100, "blend": [{"path": a}]},
+        {"until_tokens": 295, "blend": [{"path": a, "weight": 1}, {"path": b, "weight": 2}]},
+        {"blend": [{"path": b}]},
+    ]
+    batch, steps = 4, 20
+    through = BatchLoader(open_corpus(spec, 10, 5), 2, 2, 0, 1)
+    drawn = [torch.cat(through.batches(batch * step)) for step in range(steps)]
+    corpus = open_corpus(spec, 10, 5)
+    numbers = torch.cat(drawn)
+    # Stages change at samples 10 and 30, the first in the middle of a batch.
+    assert [corpus.stage(n) for n in (0, 9, 10, 29, 30, 79)] == [0, 0, 1, 1, 2, 2]
+    assert all(numbers[n].tolist() == corpus.sample(n).tolist() for n in range(batch * steps))
+    in_b = {tuple(TokenCorpus(b, 10, 5).sample(n)) for n in range(99)}
+    from_b = [tuple(row) in in_b for row in numbers.tolist()]
+    assert not any(from_b[:10]) and all(from_b[30:]) and sum(from_b[10:30]) in (13, 14)
+    for start in (1, 4, 12):
+        resumed = BatchLoader(open_corpus(spec, 10, 5), 1, 2, 0, 2), BatchLoader(open_corpus(spec, 10, 5), 1, 2, 1, 2)
+        for step in range(start, steps):
+            first, second = (loader.batches(batch * step) for loader in resumed)
+            rows = [row for pair in zip(first, second, strict=True) for row in pair]
+            assert torch.equal(torch.cat(rows), drawn[step])
+        for loader in resumed:
+            loader.close()
+    through.close()
+
+
+def test_the_end_of_document_token_comes_from_the_manifests_or_is_given(tmp_path: Path) -> None:
+    named, silent = make_corpus(tmp_path / "a", 401), make_corpus(tmp_path / "b", 401)
+    manifest_path(silent).unlink()
+    known, unknown = open_corpus(named, 10, 0), open_corpus(silent, 10, 0)
+    assert end_of_document([known, unknown], None) == end_of_document([known], 2) == end_of_document([unknown], 2) == 2
+    with pytest.raises(DataError, match="corpora without a manifest do not name; set data.eos_id"):
+        end_of_document([unknown], None)
+    with pytest.raises(DataError, match="end with different tokens: 2, 7; data.eos_id is 7; preprocess"):
+        end_of_document([known, unknown], 7)
+
+
+def test_corpora_whose_documents_end_differently_make_no_blend(tmp_path: Path) -> None:
+    a, b = make_corpus(tmp_path / "a", 401), make_corpus(tmp_path / "b", 401)
+    manifest = read_manifest(b)
+    assert manifest is not None
+    manifest.eos_id = 3
+    manifest.write(b)
+    with pytest.raises(DataError, match=r"end with different tokens \(2 and 3\); preprocess them with one --eos-token"):
+        open_corpus([{"path": a}, {"path": b}], 10, 0)

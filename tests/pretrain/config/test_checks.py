@@ -45,6 +45,7 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ({"model": {"mlp_bias": True}}, "model.mlp_bias is true, expected false"),
         ({"data": {"seq_length": 257}}, "data.seq_length is 257, expected at most model.max_position_embeddings 256"),
         ({"data": {"train": [{"path": "a", "weight": 0}]}}, "data.train[0].weight is 0.0, expected a positive number"),
+        ({"data": {"eos_id": 512}}, "data.eos_id is 512, expected a token id below model.vocab_size 512"),
         ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps is 101, expected at most train.steps 100"),
         ({"evaluation": {"interval": 10}}, "evaluation.interval is 10 without data.validation"),
         ({"parallel": {"zero_stage": 0}}, "parallel.zero_stage is 0, expected 1, 2 or 3: without a partition"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.config import RunConfig, Source, config_from_dict, load_config
+from pretrain.config import RunConfig, Source, Stage, config_from_dict, load_config
 from pretrain.errors import ConfigError
 
 RUN: dict[str, Any] = {
@@ -91,6 +91,7 @@ def test_overrides_take_yaml_values(tmp_path: Path) -> None:
     assert config.train.steps == 10000 and isinstance(config.train.steps, int)
     assert config.sparsity.block == (1, 16)
     assert config.data.train == (Source(path="a", weight=3.0), Source(path="b"))
+    assert (config.data.curriculum, config.data.reset_attention, config.data.eos_id) == ((), False, None)
     assert config.deepspeed == {"zero_optimization": {"overlap_comm": True}}
     assert config.train.activation_checkpointing is True
     assert config.model.head_dim == 32
@@ -105,6 +106,44 @@ def test_the_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     assert load_config(tmp_path / "saved.yaml") == config
     assert config_from_dict(config.to_dict()) == config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "saved.yaml"]
+
+
+CURRICULUM = "data.curriculum=[{until_tokens: 5e3, blend: a}, {blend: [{path: a}, {path: b, weight: 2}]}]"
+
+
+def test_a_curriculum_is_stages_of_blends(tmp_path: Path) -> None:
+    config = load(tmp_path, "data.train=null", CURRICULUM, "data.reset_attention=true")
+    first, last = config.data.curriculum
+    assert first == Stage(until_tokens=5000, blend=(Source(path="a"),))
+    assert last == Stage(until_tokens=None, blend=(Source(path="a"), Source(path="b", weight=2.0)))
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_every_problem_of_a_curriculum_is_told_at_once(tmp_path: Path) -> None:
+    stages = (
+        "{untl_tokens: 9, blend: a}, {until_tokens: many, blend: [{path: a, wieght: 1}]},"
+        " {until_tokens: 600, blend: []}, {until_tokens: 700, blend: [{path: a, weight: -1}]}, {until_tokens: 800},"
+        " {until_tokens: 900, blend: a}"
+    )
+    found = problems_of(tmp_path, f"data.curriculum=[{stages}]")
+    for expected in (
+        "data.curriculum[0].untl_tokens is not a known key (did you mean 'until_tokens'?)",
+        "data.curriculum[1].until_tokens is 'many' (str), expected a whole number",
+        "data.curriculum[1].blend[0].wieght is not a known key (did you mean 'weight'?)",
+        "data.curriculum[4].blend is missing, it has no default",
+    ):
+        assert expected in found, found
+    sound = stages.replace("untl_tokens", "until_tokens").replace("many", "500").replace("wieght", "weight")
+    found = problems_of(tmp_path, f"data.curriculum=[{sound.replace('{until_tokens: 800}', '{blend: a}')}]")
+    assert found == [
+        "data.train and data.curriculum are both given, expected one of them; set the other to null",
+        "data.curriculum[2].blend is empty, expected a prefix or a list of {path, weight}",
+        "data.curriculum[3].blend[0].weight is -1.0, expected a positive number",
+        "data.curriculum[3].until_tokens is 700, expected more than 768, where the stage before it ends",
+        "data.curriculum[4].until_tokens is missing: every stage but the last needs the token at which it ends",
+        "data.curriculum[5].until_tokens is 900, expected none: the last stage goes on until the run ends",
+    ], found
 
 
 def test_a_preset_yields_to_keys_given_beside_it_and_outdoes_those_below(tmp_path: Path) -> None:
@@ -147,9 +186,16 @@ def test_a_method_named_above_a_resolved_file_undoes_the_preset_written_out_ther
         ("sparsity.method=[a]", "sparsity.method is ['a'] (list), expected text"),
         ("sparsity.method=smit", "sparsity.method is 'smit', expected one of"),
         ("data.train=3", "data.train is 3 (int), expected a list of values, each a mapping of path, weight"),
-        ("data.train=null", "data.train is missing, it has no default"),
+        ("data.train=null", "data.train is empty, expected a prefix or a list of {path, weight} (or data.curriculum)"),
         ("data.train=[]", "data.train is empty"),
         ("data.train={}", "data.train is {} (dict), expected a list"),
+        ("data.reset_atention=true", "data.reset_atention is not a known key (did you mean 'reset_attention'?)"),
+        ("data.reset_attention=1", "data.reset_attention is 1 (int), expected true or false"),
+        ("data.eos_id=-1", "data.eos_id is -1, expected 0 or more"),
+        (
+            "data.curriculum=c",
+            "data.curriculum is 'c' (str), expected a list of values, each a mapping of until",
+        ),
         ("model=3", "model is 3 (int), expected a mapping of keys"),
         ("deepspeed=[1]", "deepspeed is [1] (list), expected a mapping of keys"),
         ("train.precision=bf15", "train.precision is 'bf15', expected one of bf16, fp32 (did you mean 'bf16'?)"),
