@@ -8,6 +8,8 @@ import sys
 import traceback
 
 from pretrain.errors import UserError
+from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
+from pretrain.stopping import REQUEST
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,10 +34,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit code: 0 done, 1 a bug or a failed machine, 2 something the user can mend."""
+    """Run; returns one of ``pretrain.exit_codes``."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     agreed = False
+    if not options.dry_run:
+        REQUEST.install()
     try:
         from pretrain.config import load_config
         from pretrain.startup import adopt_environment, start
@@ -49,20 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
         agreed = True
         from pretrain.run import run
 
-        run(config, layout)
+        trainer = run(config, layout, REQUEST)
     except UserError as error:
         # From here on errors are the same on all ranks; before, ranks cannot talk, and hosts may differ.
         if os.environ.get("RANK" if agreed else "LOCAL_RANK", "0") == "0":
             for problem in getattr(error, "problems", [str(error)]):
                 print(f"error: {problem}", file=sys.stderr, flush=True)
-        return 2
+        return USER
     except Exception:
         rank = os.environ.get("RANK", "0")
         text = traceback.format_exc()
         print("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()), file=sys.stderr, flush=True)
-        os._exit(1)  # other ranks may wait for us in a collective: do not wait for them in turn
+        os._exit(FAILED)  # other ranks may wait for us in a collective: do not wait for them in turn
     _leave()
-    return 0
+    return STOPPED if trainer.stopped_early else DONE
 
 
 def _dry_run(options: argparse.Namespace) -> int:
@@ -72,7 +76,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides, world_size=options.world_size)
     print(dry_run(config, options.rank, options.world_size, options.json), flush=True)
-    return 0
+    return DONE
 
 
 def _quiet() -> None:

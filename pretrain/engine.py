@@ -26,6 +26,9 @@ class Engine(Protocol):
     def train_step(self, batches: list[Tensor]) -> float:
         """One optimizer step over micro-batches ``(b, s + 1)``; the mean loss over all ranks."""
 
+    def current_loss(self) -> float | None:
+        """Mean loss of the step in progress on this rank; None on a rank that does not see it."""
+
     def loss(self, tokens: Tensor) -> float:
         """Loss of a micro-batch ``(b, s + 1)`` without training, averaged over data-parallel ranks."""
 
@@ -36,16 +39,21 @@ class PlainEngine:
     def __init__(self, engine: Any, model: nn.Module, layout: Layout):
         self.deepspeed, self.model, self.layout = engine, model, layout
         self.costs: list[float] | None = None
+        self._total = torch.zeros(())
 
     def train_step(self, batches: list[Tensor]) -> float:
         """See ``Engine``."""
-        total = torch.zeros((), device=self.layout.device)
+        self._total = torch.zeros((), device=self.layout.device)
         for tokens in batches:
             loss = self.deepspeed(tokens.to(self.layout.device))
+            self._total += loss.detach() / len(batches)
             self.deepspeed.backward(loss)
             self.deepspeed.step()
-            total += loss.detach() / len(batches)
-        return self.layout.mean(total)
+        return self.layout.mean(self._total)
+
+    def current_loss(self) -> float | None:
+        """See ``Engine``."""
+        return float(self._total)
 
     @torch.no_grad()
     def loss(self, tokens: Tensor) -> float:
@@ -67,6 +75,11 @@ class PipelineEngine:
     def train_step(self, batches: list[Tensor]) -> float:
         """See ``Engine``."""
         return float(self.deepspeed.train_batch(self._samples(batches)))
+
+    def current_loss(self) -> float | None:
+        """See ``Engine``: the last stage knows it."""
+        total = self.deepspeed.total_loss
+        return None if total is None else float(total) / self.deepspeed.micro_batches
 
     def loss(self, tokens: Tensor) -> float:
         """See ``Engine``."""

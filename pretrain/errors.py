@@ -21,3 +21,7 @@ class LaunchError(UserError):
 
 class ReplicaError(UserError):
     """Ranks that must hold the same weights or masks do not: a failing machine, or a bug."""
+
+
+class DivergenceError(UserError):
+    """Training does not recover from spikes by itself."""

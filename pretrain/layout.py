@@ -82,6 +82,13 @@ class Layout:
             dist.all_reduce(total, group=self.group)
         return float(total.item()) / self.dp_size
 
+    def known_mean(self, value: float | None) -> float:
+        """Mean over the ranks that know a value; NaN if none does. Collective."""
+        known = torch.tensor([0.0 if value is None else value, float(value is not None)], dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(known, group=self.control)
+        return float(known[0] / known[1]) if known[1] else float("nan")
+
     def gather_objects(self, value: Any) -> list[Any]:
         """``value`` of every rank, on every rank. Collective."""
         if self.world_size == 1:

@@ -12,55 +12,65 @@ from pretrain.callbacks.base import Callback
 from pretrain.callbacks.checkpointing import CheckpointCallback
 from pretrain.callbacks.consistency import ConsistencyCallback
 from pretrain.callbacks.evaluation import EvaluationCallback
+from pretrain.callbacks.guard import GuardCallback
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.topology import TopologyCallback
-from pretrain.checkpoint.content import restore_state, saved_costs, vectors_of
-from pretrain.checkpoint.load import choose, read_state, read_vectors
+from pretrain.checkpoint.content import saved_costs
+from pretrain.checkpoint.load import choose, read_state
 from pretrain.checkpoint.masks import SavedMasks
-from pretrain.checkpoint.probe import probe_loss, require_same_loss
+from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
 from pretrain.config.schema import Source, Stage
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
-from pretrain.errors import CheckpointError, DataError
+from pretrain.engine import Engine
+from pretrain.errors import DataError
+from pretrain.heartbeat import Heartbeat
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
+from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
 from smet import MaskBank, TopologyController, kernels
 from smet.zero import ZeroStore
 
 
-def run(config: RunConfig, layout: Layout) -> Trainer:
+def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
     """Train, from the beginning or from a checkpoint. Collective over all ranks.
 
     Raises:
         UserError: as ``prepare``; or what stops a run that had begun.
     """
-    trainer = prepare(config, layout)
-    trainer.fit()
+    trainer = prepare(config, layout, stop)
+    try:
+        trainer.fit()
+    finally:
+        trainer.heartbeat.close()
     return trainer
 
 
-def prepare(config: RunConfig, layout: Layout) -> Trainer:
+def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
     """Set a run up to its first step: data, model, engine, checkpoint, run folder. Collective.
 
     Raises:
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
+    operation = config.operation
+    stop = stop or StopRequest()
+    stop.limit(operation.time_limit, operation.time_margin)
     folder = RunFolder(config.train.output_dir)
     accumulation = config.accumulation(layout.dp_size)
     train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
+    heartbeat = Heartbeat(folder, layout.rank, layout.world_size, operation.heartbeat, operation.stuck_after)
+    heartbeat.start()
+    heartbeat.mark("verifying checkpoints", 0)
     checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
 
+    heartbeat.mark("building the model", 0)
     settings = deepspeed_config(config, layout.dp_size)
-    masks, costs = None, None
-    if checkpoint is not None:
-        masks = layout.agree(lambda: SavedMasks(checkpoint))
-        costs = saved_costs(read_state(checkpoint), config)
-    engine = build_engine(config, layout, settings, masks, costs)
+    engine = _engine(config, layout, settings, checkpoint)
     store = ZeroStore(engine.deepspeed)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(
@@ -69,17 +79,27 @@ def prepare(config: RunConfig, layout: Layout) -> Trainer:
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
-    trainer = Trainer(config, layout, engine, store, bank, topology, loader)
+    trainer = Trainer(config, layout, engine, store, bank, topology, loader, stop, heartbeat)
     validation = None
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
     trainer.callbacks = _callbacks(config, folder, layout, validation)
     if checkpoint is not None:
+        heartbeat.mark("loading the checkpoint", 0)
         resume(trainer, checkpoint)
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
+    heartbeat.publish()
     if layout.is_main:
         print(_summary(trainer), flush=True)
     return trainer
+
+
+def _engine(config: RunConfig, layout: Layout, settings: dict[str, Any], checkpoint: Path | None) -> Engine:
+    """The engine, built anew or around what the checkpoint says of its shapes. Collective."""
+    if checkpoint is None:
+        return build_engine(config, layout, settings)
+    masks = layout.agree(lambda: SavedMasks(checkpoint))
+    return build_engine(config, layout, settings, masks, saved_costs(read_state(checkpoint), config))
 
 
 def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | None]:
@@ -124,6 +144,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
     settings = config.checkpoint
     saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
     return [
+        GuardCallback(config.guard, folder, saver, resume),
         *([EvaluationCallback(validation)] if validation is not None else []),
         TopologyCallback(folder),
         ConsistencyCallback(),
@@ -133,54 +154,6 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
         MetricsCallback(folder, config.logging.tensorboard),
         ProgressCallback(),
     ]
-
-
-def resume(trainer: Trainer, path: Path) -> None:
-    """Load the checkpoint at ``path`` into a trainer of any layout. Collective.
-
-    One that was imported, not trained, records neither data nor a probe batch (null); what the batch's loss would
-    have told, settings have to tell then.
-
-    Raises:
-        CheckpointError: it is of another model or corpus, or its recorded batch has another loss.
-    """
-    state = read_state(path)
-    fingerprint = trainer.loader.corpus.fingerprint
-    if state["data_fingerprint"] not in (None, fingerprint):
-        raise CheckpointError(
-            f"checkpoint {path} was trained on other data (fingerprint {state['data_fingerprint'][:12]}, this run's is "
-            f"{fingerprint[:12]}); give the same data.train, data.seq_length and data.seed"
-        )
-    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
-    read_vectors(path, vectors, trainer.layout)
-    trainer.bank.release()
-    trainer.store.publish()
-    restore_state(trainer, state)
-    if (probe := state["probe"]) is not None:
-        loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
-        require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
-    else:
-        _require_same_function(trainer.config.to_dict(), state["config"], path)
-    if trainer.layout.is_main:
-        print(f"resumed from {path} after step {trainer.step}", flush=True)
-
-
-_FUNCTION = {
-    "model": ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"),
-    "sparsity": ("block", "row_parallel"),
-}
-"""Settings that change what a model computes, but no vector's length."""
-
-
-def _require_same_function(own: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
-    changed = [
-        f"{section}.{key} is {own[section][key]}, expected {saved[section][key]}"
-        for section, keys in _FUNCTION.items()
-        for key in keys
-        if own[section][key] != saved[section][key]
-    ]
-    if changed:
-        raise CheckpointError(f"{path} holds another model: {'; '.join(changed)}; start from the run file made with it")
 
 
 def _summary(trainer: Trainer) -> str:

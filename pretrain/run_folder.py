@@ -17,7 +17,7 @@ MAY_CHANGE = {
     "data.tokenizer",
 }  # fmt: skip
 """Settings that a resumed run may change: they do not change what is being trained."""
-MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "deepspeed")
+MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard", "operation", "deepspeed")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -45,7 +45,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 class RunFolder:
-    """``config.yaml``, ``deepspeed.json``, ``metrics.jsonl``, ``topology.jsonl``, ``memory.json``, ``checkpoints/``."""
+    """What one run writes.
+
+    ``config.yaml``, ``deepspeed.json``, ``metrics.jsonl``, ``topology.jsonl``, ``events.jsonl``, ``memory.json``,
+    ``checkpoints/``, ``heartbeat/``.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -86,8 +90,9 @@ class RunFolder:
     def _require_unused(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"output folder {self.path} is a file; choose another train.output_dir")
-        # A run killed in its first moment leaves a temporary file, which is in nobody's way.
-        if self.path.is_dir() and not all(path.name.endswith(".tmp") for path in self.path.iterdir()):
+        # A run killed in its first moment leaves these, which are in nobody's way.
+        harmless = ("heartbeat", "events.jsonl")
+        if self.path.is_dir() and not all(p.name.endswith(".tmp") or p.name in harmless for p in self.path.iterdir()):
             raise CheckpointError(
                 f"output folder {self.path} is not empty and holds no run; choose another train.output_dir"
             )
@@ -103,13 +108,17 @@ class RunFolder:
             config.save(self.path / "config.yaml")  # first: it is what makes this folder one of a run
             self.checkpoints.mkdir(exist_ok=True)
             write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
-            for name in ("metrics.jsonl", "topology.jsonl"):
-                self._keep_until(self.path / name, step)
+            self.forget_after(step)
         except OSError as error:
             raise CheckpointError(
                 f"output folder {self.path} cannot be written ({error.strerror}: {error.filename}); choose another "
                 "train.output_dir"
             ) from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps after ``step``, which will be done again."""
+        for name in ("metrics.jsonl", "topology.jsonl"):
+            self._keep_until(self.path / name, step)
 
     @staticmethod
     def _keep_until(path: Path, step: int) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.config import RunConfig
 from pretrain.data.loader import BatchLoader
 from pretrain.engine import Engine
+from pretrain.heartbeat import Heartbeat
 from pretrain.layout import Layout
 from pretrain.schedule import learning_rate
+from pretrain.stopping import StopRequest
 from smet.bank import MaskBank
 from smet.controller import TopologyController
 from smet.zero import ZeroStore
@@ -33,13 +34,17 @@ class Trainer:
         bank: MaskBank,
         topology: TopologyController,
         loader: BatchLoader,
-        callbacks: Sequence[Callback] = (),
+        stop_request: StopRequest,
+        heartbeat: Heartbeat,
     ):
         self.config, self.layout, self.engine = config, layout, engine
         self.store, self.bank, self.topology, self.loader = store, bank, topology, loader
-        self.callbacks = list(callbacks)
+        self.callbacks: list[Callback] = []
         self.step = 0
         self.consumed_samples = 0
+        self.passed_over: list[tuple[int, int]] = []
+        """Samples (from, to) that are left out, since training did not get over them."""
+        self.stop_request, self.heartbeat = stop_request, heartbeat
         self.stop_reason = ""
         store.before_each_step(lambda: self._call("before_update"))
 
@@ -63,7 +68,7 @@ class Trainer:
         """Train from the current step until the end or until a callback asks to stop."""
         try:
             self._call("on_start")
-            while self.step < self.last_step and not self.stop_reason:
+            while self.step < self.last_step and not self.stopping():
                 self._call("before_step")
                 record = self._train_step()
                 self._call("after_step", record)
@@ -77,16 +82,38 @@ class Trainer:
         """End the run after this step. Every rank must ask at the same step."""
         self.stop_reason = self.stop_reason or reason
 
+    def stopping(self) -> bool:
+        """Whether to end early: any rank was asked to. Collective; asked wherever the run can be left."""
+        if not self.stop_reason and self.layout.any(bool(self.stop_request.why())):
+            reasons = self.layout.gather_objects(self.stop_request.why())
+            self.request_stop(next(reason for reason in reasons if reason))
+        return bool(self.stop_reason)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended on request, with steps left to do."""
+        return bool(self.stop_reason) and self.step < self.last_step
+
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
+            self.heartbeat.mark(callback.name, self.step)
             getattr(callback, hook)(self, *arguments)
+
+    def _pass_over(self, position: int) -> int:
+        for begin, end in self.passed_over:
+            if begin <= position < end:
+                position = end
+        return position
 
     def _train_step(self) -> Record:
         begin = time.perf_counter()
         lr = learning_rate(self.step, self.config.optimizer, self.total_steps)
         for group in self.store.optimizer.param_groups:
             group["lr"] = lr
+        self.consumed_samples = self._pass_over(self.consumed_samples)
+        self.heartbeat.mark("reading data", self.step)
         batches = self.layout.agree(lambda: self.loader.batches(self.consumed_samples))
+        self.heartbeat.mark("training", self.step)
         loss = self.engine.train_step(batches)
         self.step += 1
         self.consumed_samples += self.config.train.global_batch_size

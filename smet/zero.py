@@ -112,6 +112,25 @@ class ZeroStore:
 
         self.zero.step = step
 
+    def decide_each_step(self, skip: Callable[[float], bool]) -> None:
+        """Ask ``skip`` at every step, with the global gradient norm, whether to leave it out as after an overflow.
+
+        Every rank must give the same answer. Steps whose gradients are not finite are left out unasked.
+        """
+        from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
+
+        def asked(*arguments: Any, **options: Any) -> Any:
+            norms = original(*arguments, **options)
+            norm = combine_grad_norm_groups(norms if self.stage3 else [norms])
+            scale = self.zero.loss_scale
+            if is_invalid_grad_norm(norm) or not skip(float(norm) / float(scale)):
+                return norms
+            return [float("inf")] if self.stage3 else torch.full_like(norm, float("inf"))
+
+        name = "_get_norm_groups" if self.stage3 else "scaled_global_norm"
+        original = getattr(self.zero, name)
+        setattr(self.zero, name, asked)
+
     def step_applied(self) -> bool:
         """Whether the engine's last ``step`` changed weights."""
         return bool(self.engine.was_step_applied())

@@ -20,8 +20,8 @@ class CheckpointCallback(Callback):
         self._report_seconds = False
 
     def on_start(self, trainer: Trainer) -> None:
-        """A resumed run's first state is on disk already."""
-        self._saved_step = trainer.step
+        """A resumed run's first state is on disk already; a new one that is stopped at once leaves one too."""
+        self._saved_step = trainer.step or -1
 
     def before_step(self, trainer: Trainer) -> None:
         """Save the state after the step before, if that is due.
@@ -29,7 +29,7 @@ class CheckpointCallback(Callback):
         By now every callback has seen that step: its metrics are on disk and its skip is counted.
         """
         interval = trainer.config.checkpoint.interval
-        if interval and trainer.step % interval == 0 and trainer.step != self._saved_step:
+        if interval and trainer.step and trainer.step % interval == 0 and trainer.step != self._saved_step:
             self.save(trainer, wait=not trainer.config.checkpoint.asynchronous)
             self._report_seconds = True
 

@@ -25,7 +25,7 @@ class EvaluationCallback(Callback):
         interval = trainer.config.evaluation.interval
         if trainer.step == trainer.total_steps or (interval and trainer.step % interval == 0):
             samples = trainer.config.evaluation.samples
-            record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout))
+            record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout, trainer.stopping))
 
     def close(self) -> None:
         """Stop the loader's reader."""

@@ -46,14 +46,13 @@ class MetricsCallback(Callback):
 
 
 class ProgressCallback(Callback):
-    """A line every ``logging.interval`` steps, at updates, evaluations and skipped steps."""
+    """A line every ``logging.interval`` steps, at updates and evaluations."""
 
     name = "progress"
 
     def __init__(self) -> None:
         self._begin = 0.0
         self._first = 0
-        self.skipped = 0
 
     def on_start(self, trainer: Trainer) -> None:
         """Start the clock for the estimate of the time left."""
@@ -61,13 +60,8 @@ class ProgressCallback(Callback):
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Print what is due."""
-        self.skipped += bool(record["skipped"])
         if not trainer.layout.is_main:
             return
-        if record["skipped"]:
-            print(
-                f"step {record['step']}: gradients not finite, step skipped ({self.skipped} skipped so far)", flush=True
-            )
         notable = "topology" in record or "validation_loss" in record or record["step"] == trainer.total_steps
         if notable or record["step"] % trainer.config.logging.interval == 0:
             print(self._line(trainer, record), flush=True)
@@ -91,14 +85,6 @@ class ProgressCallback(Callback):
             report = record["topology"]
             parts.append(f"topology update {report.update}: {report.grown:,} blocks moved in {report.seconds:.2f} s")
         return "  ".join(parts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The count of skipped steps."""
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        self.skipped = state["skipped"]
 
 
 def duration(seconds: float) -> str:

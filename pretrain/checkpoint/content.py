@@ -56,6 +56,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.step,
         "consumed_samples": trainer.consumed_samples,
+        "passed_over": trainer.passed_over,
         "topology": trainer.topology.state_dict(),
         "block_costs": trainer.engine.costs,
         "callbacks": {callback.name: callback.state_dict() for callback in trainer.callbacks},
@@ -79,6 +80,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put ``state_of``'s result back."""
     trainer.step = state["step"]
     trainer.consumed_samples = state["consumed_samples"]
+    trainer.passed_over = [(begin, end) for begin, end in state.get("passed_over", [])]
     trainer.topology.load_state_dict(state["topology"])
     for callback in trainer.callbacks:
         if callback.name in state["callbacks"]:

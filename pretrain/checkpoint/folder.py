@@ -91,6 +91,10 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         _delete(final)
     os.rename(temporary, final)
     sync_folder(final.parent)
+    _point_latest(final)
+
+
+def _point_latest(final: Path) -> None:
     pointer = final.parent / f".{LATEST}.tmp"
     write_synced(pointer, final.name + "\n")
     os.replace(pointer, final.parent / LATEST)
@@ -159,6 +163,15 @@ def retire(newest: Path, keep_last: int, keep_every: int) -> list[Path]:
     for folder in retired:
         _delete(folder)
     return retired
+
+
+def drop_after(root: Path, step: int) -> None:
+    """Delete checkpoints of steps after ``step``: the run goes on from there by another way."""
+    newer = [folder for folder in published(root) if step_of(folder) > step]
+    if newer:
+        _point_latest(step_folder(root, step))
+    for folder in newer:
+        _delete(folder)
 
 
 def _delete(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pretrain.config.checks import cross_problems
+from pretrain.config.operation import GuardConfig, OperationConfig
 from pretrain.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -38,6 +39,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    operation: OperationConfig = field(default_factory=OperationConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further keys of the DeepSpeed JSON, passed through; those this file derives are refused."""
 

@@ -1,0 +1,60 @@
+"""From a checkpoint back to a trainer that goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.content import restore_state, vectors_of
+from pretrain.checkpoint.load import read_state, read_vectors
+from pretrain.checkpoint.probe import probe_loss, require_same_loss
+from pretrain.errors import CheckpointError
+from pretrain.trainer import Trainer
+
+
+def resume(trainer: Trainer, path: Path) -> None:
+    """Load the checkpoint at ``path`` into a trainer of any layout. Collective.
+
+    One that was imported, not trained, records neither data nor a probe batch (null); what the batch's loss would
+    have told, settings have to tell then.
+
+    Raises:
+        CheckpointError: it is of another model or corpus, or its recorded batch has another loss.
+    """
+    state = read_state(path)
+    fingerprint = trainer.loader.corpus.fingerprint
+    if state["data_fingerprint"] not in (None, fingerprint):
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data (fingerprint {state['data_fingerprint'][:12]}, this run's is "
+            f"{fingerprint[:12]}); give the same data.train, data.seq_length and data.seed"
+        )
+    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    read_vectors(path, vectors, trainer.layout)
+    trainer.bank.release()
+    trainer.store.publish()
+    restore_state(trainer, state)
+    if (probe := state["probe"]) is not None:
+        loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
+        require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
+    else:
+        _require_same_function(trainer.config.to_dict(), state["config"], path)
+    if trainer.layout.is_main:
+        print(f"resumed from {path} after step {trainer.step}", flush=True)
+
+
+_FUNCTION = {
+    "model": ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"),
+    "sparsity": ("block", "row_parallel"),
+}
+"""Settings that change what a model computes, but no vector's length."""
+
+
+def _require_same_function(own: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
+    changed = [
+        f"{section}.{key} is {own[section][key]}, expected {saved[section][key]}"
+        for section, keys in _FUNCTION.items()
+        for key in keys
+        if own[section][key] != saved[section][key]
+    ]
+    if changed:
+        raise CheckpointError(f"{path} holds another model: {'; '.join(changed)}; start from the run file made with it")

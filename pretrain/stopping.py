@@ -1,0 +1,62 @@
+"""Ending early on request: signals and time limits raise a flag, which the train loop looks at together.
+
+A handler only takes note. The rank it ran on asks all others at the next poll (before a step, and before each batch
+of an evaluation), so that every rank stops at the same place, saves, and leaves with exit code 75.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT}
+"""SIGTERM: launchers and clusters; SIGUSR1: Slurm's warning ahead of the time limit; SIGINT: Ctrl-C."""
+
+
+class StopRequest:
+    """Why this process should stop, once there is a reason.
+
+    Attributes:
+        reason: empty, or what asked for it.
+        deadline: time (``time.time()``) from which on running out of time is a reason.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.deadline = float("inf")
+
+    def install(self) -> None:
+        """Take note of ``SIGNALS`` from now on; call it in the main thread. A second Ctrl-C ends at once."""
+        for number in SIGNALS.values():
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.reason:
+            raise KeyboardInterrupt
+        self.reason = self.reason or name
+        if os.environ.get("RANK", "0") == "0":
+            again = "; once more to end at once" if number == signal.SIGINT else ""
+            # print() is not safe here: the handler may interrupt another one
+            os.write(sys.stdout.fileno(), f"{name}: stopping after this step{again}\n".encode())
+
+    def limit(self, minutes: float, margin: float, environ: Mapping[str, str] = os.environ) -> None:
+        """Stop ``margin`` seconds before ``minutes`` (0 = no limit) from now, or before a Slurm job's end."""
+        ends = [time.time() + 60 * minutes] if minutes else []
+        if (end := environ.get("SLURM_JOB_END_TIME", "")).isdigit():
+            ends.append(float(end))
+        self.deadline = min(ends, default=float("inf")) - margin
+
+    def why(self) -> str:
+        """The reason to stop; empty as long as there is none."""
+        if not self.reason and time.time() >= self.deadline:
+            self.reason = "time limit"
+        return self.reason
+
+
+REQUEST = StopRequest()
+"""This process's: signals belong to a process as a whole."""
