@@ -121,9 +121,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} does not exist{_others(folder.parent)}")
     if not path.is_file():
+        if step_of(folder) >= 0 and (folder / STATE).is_file():
+            raise CheckpointError(f"checkpoint is damaged: {path} is missing{remedy(folder)}")
         others = _others(folder, "inside it") or _others(folder.parent)
         raise CheckpointError(f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{others}")
-    return parse(path)
+    try:
+        return parse(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{remedy(folder)}") from None
+
+
+def remedy(folder: Path) -> str:
+    """What to try instead of a damaged checkpoint: the newest other one there that has its files in their sizes."""
+    for other in reversed(published(folder.parent)):
+        if other != folder and _has_its_files(other):
+            return f"; try checkpoint.resume={other}"
+    return ""
+
+
+def _has_its_files(folder: Path) -> bool:
+    try:
+        files = parse(folder / MANIFEST)["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (CheckpointError, OSError):
+        return False
 
 
 def _others(root: Path, where: str = "published there") -> str:

@@ -56,7 +56,7 @@ def parse(path: Path) -> dict[str, Any]:
         CheckpointError: it is damaged, or not ours.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # opened as text, a carriage return would read as a line's end
         manifest = json.loads(text)
         kind, number = manifest["format"], manifest["version"]
         manifest["files"].items()

@@ -59,14 +59,9 @@ def verify(folder: Path) -> dict[str, Any]:
     with bar:
         for number, size in enumerate(sizes):
             if problems := folders.damage(folder, manifest, (number, len(sizes))):
-                raise CheckpointError(f"checkpoint is damaged: {problems[0]}{_remedy(folder)}")
+                raise CheckpointError(f"checkpoint is damaged: {problems[0]}{folders.remedy(folder)}")
             bar.update(size)
     return manifest
-
-
-def _remedy(folder: Path) -> str:
-    others = [other for other in folders.published(folder.parent) if other != folder]
-    return f"; restore the file, or use {others[-1]}" if others else "; restore the file from a copy"
 
 
 class _Reader(dcp.FileSystemReader):
