@@ -1,0 +1,93 @@
+"""Command line: ``python -m tools.bench [options]``, and ``python -m tools.bench render RESULT.json PAGE.md``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from pretrain.errors import DataError, UserError
+from tools.bench import report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 measured (whether or not thresholds are met), 2 bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if "cuda" not in arguments else "cuda")
+    try:
+        return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
+    except UserError as error:
+        for problem in getattr(error, "problems", [str(error)]):
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+def _measure(arguments: list[str]) -> int:
+    from tools.bench.options import add_arguments, options_of
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench",
+        description="SMET against dense AdamW under DeepSpeed, every figure with its threshold, in one run. "
+        "`python -m tools.bench render RESULT.json PAGE.md` makes the page from the JSON.",
+    )
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    options = options_of(given)
+    from tools.bench.everything import measure
+    from tools.bench.ranks import quiet
+
+    quiet()
+    result = measure(options)
+    if given.json is not None:
+        _write(given.json, json.dumps(result, indent=1) + "\n")
+    print(report.screen(result))
+    return 0
+
+
+def _render(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench render", description=report.page.__doc__)
+    parser.add_argument("result", type=Path, help="what --json wrote")
+    parser.add_argument("page", type=Path, help="Markdown file to write")
+    parser.add_argument("--json", action="store_true", help="print {result, page, missed}")
+    given = parser.parse_args(arguments)
+    result = read(given.result)
+    if not given.page.absolute().parent.is_dir():
+        raise DataError(f"{given.page.absolute().parent} does not exist; create the page's folder first")
+    _write(given.page, report.page(result))
+    said = {"result": str(given.result), "page": str(given.page), "missed": result["missed"]}
+    print(json.dumps(said) if given.json else f"{given.page} written from {given.result}; {report.verdict(result)}")
+    return 0
+
+
+def read(path: Path) -> report.Result:
+    """A result that ``--json`` wrote.
+
+    Raises:
+        DataError: it is missing, or something else.
+    """
+    try:
+        result: report.Result = json.loads(path.read_text(encoding="utf-8"))
+        report.page(result)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); make it with python -m tools.bench --json {path}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path} is no result of the benchmark ({type(error).__name__}: {error}); make it with python -m "
+            f"tools.bench --json {path}"
+        ) from None
+    return result
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

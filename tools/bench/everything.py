@@ -1,0 +1,86 @@
+"""One run of the benchmark: every measurement in turn, and what came of it as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tools.bench import gpu, layer, machine, memory, optimizer, ranks, runs, scaling, session, steps, traffic
+from tools.bench.engines import DENSE_OPTIMIZERS
+from tools.bench.figures import SPECS, Figure, missed
+from tools.bench.options import Options
+from tools.bench.spread import median as median_figure
+from tools.bench.spread import ratios
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Everything. Starts processes; nothing is left behind.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    begin, load = time.perf_counter(), machine.load()
+    described = machine.describe(options.device)
+    layers = layer.measure(options)
+    rounds = max(2, options.steps // (1 if options.quick else 2))
+    found = ranks.run(session.main, options, "steps", rounds * 4 + max(2, rounds // 2) * 2 + 4)
+    peaks = {
+        "dense": ranks.run(memory.peak_dense, options, "memory, dense", memory.PEAK_STEPS),
+        "SMET": ranks.run(memory.peak_smet, options, "memory, SMET", memory.PEAK_STEPS),
+    }
+    whole = ranks.run(runs.main, options, "runs", runs.ticks(options))
+    saving, quickstart = whole["saving"], whole["quickstart"]
+
+    dense = min((name for name in DENSE_OPTIMIZERS if name in found["seconds"]), key=_median_of(found["seconds"]))
+    other = next((name for name in DENSE_OPTIMIZERS if name in found["seconds"] and name != dense), None)
+    config = options.config(Path("unused"))
+    figures = [
+        *steps.figures(found["seconds"], dense, other),
+        *traffic.figures(found["sent"], dense, config, options.ranks),
+        *memory.figures(found["at_rest"], dense, peaks),
+        *optimizer.figures(found["optimizer"]),
+        *layer.figures(layers),
+        *runs.checkpoint_figures(saving),
+        *runs.quickstart_figures(quickstart),
+        *gpu.figures(options),
+        *_large_model(options),
+    ]
+    order = list(SPECS)
+    figures.sort(key=lambda figure: order.index(figure.name))
+    return {
+        "options": {
+            **{key: value for key, value in dataclasses.asdict(options).items() if key != "machine"},
+            "sequence": options.sequence,
+        },
+        "machine": described,
+        "load": [load, machine.load()],
+        "seconds": time.perf_counter() - begin,
+        "dense_optimizer": dense,
+        "figures": [figure.to_json() for figure in figures],
+        "missed": missed(figures),
+        "where_time_goes": found["where"],
+        "bytes_sent": found["sent"],
+        "bytes_at_rest": found["at_rest"],
+        "quickstart": quickstart,
+        "scaling": scaling.predict(options),
+        "assumptions": dataclasses.asdict(options.machine),
+        "samples": {"seconds": found["seconds"], "optimizer": found["optimizer"], "layers": layers, "saving": saving},
+    }
+
+
+def _median_of(seconds: dict[str, list[float]]) -> Any:
+    return lambda name: median(seconds[name])
+
+
+def _large_model(options: Options) -> list[Figure]:
+    """The step of the 350m model on one GPU, where there is one."""
+    if options.device != "cuda":
+        return []  # ``gpu.figures`` says so
+    large = dataclasses.replace(options, model="350m", ranks=1)
+    seconds = ranks.run(session.steps_only, large, "350m", 0)
+    dense = DENSE_OPTIMIZERS[0]
+    note = f"one GPU, {large.micro_batch} sequences of {large.sequence} tokens, against dense with {dense}"
+    return [median_figure("gpu_step_350m", ratios(seconds["SMET"], seconds[dense]), note)]

@@ -1,0 +1,43 @@
+"""What the benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from pretrain.checkpoint.manifest import git_revision
+from smet import kernels
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Processor, cores, versions, kernels and revision, as plain data."""
+    import deepspeed
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "kernels": kernels.describe(device),
+        "revision": git_revision(),
+    }
+
+
+def load() -> float | None:
+    """Processes that wanted a core over the last minute."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,143 @@
+"""The result on the screen and as docs/performance.md: both from the same JSON, nothing typed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.bench.figures import PARTS
+
+Result = dict[str, Any]
+
+
+def _number(figure: dict[str, Any], value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f} MB" if figure["unit"] == "MB" else f"{value:.3f}{' s' if figure['unit'] == 's' else ''}"
+
+
+def figure_rows(result: Result) -> list[list[str]]:
+    """Title, value, quartiles, threshold, verdict."""
+    rows = []
+    for figure in result["figures"]:
+        limit, met = figure["threshold"], figure["met"]
+        sign = ">=" if figure["at_least"] else "<="
+        spread = "" if figure["spread"] is None else " to ".join(f"{value:.3f}" for value in figure["spread"])
+        rows.append(
+            [
+                figure["title"],
+                _number(figure, figure["value"]),
+                spread,
+                "stated" if limit is None else f"{sign} {limit:g}",
+                {True: "met", False: "MISSED", None: ""}[met],
+            ]
+        )
+    return rows
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown; all columns but the first are right-aligned."""
+    lines = [heads, ["---", *(["---:"] * (len(heads) - 1))], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def breakdown_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: share of each part in every engine's step."""
+    where = result["where_time_goes"]
+    names = list(where)
+    rows = [[part, *(f"{100 * where[name][part]:.1f} %" for name in names)] for part in PARTS]
+    rows.append(["**seconds per step**", *(f"{where[name]['seconds']:.3f}" for name in names)])
+    return ["part of a step", *names], rows
+
+
+def scaling_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the predictions."""
+    heads = ["model, GPUs, layout", "", "s / step", "tokens / s", "efficiency", "sent / step", "peak per GPU"]
+    rows = []
+    for case in result["scaling"]:
+        rows.append(
+            [
+                f"{case['model']} on {case['gpus']:,}: {case['layout']}",
+                case["side"],
+                f"{case['seconds']['total']:.3g}",
+                f"{case['tokens_per_second']:,.0f}",
+                f"{100 * case['efficiency']:.0f} %",
+                f"{case['sent_bytes'] / 1e9:.2f} GB",
+                f"{case['peak_bytes'] / 1e9:.1f} GB",
+            ]
+        )
+    return heads, rows
+
+
+def assumptions(result: Result) -> str:
+    """What the predictions rest on."""
+    machine = result["assumptions"]
+    return (
+        f"Assumed per GPU: {machine['flops'] / 1e12:g} TFLOP/s in products, "
+        f"{machine['memory_bandwidth'] / 1e12:g} TB/s of memory, {machine['node_bandwidth'] / 1e9:g} GB/s within a "
+        f"machine of {machine['gpus_per_node']}, {machine['network_bandwidth'] / 1e9:g} GB/s between machines; traffic "
+        f"in the background hides behind {machine['overlap']:.0%} of the products' time. Predicted, not measured; all "
+        "are options of the benchmark."
+    )
+
+
+def setting(result: Result) -> str:
+    """What was measured on what, in sentences."""
+    given, machine = result["options"], result["machine"]
+    block = " x ".join(str(side) for side in given["block"])
+    where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
+    lines = [
+        f"Model {'(tiny, a test run)' if given['quick'] else given['model']}, density {given['density']:g}, block "
+        f"{block}, bf16, ZeRO-{given['zero_stage']}, {given['ranks']} ranks of one thread on {given['device']}, "
+        f"{given['micro_batch']} sequences of {given['sequence']} tokens per rank and step.",
+        f"Machine: {where}; {machine['system']}; Python {machine['python']}, torch {machine['torch']}, DeepSpeed "
+        f"{machine['deepspeed']}; {machine['kernels']}; revision {machine['revision']}; load average "
+        f"{result['load'][0]} before and {result['load'][1]} after; {result['seconds']:.0f} s in all.",
+    ]
+    return "\n\n".join(lines)
+
+
+def screen(result: Result) -> str:
+    """For a terminal."""
+    heads, rows = ["figure", "value", "quartiles", "threshold", ""], figure_rows(result)
+    parts = [setting(result), table(heads, rows), table(*breakdown_rows(result)), table(*scaling_rows(result))]
+    parts += [assumptions(result), verdict(result)]
+    return "\n\n".join(parts)
+
+
+def verdict(result: Result) -> str:
+    """One line: what was missed, and what was not measured."""
+    left = [figure["name"] for figure in result["figures"] if figure["value"] is None]
+    missed = result["missed"]
+    return f"missed: {', '.join(missed) if missed else 'none'}; not measured: {', '.join(left) if left else 'none'}"
+
+
+def page(result: Result) -> str:
+    """docs/performance.md."""
+    notes = [f"- **{figure['title']}**: {figure['note']}" for figure in result["figures"] if figure["note"]]
+    quick = result["quickstart"]
+    names = list(dict.fromkeys(name for side in quick.values() for name in side["parts"]))
+    shares = [[name, *(f"{100 * side['parts'].get(name, 0.0):.1f} %" for side in quick.values())] for name in names]
+    parts = [
+        "# Performance",
+        "This page is made by `python -m tools.bench render docs/performance.json docs/performance.md` from the result "
+        "of `python -m tools.bench --json docs/performance.json`. Ratios compare SMET with a model of ordinary linear "
+        "layers under DeepSpeed at the same ZeRO stage with the faster of DeepSpeedCPUAdam and torch's fused AdamW; "
+        "engines take turns in the same processes. Values are medians.",
+        setting(result),
+        "## Figures",
+        table(["figure", "value", "quartiles", "threshold", ""], figure_rows(result)),
+        verdict(result).capitalize() + ".",
+        "\n".join(notes),
+        "## Where the time of a step goes",
+        table(*breakdown_rows(result)),
+        "Measured on rank 0 with clocks around each part, which cost a little themselves. `forward` and `backward` are "
+        "products, attention, norms and the loss; waiting for a slower rank counts as the collective waited in.",
+        "## The quickstart run",
+        "Share of the run's time, evaluations, checkpoints and topology updates included.",
+        table(["part of the run", *quick], shares),
+        "## Scaling on paper",
+        table(*scaling_rows(result)),
+        assumptions(result) + " Efficiency is the products' share of a step. Dense and SMET are priced in the same "
+        "layout; where the dense peak exceeds a GPU's memory, dense would need another one.",
+    ]
+    return "\n\n".join(parts) + "\n"

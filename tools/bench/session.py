@@ -1,0 +1,64 @@
+"""What all ranks measure together on the same engines: steps, traffic, memory, the optimizer, the profile."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tools.bench.engines import DENSE_OPTIMIZERS, DenseSide, Side, SparseSide, random_batches
+from tools.bench.ranks import Rank
+
+
+class Session:
+    """The engines of one process, built once and measured in turn.
+
+    Attributes:
+        sides: by name: ``SMET``, ``SMET dense residency`` and the dense ones, by their optimizer.
+        batches: one micro-batch.
+        tick: reports progress.
+    """
+
+    def __init__(self, rank: Rank):
+        options, layout = rank.options, rank.layout
+        self.options, self.layout, self.tick = options, layout, rank.tick
+        self.batches = random_batches(options, layout)
+        self.smet = SparseSide(options, layout)
+        self.sides: dict[str, Side] = {name: side for name in DENSE_OPTIMIZERS if (side := self._dense(name))}
+        self.sides["SMET"] = self.smet
+        self.sides["SMET dense residency"] = SparseSide(options, layout, weight_residency="dense")
+
+    def _dense(self, optimizer: str) -> DenseSide | None:
+        if optimizer == "DeepSpeedCPUAdam" and (self.options.quick or self.layout.device.type != "cpu"):
+            return None  # a minute of compiling where it was never built, and for the CPU only
+        return DenseSide(self.options, self.layout, optimizer)
+
+    @contextmanager
+    def extra(self, **sparsity: str) -> Iterator[SparseSide]:
+        """One more SMET engine for a moment."""
+        side = SparseSide(self.options, self.layout, **sparsity)
+        yield side
+        del side
+        gc.collect()
+
+
+def main(rank: Rank) -> dict[str, Any]:
+    """Everything that is measured on engines; plain data. Collective."""
+    from tools.bench import breakdown, memory, optimizer, steps, traffic
+
+    session = Session(rank)
+    return {
+        "seconds": steps.measure(session),
+        "sent": traffic.measure(session),
+        "at_rest": memory.at_rest(session),
+        "where": breakdown.measure(session),
+        "optimizer": optimizer.measure(session),
+    }
+
+
+def steps_only(rank: Rank) -> dict[str, list[float]]:
+    """Seconds per step of every engine, round by round. Collective."""
+    from tools.bench import steps
+
+    return steps.measure(Session(rank))
