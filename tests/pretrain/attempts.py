@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,19 @@ def attempt_all(cases: list[tuple[list[str], str]]) -> list[Attempt]:
     return [attempt(arguments, watched) for arguments, watched in cases]
 
 
-def launch(ranks: int, arguments: list[str], **environment: str) -> list[subprocess.CompletedProcess[str]]:
+def launch(
+    ranks: int, arguments: list[str], program: Sequence[str] = ("-m", "pretrain"), **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
     """Start the program on real processes as a launcher would, and wait for all of them; results by rank."""
+    return wait(start(ranks, arguments, program, **environment))
+
+
+def start(
+    ranks: int, arguments: list[str], program: Sequence[str] = ("-m", "pretrain"), **environment: str
+) -> list[subprocess.Popen[str]]:
+    """Start the program on real processes as a launcher would."""
     port = str(free_port())
-    command = [sys.executable, "-m", "pretrain", *arguments]
+    command = [sys.executable, *program, *arguments]
     processes = []
     for rank in range(ranks):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -75,19 +85,24 @@ def launch(ranks: int, arguments: list[str], **environment: str) -> list[subproc
             subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**inherited, "OMP_NUM_THREADS": "1", **placed, **environment},
+                env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **placed, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+    return processes
+
+
+def wait(processes: list[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """How each process ended; none is left behind."""
     try:
         ends = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [
-        subprocess.CompletedProcess(command, process.returncode, *end)
+        subprocess.CompletedProcess(process.args, process.returncode, *end)
         for process, end in zip(processes, ends, strict=True)
     ]
 

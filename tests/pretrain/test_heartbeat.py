@@ -1,0 +1,87 @@
+"""Heartbeats say where each rank is; the watchdog ends a run that hangs, and names the rank that does."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.exit_codes import STUCK
+from pretrain.heartbeat import Heartbeat, laggards
+from pretrain.run_folder import RunFolder
+from tests.pretrain.attempts import launch, write_run_file
+from tests.pretrain.runs import write_corpus
+
+
+def state(rank: int, **changes: Any) -> dict[str, Any]:
+    given = {"rank": rank, "host": f"node{rank}", "pid": 100 + rank, "phase": "training", "step": 6, "progress": 40}
+    return {**given, "stuck": True, "waiting": True, "stack": ["a.py:1 f"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("states", "ranks", "text"),
+    [
+        (
+            [state(0), state(1, progress=39, phase="reading data"), state(2)],
+            [1],
+            "reading data of step 7: got least",
+        ),
+        ([state(0), state(1), state(2, waiting=False)], [2], "rank 2 on node2 (pid 102)"),
+        ([state(0), state(1, stuck=False), state(2)], [1], "shows no sign of life"),
+        ([state(0), state(2)], [1], "rank 1, which never wrote a heartbeat: shows no sign"),
+        ([state(0), state(1), state(2)], [0, 1, 2], "all ranks are at the same place"),
+    ],
+)
+def test_the_rank_that_lags_is_named(states: list[dict[str, Any]], ranks: list[int], text: str) -> None:
+    report = laggards({state["rank"]: state for state in states}, 3)
+    assert report["ranks"] == ranks
+    assert text in report["text"]
+
+
+def test_files_follow_the_run(tmp_path: Path) -> None:
+    heart = Heartbeat(RunFolder(tmp_path), 1, 2, interval=0.02, stuck_after=0)
+    heart.start()
+    time.sleep(0.1)
+    assert not heart.path.exists(), "nothing is written before the folder is this run's"
+    heart.publish()
+    heart.mark("training", 7)
+    time.sleep(0.2)
+    written = json.loads((tmp_path / "heartbeat" / "rank-00001.json").read_text())
+    assert (written["phase"], written["step"], written["rank"], written["stuck"]) == ("training", 7, 1, False)
+    assert written["alive"] >= written["moved"]
+    heart.close()
+    assert json.loads((tmp_path / "heartbeat" / "rank-00001.json").read_text())["phase"] == "ended"
+
+
+HANG = """
+import os, sys, time
+from pretrain.data.loader import BatchLoader
+original = BatchLoader.batches
+def batches(self, first):
+    if os.environ["RANK"] == "1" and first >= 40:
+        time.sleep(600)
+    return original(self, first)
+BatchLoader.batches = batches
+from pretrain.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_hang_on_one_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    file = write_run_file(tmp_path / "run.yaml", corpus, tmp_path / "run", evaluation__interval=0)
+    (tmp_path / "hang.py").write_text(HANG)
+    begin = time.monotonic()
+    arguments = [file, "operation.heartbeat=0.5", "operation.stuck_after=6"]
+    ends = launch(2, arguments, program=[str(tmp_path / "hang.py")])
+    assert [end.returncode for end in ends] == [STUCK, STUCK], ends
+    assert time.monotonic() - begin < 100
+    said = ends[0].stderr + ends[1].stderr
+    assert said.count("error: no progress for 6 s: rank 1 on ") == 1, said
+    assert "in reading data of step 6: does not wait for the others" in said
+    (event,) = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert (event["kind"], event["ranks"]) == ("stuck", [1])
+    assert any("hang.py" in frame for frame in event["stacks"]["1"])

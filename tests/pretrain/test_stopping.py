@@ -1,0 +1,165 @@
+"""A run that is asked to stop saves and leaves with the documented exit code, whenever it is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.callbacks.base import Callback
+from pretrain.checkpoint.folder import published, read_manifest, step_of
+from pretrain.config import config_from_dict
+from pretrain.exit_codes import DONE, STOPPED
+from pretrain.run import prepare
+from pretrain.stopping import StopRequest
+from pretrain.trainer import Trainer
+from tests.distributed import run_ranks
+from tests.pretrain.attempts import start, wait, write_run_file
+from tests.pretrain.runs import layout_of, outcome, settings, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_corpus(tmp_path_factory.mktemp("stopping") / "corpus")
+
+
+class Asking(Callback):
+    """Asks this rank alone to stop: in a step, or in the evaluation behind it."""
+
+    name = "asking"
+
+    def __init__(self, step: int, in_evaluation: bool):
+        self.step, self.in_evaluation = step, in_evaluation
+
+    def on_start(self, trainer: Trainer) -> None:
+        if not self.in_evaluation:
+            return
+        original = trainer.engine.loss
+
+        def loss(tokens: Any) -> float:
+            if trainer.step == self.step:
+                trainer.stop_request.reason = "SIGTERM"
+            return original(tokens)
+
+        trainer.engine.loss = loss  # type: ignore[method-assign]
+
+    def before_step(self, trainer: Trainer) -> None:
+        if trainer.step + 1 == self.step and not self.in_evaluation:
+            trainer.stop_request.reason = "SIGTERM"
+
+
+def train(case: dict[str, Any]) -> dict[str, Any]:
+    config = config_from_dict(case["job"])
+    layout = layout_of(config)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = prepare(config, layout)
+        if layout.rank == 1 and "step" in case:
+            trainer.callbacks.insert(0, Asking(case["step"], case["in_evaluation"]))
+        trainer.fit()
+    return {"step": trainer.step, "reason": trainer.stop_reason, "early": trainer.stopped_early}
+
+
+def train_all(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [train(case) for case in cases]
+
+
+def test_all_ranks_stop_where_one_is_asked(corpus: str, tmp_path: Path) -> None:
+    def job(name: str) -> dict[str, Any]:
+        return settings(corpus, tmp_path / name, evaluation__interval=3, evaluation__samples=40)
+
+    cases = [
+        {"job": job("whole")},
+        {"job": job("step"), "step": 5, "in_evaluation": False},
+        {"job": job("step")},
+        {"job": job("evaluation"), "step": 6, "in_evaluation": True},
+        {"job": job("evaluation")},
+    ]
+    first, second = run_ranks(train_all, 2, cases, timeout=240)
+    assert first == second
+    ends = [(found["step"], found["reason"], found["early"]) for found in first]
+    assert ends == [(14, "", False), (5, "SIGTERM", True), (14, "", False), (6, "SIGTERM", True), (14, "", False)]
+    for name in ("step", "evaluation"):
+        assert outcome(tmp_path / name)["losses"] == outcome(tmp_path / "whole")["losses"]
+
+
+def test_deadlines_come_from_settings_and_from_slurm() -> None:
+    now, request = time.time(), StopRequest()
+    request.limit(0, 120, {})
+    assert request.deadline == float("inf") and request.why() == ""
+    request.limit(10, 120, {})
+    assert request.deadline == pytest.approx(now + 480, abs=5)
+    request.limit(10, 120, {"SLURM_JOB_END_TIME": str(int(now) + 300)})
+    assert request.deadline == pytest.approx(now + 180, abs=5)
+    assert request.why() == ""
+    request.limit(0, 120, {"SLURM_JOB_END_TIME": str(int(now) + 60)})
+    assert request.why() == "time limit"
+
+
+STEPS = 40
+
+
+def follow(processes: list[subprocess.Popen[str]], folder: Path, step: int, delay: float) -> None:
+    """Signal all ranks, as launchers do, ``delay`` seconds after the run has reached ``step`` (0: has started)."""
+    path = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while step and time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def check_stopped(ends: list[subprocess.CompletedProcess[str]], folder: Path) -> None:
+    checkpoints = published(folder / "checkpoints")
+    assert checkpoints, ends
+    read_manifest(checkpoints[-1])
+    done = step_of(checkpoints[-1])
+    codes = {end.returncode for end in ends}
+    assert codes == ({DONE} if done == STEPS else {STOPPED}), (done, ends)
+    assert ends[0].stdout.count("stopping after this step") == 1
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    assert len(lines) == done, "nothing that was trained is lost"
+
+
+def write_job(corpus: str, folder: Path) -> str:
+    changes = {"train__steps": STEPS, "checkpoint__interval": 3, "evaluation__interval": 4, "evaluation__samples": 24}
+    return write_run_file(folder.with_suffix(".yaml"), corpus, folder, **changes)
+
+
+@pytest.mark.parametrize(("step", "delay"), [(0, 2.0), (7, 0.0)], ids=["starting", "running"])
+def test_a_signal_to_real_processes(corpus: str, tmp_path: Path, step: int, delay: float) -> None:
+    processes = start(2, [write_job(corpus, tmp_path / "run")])
+    follow(processes, tmp_path / "run", step, delay)
+    check_stopped(wait(processes), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_signals_at_twenty_random_moments_of_one_run(corpus: str, tmp_path: Path) -> None:
+    """Start-ups, first steps, evaluations and saves; the run goes on each time, and ends as one that was left alone."""
+    rng, folder = random.Random(0), tmp_path / "run"
+    job = write_job(corpus, folder)
+    for _ in range(20):
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if folder.exists() else []
+        processes = start(2, [job])
+        follow(processes, folder, rng.choice([0, len(lines) + rng.randint(1, 3)]), rng.uniform(0.2, 0.5))
+        check_stopped(wait(processes), folder)
+        if len((folder / "metrics.jsonl").read_text().splitlines()) == STEPS:
+            break
+    last = wait(start(2, [job]))
+    assert [end.returncode for end in last] == [DONE, DONE]
+    whole = tmp_path / "whole"
+    assert [end.returncode for end in wait(start(2, [write_job(corpus, whole)]))] == [DONE, DONE]
+    assert outcome(folder)["losses"] == outcome(whole)["losses"]
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+        range(1, STEPS + 1)
+    )
