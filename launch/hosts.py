@@ -1,0 +1,156 @@
+"""Hosts and how many ranks each takes: hostfiles, Slurm's allocation, and the largest world that a run can use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pretrain.config import RunConfig
+from pretrain.config.layouts import nearest_layouts
+from pretrain.errors import LaunchError
+
+_LINE = re.compile(r"^(?P<name>[^\s#]+)\s+slots=(?P<slots>\d+)\s*(#.*)?$")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine, by the name that ssh or Slurm knows it by."""
+
+    name: str
+    slots: int
+    """Ranks it takes: its GPUs, or processes on a machine without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The hosts of one attempt, and the micro-batch that lets the global batch divide among their ranks."""
+
+    hosts: tuple[Host, ...]
+    micro_batch_size: int
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return sum(host.slots for host in self.hosts)
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """Hosts of a file with lines ``NAME slots=N``, as DeepSpeed and OpenMPI read it.
+
+    Raises:
+        LaunchError: it is missing, empty, or has a line of another form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"--hostfile {path} cannot be read ({error}); see launch/templates/hostfile") from None
+    hosts: list[Host] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        match = _LINE.match(line.strip())
+        if match is None or int(match["slots"]) == 0:
+            raise LaunchError(f"{path} line {number} is '{line.strip()}', expected 'NAME slots=N' with N of 1 or more")
+        if any(host.name == match["name"] for host in hosts):
+            raise LaunchError(f"{path} line {number} names {match['name']} again, expected each host once")
+        hosts.append(Host(match["name"], int(match["slots"])))
+    if not hosts:
+        raise LaunchError(f"{path} names no host, expected lines 'NAME slots=N'; see launch/templates/hostfile")
+    return tuple(hosts)
+
+
+def render_hostfile(hosts: Sequence[Host]) -> str:
+    """The text that ``read_hostfile`` reads back."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def limited(hosts: Sequence[Host], nodes: int | None, per_node: int | None) -> tuple[Host, ...]:
+    """The first ``nodes`` hosts with ``per_node`` ranks each; None = all.
+
+    Raises:
+        LaunchError: there are not as many.
+    """
+    if nodes is not None and nodes > len(hosts):
+        raise LaunchError(f"--nodes is {nodes}, expected at most the {len(hosts)} hosts there are")
+    chosen = tuple(hosts[:nodes])
+    if per_node is None:
+        return chosen
+    for host in chosen:
+        if per_node > host.slots:
+            raise LaunchError(f"--gpus-per-node is {per_node}, expected at most {host.name}'s {host.slots} slots")
+    return tuple(replace(host, slots=per_node) for host in chosen)
+
+
+def slurm_hosts(environ: Mapping[str, str], per_node: int | None, expand: Callable[[str], list[str]]) -> list[Host]:
+    """The hosts of the Slurm job that this process runs in.
+
+    Args:
+        expand: turns Slurm's short form, such as ``node[1-4]``, into names.
+
+    Raises:
+        LaunchError: this is no Slurm job, or it does not say how many ranks a node takes.
+    """
+    nodes = environ.get("SLURM_JOB_NODELIST")
+    if nodes is None:
+        raise LaunchError("this is no Slurm job, expected to run inside one; submit it with --slurm, or use salloc")
+    slots = per_node
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_ON_NODE"):
+        if slots is None and environ.get(name, "").isdigit():
+            slots = int(environ[name])
+    if slots is None:
+        raise LaunchError("the Slurm job does not say how many ranks a node takes; give --gpus-per-node N")
+    return [Host(name, slots) for name in expand(nodes)]
+
+
+def choose(config: RunConfig, hosts: Sequence[Host]) -> Choice | None:
+    """The most ranks of ``hosts`` that this run can use at its own tensor and pipeline degrees, or None.
+
+    All slots of all hosts if the run can use them; else as many on each host. The global batch stays: fewer ranks
+    accumulate more micro-batches, smaller ones where it does not divide otherwise.
+    """
+    candidates = [tuple(hosts)] if hosts else []
+    for count in range(len(hosts), 0, -1):
+        largest = sorted(hosts, key=lambda host: -host.slots)[:count]
+        chosen = tuple(host for host in hosts if host in largest)
+        for slots in range(min(host.slots for host in chosen), 0, -1):
+            candidates.append(tuple(replace(host, slots=slots) for host in chosen))
+    fitting = [
+        Choice(hosts=candidate, micro_batch_size=micro)
+        for candidate in candidates
+        if (micro := _micro_batch(config, sum(host.slots for host in candidate))) is not None
+    ]
+    # Most ranks first, then the largest micro-batch; max() keeps the earliest, which has the most hosts.
+    return max(fitting, key=lambda one: (one.world, one.micro_batch_size), default=None)
+
+
+def _micro_batch(config: RunConfig, world: int) -> int | None:
+    """The largest micro-batch, up to the run's own, that ``world`` ranks can share the global batch with."""
+    shards = config.parallel.tensor * config.parallel.pipeline
+    batch = config.train.global_batch_size
+    if world % shards or batch % (world // shards):
+        return None
+    per_rank = batch // (world // shards)
+    return next(size for size in range(min(config.train.micro_batch_size, per_rank), 0, -1) if per_rank % size == 0)
+
+
+def require_fit(config: RunConfig, hosts: Sequence[Host]) -> Choice:
+    """All of ``hosts``, as given, at the run's own micro-batch.
+
+    Raises:
+        LaunchError: the degrees do not divide their ranks; names layouts that would work.
+        ConfigError: the global batch does not divide.
+    """
+    world = sum(host.slots for host in hosts)
+    parallel = config.parallel
+    shards = parallel.tensor * parallel.pipeline
+    if world % shards:
+        fitting = nearest_layouts(config.model, config.data, config.sparsity, parallel, world)
+        raise LaunchError(
+            f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} give {world} ranks, expected a multiple of "
+            f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {shards}; give --nodes and "
+            f"--gpus-per-node that make one, or set what works with {world}: {'; '.join(fitting)}"
+        )
+    config.accumulation(world // shards)
+    return Choice(hosts=tuple(hosts), micro_batch_size=config.train.micro_batch_size)

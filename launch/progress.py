@@ -1,0 +1,105 @@
+"""Reading a run folder from outside, while the run goes on: nothing is written, no lock is taken."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TAIL_BYTES = 1 << 18
+_CHECKPOINT = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come. Steps; 0 = none."""
+
+    checkpoint: int
+    """Newest published checkpoint."""
+    step: int
+    """Last step in metrics.jsonl."""
+
+    def beyond(self, other: Reached) -> bool:
+        """Whether this is forward progress over ``other``."""
+        return self.checkpoint > other.checkpoint or self.step > other.step
+
+    def best(self, other: Reached) -> Reached:
+        """The furthest of both, each figure by itself: metrics go back when a run goes on from a checkpoint."""
+        return Reached(max(self.checkpoint, other.checkpoint), max(self.step, other.step))
+
+
+def reached(folder: Path) -> Reached:
+    """How far the run in ``folder`` has come."""
+    checkpoints = published(folder)
+    metrics = tail(folder / "metrics.jsonl")
+    return Reached(step_of(checkpoints[-1]) if checkpoints else 0, int(metrics[-1].get("step", 0)) if metrics else 0)
+
+
+def published(folder: Path) -> list[Path]:
+    """Published checkpoints of a run, oldest first."""
+    root = folder / "checkpoints"
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _CHECKPOINT.match(path.name) and (path / "manifest.json").is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def tail(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
+    """The last whole JSON objects of a file of lines, at most ``size`` bytes of them; none if there is no file."""
+    try:
+        with open(path, "rb") as file:
+            length = file.seek(0, 2)
+            file.seek(max(0, length - size))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    if length > size:
+        lines = lines[1:]  # cut off in front
+    return objects(lines)
+
+
+def objects(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The JSON objects among ``lines``; one that is just being written is left out."""
+    found = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """All events of a run, oldest first."""
+    return tail(folder / "events.jsonl", 1 << 26)
+
+
+def heartbeats(folder: Path) -> dict[int, dict[str, Any]]:
+    """rank -> what it wrote about itself last."""
+    found = {}
+    for path in sorted((folder / "heartbeat").glob("rank-*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found[int(record["rank"])] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # just being replaced
+    return found
+
+
+def note(folder: Path, event: dict[str, Any]) -> None:
+    """Add a line to the run's events; a folder that cannot be written is no reason to end a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+    except OSError as error:
+        print(f"warning: {folder / 'events.jsonl'} cannot be written: {error.strerror}", flush=True)

@@ -1,0 +1,166 @@
+"""How a run is doing, from what it writes: progress, speed, checkpoints, restarts, spikes, topology, ranks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from launch.progress import events, heartbeats, published, step_of, tail
+from pretrain.config.load import read_yaml
+from pretrain.errors import LaunchError
+
+RECENT = 50
+"""Steps that speed and time left are estimated from."""
+ALIVE_SECONDS = 60.0
+"""A heartbeat older than this is that of a rank that has ended, or is lost."""
+
+
+def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
+    """All that ``report`` prints, as plain data. Seconds, steps and tokens; None where it is not known.
+
+    Raises:
+        LaunchError: ``folder`` is no run folder.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise LaunchError(f"{folder} holds no config.yaml, expected a run folder (train.output_dir of a run)")
+    settings = read_yaml(folder / "config.yaml")
+    now = time.time() if now is None else now
+    metrics = tail(folder / "metrics.jsonl")
+    noted = events(folder)
+    ranks = _ranks(folder, now)
+    total = int(settings["train"]["steps"])
+    step = int(metrics[-1]["step"]) if metrics else 0
+    running = any(rank["alive_seconds"] <= ALIVE_SECONDS for rank in ranks)
+    return {
+        "run": str(folder),
+        "state": "running" if running else "done" if step >= total else "not running",
+        "step": step,
+        "steps": total,
+        **_speed(metrics, total - step),
+        "loss": metrics[-1].get("loss") if metrics else None,
+        "tokens": metrics[-1].get("tokens") if metrics else 0,
+        "checkpoint": _checkpoint(folder, now),
+        "restarts": sum(event.get("kind") == "restart" for event in noted),
+        "events": dict(Counter(str(event.get("kind")) for event in noted)),
+        "last_events": noted[-5:],
+        "topology": _topology(folder),
+        "ranks": ranks,
+        "laggard": _laggard(ranks),
+    }
+
+
+def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
+    recent = [record for record in metrics[-RECENT:] if "step_seconds" in record]
+    if not recent:
+        return {"seconds_left": None, "tokens_per_second": None, "step_seconds": None}
+    step_seconds = median(record["step_seconds"] for record in recent)
+    return {
+        "seconds_left": max(0, left) * step_seconds,
+        "tokens_per_second": median(record.get("tokens_per_second", 0.0) for record in recent),
+        "step_seconds": step_seconds,
+    }
+
+
+def _checkpoint(folder: Path, now: float) -> dict[str, Any] | None:
+    found = published(folder)
+    if not found:
+        return None
+    age = now - (found[-1] / "manifest.json").stat().st_mtime
+    return {"name": found[-1].name, "step": step_of(found[-1]), "age_seconds": max(0.0, age), "kept": len(found)}
+
+
+def _topology(folder: Path) -> dict[str, Any] | None:
+    updates = tail(folder / "topology.jsonl", 1 << 22)
+    if not updates:
+        return None
+    last = updates[-1]
+    return {key: last.get(key) for key in ("step", "update", "fraction", "pruned", "grown", "recycled", "seconds")}
+
+
+def _ranks(folder: Path, now: float) -> list[dict[str, Any]]:
+    found = []
+    for rank, record in sorted(heartbeats(folder).items()):
+        since = {
+            f"{key}_seconds": max(0.0, now - float(record[key])) if record.get(key) else float("inf")
+            for key in ("alive", "moved")
+        }
+        found.append({"rank": rank, **{k: record.get(k) for k in ("host", "pid", "step", "phase")}, **since})
+    return found
+
+
+def _laggard(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rank that all others wait for, if any: without a sign of life, or the longest without progress."""
+    if len(ranks) < 2:
+        return None
+    if dead := [rank for rank in ranks if rank["alive_seconds"] > ALIVE_SECONDS]:
+        return None if len(dead) == len(ranks) else max(dead, key=lambda rank: rank["alive_seconds"])
+    slowest = max(ranks, key=lambda rank: (-(rank["step"] or 0), rank["moved_seconds"]))
+    usual = median(rank["moved_seconds"] for rank in ranks)
+    behind = (slowest["step"] or 0) < max(rank["step"] or 0 for rank in ranks)
+    return slowest if behind or slowest["moved_seconds"] > 10.0 + 2.0 * usual else None
+
+
+def report(status: dict[str, Any]) -> str:
+    """For people."""
+    share = status["step"] / max(1, status["steps"])
+    lines = [f"{status['run']}: {status['state']}, step {status['step']:,} of {status['steps']:,} ({share:.1%})"]
+    if status["tokens_per_second"] is not None:
+        left = duration(status["seconds_left"])
+        lines.append(
+            f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step, "
+            f"{left} left"
+        )
+        lines.append(f"so far      {status['tokens']:,} tokens, loss {_number(status['loss'])}")
+    saved = status["checkpoint"]
+    lines.append(
+        f"checkpoint  {saved['name']}, {duration(saved['age_seconds'])} old, {saved['kept']} kept"
+        if saved
+        else "checkpoint  none yet"
+    )
+    if update := status["topology"]:
+        moved = f"{update['grown']:,} blocks moved" if update["grown"] is not None else ""
+        lines.append(f"topology    update {update['update']} after step {update['step']:,}: {moved}")
+    counts = [f"{number} x {kind}" for kind, number in status["events"].items()]
+    lines.append(f"events      {', '.join(counts) or 'none'}")
+    lines += [f"            {_event(event)}" for event in status["last_events"]]
+    lines += _rank_lines(status)
+    return "\n".join(lines)
+
+
+def _rank_lines(status: dict[str, Any]) -> list[str]:
+    ranks = status["ranks"]
+    if not ranks:
+        return ["ranks       no heartbeat"]
+    hosts = Counter(rank["host"] for rank in ranks)
+    lines = [f"ranks       {len(ranks)} on {len(hosts)} host{'s' if len(hosts) > 1 else ''}"]
+    if slow := status["laggard"]:
+        lines.append(
+            f"            rank {slow['rank']} on {slow['host']} lags: step {slow['step']}, phase {slow['phase']}, "
+            f"moved {duration(slow['moved_seconds'])} ago, last sign of life {duration(slow['alive_seconds'])} ago"
+        )
+    return lines
+
+
+def _event(event: dict[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event.get("time", 0.0))))
+    rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "kind"))
+    return f"{when}  {event.get('kind')}: {rest}"[:160]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "not finite"
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours_left:02d}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
