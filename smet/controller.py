@@ -20,6 +20,7 @@ from smet.bank import MaskBank
 from smet.config import SmetConfig
 from smet.errors import ConfigError
 from smet.exchange import Range, all_ranges, gather, redistribute
+from smet.growth import DenseGradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.schedule import TopologySchedule
@@ -113,6 +114,7 @@ class TopologyController:
         self._check_ranges()
         own = [store.fragment(layer.values).range for layer in self.layers.values()]
         self._ranges = dict(zip(self.layers, all_ranges(own, store.group), strict=True))
+        self._gradients = DenseGradients(store.group)
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
 
     def _check_ranges(self) -> None:
@@ -140,8 +142,7 @@ class TopologyController:
         """Ask the layers for dense gradients if this step ends in a gradient-grown update."""
         if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
             return
-        for layer in self.layers.values():
-            layer.capture_gradient = True
+        self._gradients.collect(self.layers.values())
 
     def after_step(self) -> UpdateReport | None:
         """Advance the clock if the step was applied, and update the topology when that is due."""
@@ -154,7 +155,7 @@ class TopologyController:
                 report = self.update()
         for layer in self.all_layers.values():
             layer.drop_dense_weight()
-            layer.capture_gradient, layer.dense_gradient = False, None
+        self._gradients.stop(self.layers.values())
         return report
 
     @torch.no_grad()
@@ -193,7 +194,7 @@ class TopologyController:
         change = change_by_ranges(
             scores.to(bits.device), bits, layer.grid.blocks, report.fraction, self._generators(name),
             protected=torch.isin(births, births.new_tensor(young)).to(bits.device) if young else None,
-            gradient_scores=self._gradient_scores(layer),
+            gradient_scores=self._gradients.scores(layer) if self.config.growth == "gradient" else None,
         )  # fmt: skip
         report.pruned += change.count
         report.grown += change.count
@@ -215,17 +216,6 @@ class TopologyController:
             return []
         horizon = step - self.config.protect_rounds * self.config.update_interval
         return [code for code, birth in enumerate(self.ages.births) if code and birth is not None and birth >= horizon]
-
-    def _gradient_scores(self, layer: SparseLinear) -> Tensor | None:
-        """|dense gradient averaged over ranks|, summed per block: ``(blocks,)``."""
-        if self.config.growth != "gradient":
-            return None
-        gradient = layer.dense_gradient
-        if gradient is None:
-            raise RuntimeError("gradient growth needs before_step() before the step's first micro-batch")
-        if self.store.group is not None:
-            dist.all_reduce(gradient, group=self.store.group)
-        return layer.grid.to_blocks(gradient).abs().sum(1)
 
     def _move_state(
         self, fragment: Fragment, change: TopologyChange, size: int, ranges: list[Range], code: int,

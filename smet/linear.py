@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,9 +59,8 @@ class SparseLinear(nn.Module):
         self.keep_dense = False
         self._dense: Tensor | None = None
         self._dense_key: Any = None
-        self.capture_gradient = False
-        self.dense_gradient: Tensor | None = None
-        """Sum of dense gradients (canonical, fp32) since ``capture_gradient`` was set; for RigL growth."""
+        self.gradient_sink: Callable[[SparseLinear, Tensor], None] | None = None
+        """Who else wants the dense gradient (canonical) of every backward pass; see ``smet.growth``."""
 
     @property
     def density(self) -> float:
@@ -114,9 +114,8 @@ class SparseLinear(nn.Module):
 
     def compress_gradient(self, dense: Tensor) -> Tensor:
         """Active entries of a canonical gradient ``(rows, cols)``, as ``(active * block_size,)``."""
-        if self.capture_gradient:
-            fresh = dense.detach().float()
-            self.dense_gradient = fresh if self.dense_gradient is None else self.dense_gradient.add_(fresh)
+        if self.gradient_sink is not None:
+            self.gradient_sink(self, dense)
         grid = self.grid
         if self.is_full:
             return grid.to_blocks(dense).reshape(-1)

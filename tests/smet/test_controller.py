@@ -188,12 +188,15 @@ def test_dense_gradients_are_kept_for_the_updating_step_alone() -> None:
     run = Run(growth="gradient")
     for step in range(1, 9):
         run.controller.before_step()
-        assert all(layer.capture_gradient == (step % 4 == 0) for layer in run.layers)
+        assert all((layer.gradient_sink is not None) == (step % 4 == 0) for layer in run.layers)
         run.optimizer.zero_grad()
         run.model(torch.randn(8, 20)).pow(2).mean().backward()
+        dense = sum(4 * layer.grid.rows * layer.grid.cols for layer in run.layers)
+        assert run.controller._gradients.bytes_held == (dense if step % 4 == 0 else 0)
         run.optimizer.step()
         run.controller.after_step()
-        assert all(layer.dense_gradient is None and not layer.capture_gradient for layer in run.layers)
+        assert run.controller._gradients.bytes_held == 0
+        assert all(layer.gradient_sink is None for layer in run.layers)
 
 
 def test_a_frozen_layer_is_left_as_it_is() -> None:

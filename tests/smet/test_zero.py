@@ -35,7 +35,9 @@ def plant_and_decide(stage: int, kind: str) -> list[str]:
             weights = torch.randn(fragment.total, generator=rng)
             weights[::3] = weights[0]  # plenty of ties
             fragment.master.copy_(weights[own])
-            layer.dense_gradient = torch.randn(layer.grid.rows, layer.grid.cols, generator=rng)
+            dense = torch.randn(layer.grid.rows, layer.grid.cols, generator=rng)
+            if session.controller.config.growth == "gradient":
+                session.controller._gradients._add(layer, dense)
         session.optimizer.steps_done += 2
         digests.append(session.controller.update().digest)
     return digests
