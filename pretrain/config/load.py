@@ -102,16 +102,25 @@ def parse_yaml(text: str, where: str) -> Any:
 def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Return ``lower`` with ``upper`` on top, mapping by mapping.
 
-    A layer that names a ``sparsity.method`` also outdoes what lower layers say about that method's keys.
+    A layer that names a ``sparsity.method`` also outdoes what lower layers say about that method's keys, and one
+    with ``data.train`` a ``data.curriculum`` below it, and the other way round.
     """
     method = upper.get("sparsity", {}).get("method") if isinstance(upper.get("sparsity"), dict) else None
     if method is not None and isinstance(lower.get("sparsity"), dict):
         lower = {**lower, "sparsity": _without_presets(lower["sparsity"], method)}
+    if isinstance(lower.get("data"), dict) and isinstance(upper.get("data"), dict):
+        lower = {**lower, "data": _without_rivals(lower["data"], upper["data"])}
     merged = dict(lower)
     for key, value in upper.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _without_rivals(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """The data section ``lower`` without what ``upper`` trains on instead."""
+    rivals = {"train": "curriculum", "curriculum": "train"}
+    return {key: value for key, value in lower.items() if not upper.get(rivals.get(key, ""))}
 
 
 def _without_presets(sparsity: dict[str, Any], method: Any) -> dict[str, Any]:

@@ -83,6 +83,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value; without a bias, causal. (b, q, s, d), twice (b, k, s, d),
+    (b, 1, s, s) -> (b, q, s, d)"""
+    shared = query.shape[1] // key.shape[1]
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared > 1)
+    if shared > 1:
+        # The memory-efficient kernel takes a bias, but no grouped queries; any other would store all the scores.
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention; each key and value head serves q / k query heads."""
 
@@ -102,14 +114,7 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         cos, sin = rotary_tables(query.shape[2], self.head_dim, self.theta, query.device)
-        mixed = F.scaled_dot_product_attention(
-            rotate(query, cos, sin),
-            rotate(key, cos, sin),
-            value,
-            attn_mask=bias,
-            is_causal=bias is None,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )  # (b, q, s, d)
+        mixed = attend(rotate(query, cos, sin), rotate(key, cos, sin), value, bias)  # (b, q, s, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 

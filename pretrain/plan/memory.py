@@ -87,6 +87,8 @@ def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool,
     layer_count = sum(block.is_layer for block in blocks)
     whole = tokens * _saved_by_layer(config, stream)
     kept = tokens * stream * width if checkpointing else whole
+    # Attention within documents adds one bias to the scores, the same in all layers.
+    bias = tokens * config.data.seq_length * width if config.data.reset_attention and layer_count else 0
     ends = 0.0
     for block in blocks:
         if block.name == "model.norm":
@@ -94,7 +96,7 @@ def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool,
         elif block.name == "lm_head":
             ends += tokens * 4 * model.vocab_size / tensor
     return Activations(
-        layers=round(layer_count * kept), recomputed=round(whole) if checkpointing and layer_count else 0,
+        layers=round(layer_count * kept) + bias, recomputed=round(whole) if checkpointing and layer_count else 0,
         ends=round(ends),
     )  # fmt: skip
 
@@ -103,6 +105,8 @@ def _saved_by_layer(config: RunConfig, stream: float) -> float:
     """Bytes per token: norms keep two fp32 copies, products their inputs, attention q, k, v, its output and a sum."""
     model, width, tensor = config.model, width_of(config), config.parallel.tensor
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    if config.data.reset_attention:
+        keys = queries  # the kernel that takes a bias knows no grouped queries
     norms = 2 * (8 * stream + 4)
     inputs = 2 * model.hidden_size * width
     attention = ((2 * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor

@@ -19,6 +19,9 @@ from smet.memory import Part, partition
 LOSS_FLOATS = 3
 """Vocabulary-parallel loss: maximum, sum of exponentials and the wanted logit, per token in fp32."""
 
+DOCUMENT_NUMBER = 4
+"""Bytes per token of the documents' numbers, which travel with the stream if attention stays within documents."""
+
 
 def sending(
     config: RunConfig, blocks: Sequence[Block], ranks: int, micro_batches: int, stage: int, dense: bool = False
@@ -148,6 +151,8 @@ def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, st
     sent = 0
     if stage < stages - 1:
         sent += message(whole=blocks[-1].name == "model.norm")
+        if config.data.reset_attention and blocks[-1].name != "model.norm":
+            sent += DOCUMENT_NUMBER * tokens
     if stage > 0:
         sent += message(whole=blocks[0].name == "lm_head")
     sent *= micro_batches

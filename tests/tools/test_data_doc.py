@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config import load_config
 from tests.tools.texts import ROOT
 
 SHORT = (
@@ -52,6 +53,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_files() -> dict[str, str]:
+    """The page's run files by the path in their first line."""
+    return {block.partition("\n")[0].removeprefix("# "): block for block in blocks("yaml")}
+
+
 def run(command: list[str], folder: Path) -> None:
     environment = {
         **os.environ,
@@ -79,11 +85,14 @@ def run(command: list[str], folder: Path) -> None:
 @pytest.mark.slow
 def test_every_command_and_example_works_in_order(checkout: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) >= 15
+    assert len(commands) >= 18
+    for path, content in run_files().items():
+        (checkout / path).write_text(content)
     for command in commands:
         run(["bash", "-c", command + (SHORT if "-m pretrain " in command else "")], checkout)
     run([sys.executable, "-c", "\n".join(blocks("python"))], checkout)
-    assert (checkout / "runs" / "mine" / "metrics.jsonl").read_text().count("\n") >= 1
+    for name in ("mine", "blend", "curriculum", "apart"):
+        assert (checkout / "runs" / name / "metrics.jsonl").read_text().count("\n") == 2
     # However the work was spread, the output is the same.
     bins = {(checkout / "data" / f"{name}.bin").read_bytes() for name in ("c4-mpi", "c4-array", "piped")}
     assert len(bins) == 1
@@ -100,9 +109,14 @@ def test_every_option_the_page_names_exists() -> None:
         assert option in helps, option
 
 
-def test_the_blend_in_the_page_is_a_data_section() -> None:
-    import yaml
-
-    (block,) = blocks("yaml")
-    sources = yaml.safe_load(block)["data"]["train"]
-    assert [set(source) for source in sources] == [{"path", "weight"}] * 2
+def test_every_run_file_of_the_page_is_used_and_complete(checkout: Path) -> None:
+    commands = "\n".join(blocks("bash"))
+    configs = {}
+    for path, content in run_files().items():
+        assert f"python -m pretrain {path}\n" in commands + "\n"
+        (checkout / path).write_text(content)
+        configs[path] = load_config(checkout / path).data
+    assert [source.weight for source in configs["data/blend.yaml"].train] == [0.7, 0.3]
+    curriculum = configs["data/curriculum.yaml"]
+    assert curriculum.train == ()
+    assert [stage.until_tokens for stage in curriculum.curriculum] == [50_000, 1_000_000, None]

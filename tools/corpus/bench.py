@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from pretrain.errors import DataError
+from tools.corpus.progress import progress
 from tools.corpus.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,13 @@ def bench(path: str, tokenizer: str, workers: int, repeats: int) -> dict[str, An
         raise DataError(f"input {path} does not exist; expected a file of JSON lines with a column 'text'")
     if workers < 1 or repeats < 1:
         raise DataError(f"--workers is {workers} and --repeats {repeats}, expected 1 or more of each")
-    pairs = [(_bare(path, tokenizer, workers), _preprocess(path, tokenizer, workers)) for _ in range(repeats)]
+    pairs = []
+    with progress("bench", total=2 * repeats, unit="run") as bar:
+        for _ in range(repeats):
+            bare_run = _bare(path, tokenizer, workers)
+            bar.update()
+            pairs.append((bare_run, _preprocess(path, tokenizer, workers)))
+            bar.update()
     bare = [max(pair[0][which] for pair in pairs) for which in range(2)]
     tool = [max(pair[1][which] for pair in pairs) for which in range(2)]
     return {

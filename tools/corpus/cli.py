@@ -41,7 +41,7 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
         print(f"error: {error.strerror or error}{where}; mend that and start the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("error: interrupted; start the same command again", file=sys.stderr)
         return 130
     if args.json:
         print(json.dumps(summary))

@@ -112,12 +112,14 @@ CURRICULUM = "data.curriculum=[{until_tokens: 5e3, blend: a}, {blend: [{path: a}
 
 
 def test_a_curriculum_is_stages_of_blends(tmp_path: Path) -> None:
-    config = load(tmp_path, "data.train=null", CURRICULUM, "data.reset_attention=true")
+    config = load(tmp_path, CURRICULUM, "data.reset_attention=true")
     first, last = config.data.curriculum
     assert first == Stage(until_tokens=5000, blend=(Source(path="a"),))
     assert last == Stage(until_tokens=None, blend=(Source(path="a"), Source(path="b", weight=2.0)))
     config.save(tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
+    back = load_config(tmp_path / "saved.yaml", ["data.train=c"])
+    assert (back.data.train, back.data.curriculum) == ((Source(path="c"),), ())
 
 
 def test_every_problem_of_a_curriculum_is_told_at_once(tmp_path: Path) -> None:
@@ -135,7 +137,8 @@ def test_every_problem_of_a_curriculum_is_told_at_once(tmp_path: Path) -> None:
     ):
         assert expected in found, found
     sound = stages.replace("untl_tokens", "until_tokens").replace("many", "500").replace("wieght", "weight")
-    found = problems_of(tmp_path, f"data.curriculum=[{sound.replace('{until_tokens: 800}', '{blend: a}')}]")
+    both = f"train: a, curriculum: [{sound.replace('{until_tokens: 800}', '{blend: a}')}]"
+    found = problems_of(tmp_path, f"data={{{both}}}")
     assert found == [
         "data.train and data.curriculum are both given, expected one of them; set the other to null",
         "data.curriculum[2].blend is empty, expected a prefix or a list of {path, weight}",

@@ -99,4 +99,4 @@ def test_without_an_end_of_document_token_attention_is_asked_as_ever(monkeypatch
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     make(None)(torch.cat(documents(8, 8), 1))
-    assert asked == [{"attn_mask": None, "is_causal": True, "enable_gqa": False}] * 3
+    assert asked == [{"is_causal": True, "enable_gqa": False}] * 3

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pretrain.config import RunConfig, config_from_dict
+from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.model import LlamaForCausalLM
 from pretrain.model.llama import mean_cross_entropy
 from pretrain.plan import blocks_of
@@ -69,6 +70,32 @@ def test_activations_of_decoder_layers(precision: str, checkpointing: bool) -> N
     if checkpointing:
         one = activations(run, blocks[:1], checkpointing=False, sequence=False)
         assert planned.recomputed == one.layers
+
+
+class WithinDocuments(nn.Module):
+    """Decoder layers under one bias."""
+
+    def __init__(self, layers: nn.Module, bias: Tensor):
+        super().__init__()
+        self.layers, self.bias = layers, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.children():
+            x = layer(x, self.bias)
+        return x
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_all_layers_share_the_bias_that_keeps_documents_apart(checkpointing: bool) -> None:
+    run = config(data={"reset_attention": True, "eos_id": 2})
+    model = LlamaForCausalLM(run.model, activation_checkpointing=checkpointing)
+    layers = nn.Sequential(*sparsify(model, run.sparsity).model.layers).to(torch.bfloat16)
+    tokens = torch.randint(0, 9, (ROWS, LENGTH))
+    x = torch.randn(ROWS, LENGTH, run.model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    blocks = [block for block in blocks_of(run) if block.is_layer]
+    planned = activations(run, blocks, checkpointing, sequence=False)
+    bias = document_bias(document_numbers(tokens, 2), torch.bfloat16)
+    assert saved_bytes(WithinDocuments(layers, bias), x) == pytest.approx(planned.layers, rel=0.01)
 
 
 class Ends(nn.Module):

@@ -50,6 +50,11 @@ def make(folder: Path, name: str, parallel: dict[str, Any], train: dict[str, Any
     return made
 
 
+def packed(made: dict[str, Any]) -> dict[str, Any]:
+    """The same with attention within documents."""
+    return {**made, "data": {**made["data"], "reset_attention": True, "eos_id": 2}}
+
+
 class Keep(Callback):
     """Holds on to the bytes of every step."""
 
@@ -160,6 +165,7 @@ def test_tensor_parallel(folder: Path) -> None:
 def test_pipeline(folder: Path) -> None:
     jobs = {
         "plain": make(folder, "plain", {"zero_stage": 1, "pipeline": 2}),
+        "packed": packed(make(folder, "packed", {"zero_stage": 1, "pipeline": 2}, BF16)),
         "tied-bf16": make(folder, "tied-bf16", {"zero_stage": 1, "pipeline": 2}, {**BF16, **AGAIN}, {"block": [1, 4]},
                           {"tie_word_embeddings": True}),
     }  # fmt: skip
