@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class Attempt:
         signals: Signals,
         watch: Watch,
     ):
-        self.job, self.remote, self.folder, self.id = job, remote, folder, launch_id
+        self.job = replace(job, variables={**job.variables, LAUNCH_ID: launch_id})
+        self.remote, self.folder, self.id = remote, folder, launch_id
         self.signals, self.watch = signals, watch
         self.names = [host.name for host in job.hosts]
         self._seen: dict[int, tuple[Any, float]] = {}

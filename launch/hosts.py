@@ -121,8 +121,8 @@ def choose(config: RunConfig, hosts: Sequence[Host]) -> Choice | None:
         for candidate in candidates
         if (micro := _micro_batch(config, sum(host.slots for host in candidate))) is not None
     ]
-    # Most ranks first, then the largest micro-batch; max() keeps the earliest, which has the most hosts.
-    return max(fitting, key=lambda one: (one.world, one.micro_batch_size), default=None)
+    # As many ranks on fewer hosts have less to send between hosts.
+    return max(fitting, key=lambda one: (one.world, one.micro_batch_size, -len(one.hosts)), default=None)
 
 
 def _micro_batch(config: RunConfig, world: int) -> int | None:
@@ -148,7 +148,7 @@ def require_fit(config: RunConfig, hosts: Sequence[Host]) -> Choice:
     if world % shards:
         fitting = nearest_layouts(config.model, config.data, config.sparsity, parallel, world)
         raise LaunchError(
-            f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} give {world} ranks, expected a multiple of "
+            f"{len(hosts)} host{'s give' if len(hosts) > 1 else ' gives'} {world} ranks, expected a multiple of "
             f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {shards}; give --nodes and "
             f"--gpus-per-node that make one, or set what works with {world}: {'; '.join(fitting)}"
         )

@@ -1,0 +1,128 @@
+"""From options to hosts and environment; what contradicts itself or does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.environment import for_ranks
+from launch.hosts import Host, choose, read_hostfile, render_hostfile
+from pretrain.config import load_config
+from pretrain.errors import LaunchError
+from tests.launch.commands import ENVIRON, prepared, write_run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (tmp_path / "home").mkdir()
+    write_run(tmp_path)
+    (tmp_path / "hostfile").write_text("# mine\n\nworker-1 slots=2\nworker-2   slots=2 # slow\n")
+    return tmp_path
+
+
+def test_a_hostfile_is_read_back() -> None:
+    hosts = read_hostfile(Path("hostfile"))
+    assert hosts == (Host("worker-1", 2), Host("worker-2", 2))
+    Path("again").write_text(render_hostfile(hosts))
+    assert read_hostfile(Path("again")) == hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "names no host"),
+        ("worker-1", "line 1 is 'worker-1', expected 'NAME slots=N'"),
+        ("a slots=0", "N of 1 or more"),
+        ("a slots=1\na slots=1", "line 2 names a again"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_hostfile_is_refused(text: str | None, expected: str) -> None:
+    path = Path("bad")
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LaunchError, match=expected):
+        read_hostfile(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--local", "--slurm"], "--local and --slurm are both given"),
+        (["--slurm", "--hostfile", "hostfile"], "--slurm and --hostfile are both given"),
+        (["--nodes", "2"], "--nodes needs to know which"),
+        (["--hostfile", "hostfile", "--nodes", "3"], "at most the 2 hosts"),
+        (["--hostfile", "hostfile", "--gpus-per-node", "3"], "at most worker-1's 2 slots"),
+        (["--gpus-per-node", "3"], "global_batch_size is 8"),
+        (["--gpus-per-node", "3", "parallel.tensor=2"], "expected a multiple of parallel.tensor 2"),
+        (["--gpus-per-node", "3", "parallel.pipeline=2", "parallel.zero_stage=1"], "1 host gives 3 ranks"),
+        (["--slurm"], "give --nodes N --gpus-per-node N"),
+        (["--slurm", "--gpus-per-node", "1", "--sbatch", "qos"], "expected an option with its dashes"),
+        (["--env", "1X=2"], "--env is '1X=2'"),
+        (["--env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set here"),
+        (["check", "--slurm", "--gpus-per-node", "1"], "expected to run inside a Slurm job"),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check = arguments[0] == "check"
+    given = ["check", "run.yaml", *arguments[1:]] if check else ["run.yaml", "--dry-run", *arguments]
+    assert main(given) == 2
+    screen = capsys.readouterr()
+    assert expected in screen.err
+    assert all(line.startswith("error: ") for line in screen.err.splitlines())
+
+
+def test_only_listed_and_asked_for_variables_are_carried(here: Path) -> None:
+    (here / ".deepspeed_env").write_text("# mine\nGLOO_SOCKET_IFNAME=ib0\nNCCL_IB_HCA=other\n")
+    found = for_ranks({**ENVIRON, "MINE": "1"}, ["MINE", "NEW=2"], (here,), None, 2)
+    assert found == {
+        "GLOO_SOCKET_IFNAME": "ib0", "MINE": "1", "NCCL_IB_HCA": "other", "NEW": "2", "OMP_NUM_THREADS": "4",
+        "PATH": "/shared/env/bin:/usr/bin",
+    }  # fmt: skip
+    assert for_ranks(ENVIRON, [], (here,), "eth1", 2)["GLOO_SOCKET_IFNAME"] == "eth1"
+    with pytest.raises(LaunchError, match="line break"):
+        for_ranks({**ENVIRON, "NCCL_DEBUG": "a\nb"}, [], (), None, 2)
+
+
+def test_a_bad_environment_file_is_named(here: Path) -> None:
+    (here / ".deepspeed_env").write_text("export A=1\n")
+    with pytest.raises(LaunchError, match=r"line 1 is 'export A=1', expected NAME=VALUE"):
+        prepared(["run.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "slots", "expected"),
+    [
+        ({}, [2, 2], ([2, 2], 1)),
+        ({}, [2], ([2], 1)),
+        ({}, [3, 3], ([2, 2], 1)),  # 6 ranks do not divide 8 sequences; 4 on two hosts
+        ({}, [8, 8, 8], ([8], 1)),
+        ({"train__micro_batch_size": 4}, [4], ([4], 2)),  # 8 sequences on 4 ranks leave 2 each
+        ({"parallel__pipeline": 2, "parallel__zero_stage": 1}, [3], ([2], 1)),
+        ({"parallel__pipeline": 2, "parallel__zero_stage": 1}, [1], None),
+        ({}, [], None),
+    ],
+)
+def test_the_largest_world_is_chosen(
+    here: Path, changes: dict[str, int], slots: list[int], expected: tuple[list[int], int] | None
+) -> None:
+    config = load_config(write_run(here, **changes))
+    chosen = choose(config, [Host(f"h{index}", count) for index, count in enumerate(slots)])
+    got = None if chosen is None else ([host.slots for host in chosen.hosts], chosen.micro_batch_size)
+    assert got == expected
+
+
+def test_it_starts_without_torch() -> None:
+    program = (
+        "import sys; import launch.__main__, launch.prepare, launch.supervisor, launch.status, launch.preflight;"
+        "sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    )
+    root = Path(__file__).parent.parent.parent
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
