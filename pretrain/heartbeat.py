@@ -119,7 +119,7 @@ class Heartbeat:
             report = laggards(states, self.world_size) if self._published else _own(states[self.rank])
             print(f"error: no progress for {self.stuck_after:.0f} s: {report['text']}", file=sys.stderr, flush=True)
             if self._published:
-                self.folder.append("events.jsonl", {"time": time.time(), "kind": "stuck", "step": self.step, **report})
+                self.folder.append_event("stuck", self.step, **report)
         time.sleep(self.interval)  # launchers kill the rest as soon as one rank ends: let the report get out first
         os._exit(STUCK)
 

@@ -16,6 +16,7 @@ from pretrain.callbacks.guard import GuardCallback
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.sources import SourcesCallback
+from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.checkpoint.content import saved_costs
 from pretrain.checkpoint.load import choose, read_state
@@ -147,6 +148,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
         GuardCallback(config.guard, folder, saver, resume),
         *([EvaluationCallback(validation)] if validation is not None else []),
         TopologyCallback(folder),
+        StabilityCallback(folder),
         ConsistencyCallback(),
         MemoryCallback(folder),
         SourcesCallback(),

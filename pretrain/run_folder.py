@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,11 @@ class RunFolder:
         """Add one JSON line to the file ``name``."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def append_event(self, kind: str, step: int, **more: Any) -> None:
+        """Add a line to ``events.jsonl``: what happened to the run beside training. Infinities become null."""
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in more.items()}
+        self.append("events.jsonl", {"time": time.time(), "kind": kind, "step": step, **finite})
 
     def write_json(self, name: str, content: Any) -> None:
         """Publish ``content`` as the file ``name``."""

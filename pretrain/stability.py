@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
+from statistics import median as middle_of
 from typing import Any
 
 MAD_TO_DEVIATION = 1.4826
@@ -28,6 +28,11 @@ class RobustWindow:
         """Whether there is past enough to judge by."""
         return len(self.values) >= min(16, self.values.maxlen or 16)
 
+    @property
+    def median(self) -> float:
+        """Median of the values."""
+        return middle_of(self.values)
+
     def add(self, value: float) -> None:
         """Remember a value; one that is not finite is left out."""
         if math.isfinite(value):
@@ -39,8 +44,8 @@ class RobustWindow:
             return 0.0
         if not math.isfinite(value):
             return math.inf
-        middle = median(self.values)
-        spread = MAD_TO_DEVIATION * median(abs(other - middle) for other in self.values)
+        middle = self.median
+        spread = MAD_TO_DEVIATION * middle_of(abs(other - middle) for other in self.values)
         return (value - middle) / max(spread, self.floor * abs(middle), 1e-12)
 
     def state_dict(self) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,9 @@ class GuardCallback(Callback):
             return
         print(f"step {trainer.step}: {why}; step skipped ({self.skipped} skipped so far)", flush=True)
         samples = [first, trainer.consumed_samples]
-        self._tell("skip", trainer.step, why=why, loss=record["loss"], grad_norm=self._norm, samples=samples)
+        self.folder.append_event(
+            "skip", trainer.step, why=why, loss=record["loss"], grad_norm=self._norm, samples=samples
+        )
 
     def before_step(self, trainer: Trainer) -> None:
         """Go back, if skipping did not help."""
@@ -135,7 +136,7 @@ class GuardCallback(Callback):
                 f"steps (rollback {rollbacks} of at most {self.config.max_rollbacks})",
                 flush=True,
             )
-            self._tell("rollback", last, to=trainer.step, samples=bad, rollbacks=rollbacks)
+            self.folder.append_event("rollback", last, to=trainer.step, samples=bad, rollbacks=rollbacks)
 
     def _good_checkpoint(self, trainer: Trainer, first: int) -> Path | None:
         """The newest whole checkpoint from before step ``first``. Collective."""
@@ -150,12 +151,6 @@ class GuardCallback(Callback):
         step = folders.step_of(target)
         self.folder.forget_after(step)
         folders.drop_after(self.folder.checkpoints, step)
-
-    def _tell(self, kind: str, step: int, **more: Any) -> None:
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in more.items()
-        }
-        self.folder.append("events.jsonl", {"time": time.time(), "kind": kind, "step": step, **finite})
 
     def state_dict(self) -> dict[str, Any]:
         """The recent past and the counts."""

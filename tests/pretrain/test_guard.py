@@ -16,7 +16,6 @@ from pretrain.callbacks.guard import GuardCallback
 from pretrain.config import config_from_dict
 from pretrain.errors import DivergenceError
 from pretrain.run import prepare
-from pretrain.stability import RobustWindow
 from pretrain.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.pretrain.runs import layout_of, settings, write_corpus
@@ -151,25 +150,3 @@ def test_a_run_that_keeps_spiking_goes_back_and_passes_over(corpus: str, tmp_pat
     assert "back to step-00000016, passing over the samples of those steps" in first[0]["screen"]
     for i, text in ((1, "guard.max_rollbacks 0 are used up"), (2, "there is no checkpoint from before")):
         assert text in first[i]["error"] and first[i]["error"] == second[i]["error"]
-
-
-def test_a_window_tells_spikes_from_noise() -> None:
-    window = RobustWindow(64, floor=0.02)
-    assert window.deviations(1e9) == 0.0 and not window.ready
-    for i in range(64):
-        window.add(3.0 + 0.1 * (i % 7 - 3))
-    window.add(float("nan"))
-    window.add(50.0)  # one outlier moves neither median nor spread
-    assert abs(window.deviations(3.3)) < 3
-    assert window.deviations(6.0) > 10
-    assert window.deviations(float("inf")) == float("inf")
-    other = RobustWindow(64, floor=0.02)
-    other.load_state_dict(window.state_dict())
-    assert other.deviations(3.4) == window.deviations(3.4)
-
-
-def test_a_quiet_past_does_not_make_spikes_of_small_noise() -> None:
-    window = RobustWindow(32, floor=0.02)
-    for _ in range(32):
-        window.add(2.0)
-    assert window.deviations(2.1) < 3
