@@ -227,7 +227,10 @@ def _kill_session(leader: int) -> None:
 
 
 def _in_words(code: int) -> str:
+    if code == 255:
+        return "exit code 255: ssh to a host failed"
     if code < 0 or code > 128:
+        # Python's sys.exit(-9) arrives as 247, a shell tells 137.
         number = -code if code < 0 else 256 - code if code > 192 else code - 128
         try:
             return f"a process was ended by {signal.Signals(number).name}"

@@ -83,10 +83,7 @@ def _topology(folder: Path) -> dict[str, Any] | None:
 def _ranks(folder: Path, now: float) -> list[dict[str, Any]]:
     found = []
     for rank, record in sorted(heartbeats(folder).items()):
-        since = {
-            f"{key}_seconds": max(0.0, now - float(record[key])) if record.get(key) else float("inf")
-            for key in ("alive", "moved")
-        }
+        since = {f"{key}_seconds": max(0.0, now - float(record.get(key) or 0.0)) for key in ("alive", "moved")}
         found.append({"rank": rank, **{k: record.get(k) for k in ("host", "pid", "step", "phase")}, **since})
     return found
 
@@ -156,8 +153,6 @@ def _number(value: Any) -> str:
 
 def duration(seconds: float) -> str:
     """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
-    if seconds == float("inf"):
-        return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours_left = divmod(hours, 24)
