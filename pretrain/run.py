@@ -18,6 +18,7 @@ from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
+from pretrain.callbacks.traffic import TrafficCallback
 from pretrain.checkpoint.content import saved_costs
 from pretrain.checkpoint.load import choose, read_state
 from pretrain.checkpoint.masks import SavedMasks
@@ -144,7 +145,9 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
     """In the order in which a step's end is worked off; see each callback for why."""
     settings = config.checkpoint
     saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
+    counted = config.logging.traffic and layout.world_size > 1
     return [
+        *([TrafficCallback(layout)] if counted else []),
         GuardCallback(config.guard, folder, saver, resume),
         *([EvaluationCallback(validation)] if validation is not None else []),
         TopologyCallback(folder),

@@ -359,6 +359,8 @@ class LoggingConfig:
     """Optimizer steps between progress lines; metrics.jsonl has every step."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder."""
+    traffic: bool = True
+    """Count the bytes that each step sends, by kind, in runs of several ranks (``bytes_sent_...`` in metrics.jsonl)."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
