@@ -83,7 +83,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.preflight and _check(options) != DONE:
         return USER
     supervisor = Supervisor(
-        with_free_port(prepared.job), prepared.config, prepared.remote, policy_of(options), watch_of(options), signals
+        with_free_port(prepared.job),
+        prepared.config,
+        prepared.remote,
+        policy_of(options),
+        watch_of(options, prepared.config),
+        signals,
     )
     supervisor.require_hosts()
     code = supervisor.run()

@@ -15,7 +15,8 @@ from launch.environment import LAUNCH_ID
 from launch.progress import heartbeats, reached
 from launch.remote import Remote, on_all
 from launch.signals import Signals
-from launch.starts import Job, Start, start_of
+from launch.starts import ADDRESS, Job, Start, start_of
+from pretrain.exit_codes import USER
 
 
 @dataclass(kw_only=True)
@@ -24,7 +25,7 @@ class Watch:
 
     lost_after: float = 180.0
     """Since a rank's heartbeat file last changed: its process or host is gone, or its disk."""
-    start_within: float = 1200.0
+    start_within: float = 3600.0
     """Until every rank has a heartbeat."""
     host_interval: float = 30.0
     """Between two looks whether every host still answers."""
@@ -79,8 +80,13 @@ class Attempt:
     def run(self) -> Ended:
         """Start, wait for the end, and clean up. No process of the attempt is left on a host that answers."""
         start = start_of(self.job)
+        address = ""
+        if ADDRESS in (*start.command, *start.variables.values()):
+            address, problem = address_of(self.job, self.remote)
+            if problem:
+                return problem
         with tempfile.TemporaryDirectory(prefix="smet-launch-") as scratch:
-            command, variables = _write_files(start, Path(scratch))
+            command, variables = _write_files(start, Path(scratch), address)
             environment = {**os.environ, **variables, LAUNCH_ID: self.id}
             try:
                 # A session of its own: Ctrl-C reaches this program only, which passes it on to the ranks. DeepSpeed,
@@ -142,10 +148,16 @@ class Attempt:
         missing = self.job.world - len(ages)
         if missing > 0 and now - began > self.watch.start_within:
             return f"{missing} of {self.job.world} ranks gave no sign of life within {self.watch.start_within:.0f} s"
-        late = [rank for rank, age in ages.items() if age > self.watch.lost_after]
-        if not late:
+        if not any(age > self.watch.lost_after for age in ages.values()):
             return ""
         records = heartbeats(self.folder)
+        late = [
+            rank
+            for rank, age in ages.items()
+            if age > self.watch.lost_after and records.get(rank, {}).get("phase") != "ended"
+        ]
+        if not late:
+            return ""
         first = records.get(late[0], {})
         others = f" and {len(late) - 1} more" if len(late) > 1 else ""
         return (
@@ -199,9 +211,20 @@ class Attempt:
         _kill_session(process.pid)
 
 
-def _write_files(start: Start, scratch: Path) -> tuple[list[str], dict[str, str]]:
+def address_of(job: Job, remote: Remote) -> tuple[str, Ended | None]:
+    """Address of the first host, or how the attempt ends without one."""
+    name = job.hosts[0].name
+    answer = remote.ask(name, "address", {"interface": job.interface}, timeout=20.0)
+    if answer.value is None:
+        return "", Ended(255, f"{name} does not tell its address: {answer.error}")
+    if error := answer.value["error"]:
+        return "", Ended(USER, f"{name} {error}; give --interface or --master-addr")
+    return str(answer.value["address"]), None
+
+
+def _write_files(start: Start, scratch: Path, address: str) -> tuple[list[str], dict[str, str]]:
     """Write the files of ``start``, and put their paths in place of the placeholders."""
-    paths = {}
+    paths = {ADDRESS: address}
     for placeholder, text in start.files.items():
         path = scratch / placeholder.strip("{}")
         path.write_text(text, encoding="utf-8")

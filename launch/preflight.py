@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.attempt import address_of
 from launch.hosts import Host
 from launch.remote import Answer, Remote, on_all
 from launch.starts import Job
@@ -83,7 +84,7 @@ def of(config: RunConfig, job: Job, remote: Remote) -> list[Finding]:
         folder=job.folder,
         shared=str(existing_parent(run if run.is_absolute() else Path(job.folder) / run)),
         port=job.port,
-        address=job.address or job.hosts[0].name,
+        address=job.address or address_of(job, remote)[0] or job.hosts[0].name,
         bytes_needed=bytes_planned(config),
     )
     return preflight(wanted, replace(remote, variables=environment_of(job.variables)))

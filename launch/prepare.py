@@ -181,6 +181,10 @@ def policy_of(options: argparse.Namespace) -> Policy:
     return Policy(max_restarts=options.max_restarts, back_off=options.back_off)
 
 
-def watch_of(options: argparse.Namespace) -> Watch:
-    """How long to wait for signs of life."""
-    return Watch(lost_after=options.lost_after, host_interval=options.host_interval, patience=options.patience)
+def watch_of(options: argparse.Namespace, config: RunConfig) -> Watch:
+    """How long to wait for signs of life; a run that gives them rarely is given more time."""
+    return Watch(
+        lost_after=max(options.lost_after, 4 * config.operation.heartbeat),
+        host_interval=options.host_interval,
+        patience=options.patience,
+    )

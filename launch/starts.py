@@ -34,7 +34,7 @@ class Job:
     """Working directory of the ranks, on every host."""
     port: int = 29500
     address: str | None = None
-    """Address at which all hosts reach the first; default: what DeepSpeed finds, or the first host's name."""
+    """Address at which all hosts reach the first; default: that of ``interface``, or the one that ssh uses."""
     interface: str | None = None
     ssh_arguments: str = ""
     """More options for ssh."""
@@ -69,6 +69,8 @@ class Start:
 _NOT_EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "UCX")
 """The first two are mpirun's business, the others DeepSpeed names itself."""
 HOSTFILE, ENVIRONMENT = "{hostfile}", "{environment}"
+ADDRESS = "{address}"
+"""Placeholder for the first host's address, which is asked for when the run starts."""
 
 
 def start_of(job: Job) -> Start:
@@ -88,11 +90,10 @@ def _local(job: Job) -> Start:
 
 
 def _pdsh(job: Job) -> Start:
-    address = ("--master_addr", job.address) if job.address else ()
     extra = ("--launcher_args", job.launcher_arguments) if job.launcher_arguments else ()
     command = (
         *_deepspeed(job), "--hostfile", HOSTFILE, "--launcher", "pdsh", "--force_multi", "--no_ssh_check", *extra,
-        *address, "--master_port", str(job.port), "--module", "pretrain",
+        "--master_addr", job.address or ADDRESS, "--master_port", str(job.port), "--module", "pretrain",
         *(through_pdsh(argument) for argument in (job.config, *job.overrides)),
     )  # fmt: skip
     files = {HOSTFILE: render_hostfile(job.hosts), ENVIRONMENT: render_file(job.variables)}
@@ -104,7 +105,7 @@ def _pdsh(job: Job) -> Start:
 def _openmpi(job: Job) -> Start:
     variables = {
         **job.variables,
-        "MASTER_ADDR": job.address or job.hosts[0].name,
+        "MASTER_ADDR": job.address or ADDRESS,
         "MASTER_PORT": str(job.port),
     }
     # By name, with the values in mpirun's own environment: DeepSpeed would put quotes into values with special

@@ -33,7 +33,7 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
     ranks = _ranks(folder, now)
     total = int(settings["train"]["steps"])
     step = int(metrics[-1]["step"]) if metrics else 0
-    running = any(rank["alive_seconds"] <= ALIVE_SECONDS for rank in ranks)
+    running = any(rank["alive_seconds"] <= ALIVE_SECONDS and rank["phase"] != "ended" for rank in ranks)
     return {
         "run": str(folder),
         "state": "running" if running else "done" if step >= total else "not running",
@@ -90,6 +90,7 @@ def _ranks(folder: Path, now: float) -> list[dict[str, Any]]:
 
 def _laggard(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The rank that all others wait for, if any: without a sign of life, or the longest without progress."""
+    ranks = [rank for rank in ranks if rank["phase"] != "ended"]
     if len(ranks) < 2:
         return None
     if dead := [rank for rank in ranks if rank["alive_seconds"] > ALIVE_SECONDS]:

@@ -134,11 +134,18 @@ class Supervisor:
         )
         attempt = self._attempt(job, self.remote, self.folder, f"{self.id}-{self.number}", self.signals, self.watch)
         ended = attempt.run()
+        if ended.code == STUCK:
+            ended = replace(ended, reason=self._who_was_stuck() or "nothing moved any more")
         short = 0 < attempt.ranks_seen < job.world
         if ended.code == DONE and short:
             reason = f"it ran on {attempt.ranks_seen} ranks, not the {job.world} asked for: see the launcher's options"
             return Ended(USER, reason)
         return ended
+
+    def _who_was_stuck(self) -> str:
+        """What the run's watchdog found, if it got to write it down."""
+        found = [event for event in events(self.folder) if event.get("kind") == "stuck"]
+        return str(found[-1].get("text", "")) if found else ""
 
     def _changed(self, choice: Choice) -> tuple[str, ...]:
         size = choice.micro_batch_size
@@ -214,9 +221,8 @@ class Supervisor:
         now = reached(self.folder)
         origin = f"checkpoint of step {now.checkpoint}" if now.checkpoint else "the beginning"
         where = ", ".join(_names(hosts)) or "no host"
-        code = "stuck" if ended.code == STUCK else ended.reason
         print(
-            f"restart {self.number} after {code}: from {origin}, {world} ranks on {where}",
+            f"restart {self.number} after {ended.reason}: from {origin}, {world} ranks on {where}",
             flush=True,
         )
         self._note(

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch import attempt as module
-from launch.attempt import Attempt, Ended, Watch
+from launch.attempt import Attempt, Ended, Watch, address_of
 from launch.hosts import Host
 from launch.remote import Remote
 from launch.signals import Signals
@@ -168,6 +169,18 @@ def test_a_launcher_that_is_missing_is_a_failed_attempt(make: Make, monkeypatch:
     attempt = make("ends", "0")
     monkeypatch.setattr(module, "start_of", lambda job: Start(command=("no-such-launcher",)))
     assert attempt.run() == Ended(127, "no-such-launcher cannot be started: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("interface", "expected"), [("lo", "127.0.0.1"), ("none0", "a has no interface none0 with an address, it has")]
+)
+def test_the_first_host_is_asked_for_its_address(make: Make, interface: str, expected: str) -> None:
+    attempt = make("ends", "0")
+    job = replace(attempt.job, hosts=(Host("a", 1),), interface=interface)
+    address, problem = address_of(job, attempt.remote)
+    assert expected in (problem.reason if problem else address)
+    unreachable = Remote(kind="ssh", python="python", ssh=("false",))
+    assert address_of(job, unreachable)[1] == Ended(255, "a does not tell its address: exit code 1: no output")
 
 
 def test_a_host_is_lost_only_if_the_run_stands_still_too(make: Make, folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_run_that_is_done_or_needs_its_user_is_not_restarted(
     assert len(cluster.jobs) == 1
 
 
-@pytest.mark.parametrize("code", [FAILED, STUCK, -9, 137, 247, 255])
+@pytest.mark.parametrize("code", [FAILED, -9, 137, 247, 255])
 def test_whatever_else_happens_it_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     cluster = Cluster(folder, [(failing(code=code), Reached(3, 5)), (Ended(DONE, ""), None)])
     assert supervise(cluster, monkeypatch)[0] == DONE
@@ -117,6 +117,21 @@ def test_whatever_else_happens_it_goes_on(folder: Path, monkeypatch: pytest.Monk
     }  # fmt: skip
     assert cluster.jobs[1].port == cluster.jobs[0].port + 1
     assert cluster.jobs[1].overrides == ("x.y=1",)
+
+
+def test_a_stuck_run_is_restarted_for_the_reason_that_its_watchdog_gave(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(folder, [(failing(code=STUCK), None), (Ended(DONE, ""), None)])
+
+    def watchdog(number: int) -> None:
+        if number == 0:
+            with open(folder / "events.jsonl", "a") as file:
+                file.write('{"time": 1, "kind": "stuck", "step": 3, "text": "rank 3 on b (pid 7): got least far"}\n')
+
+    cluster.during = watchdog
+    assert supervise(cluster, monkeypatch)[0] == DONE
+    assert noted(cluster, "restart")[0]["reason"] == "rank 3 on b (pid 7): got least far"
 
 
 def test_it_goes_on_with_the_hosts_that_are_left_and_takes_back_those_that_return(
