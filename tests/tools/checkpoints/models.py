@@ -33,6 +33,7 @@ def jobs(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
         "partly": {**mha, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.self_attn.o_proj"]},
         "dense": {**mha, "sparsity": {"method": "dense"}},
         "tensor": {**even, "parallel__tensor": 2, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.mlp.down_proj"]},
+        "tensor-tied": {**even, "parallel__tensor": 2, "model__tie_word_embeddings": True, "sparsity__block": [1, 2]},
         "pipeline": {**even, "parallel__pipeline": 2, "parallel__zero_stage": 1, "model__tie_word_embeddings": True},
     }
     made = {}

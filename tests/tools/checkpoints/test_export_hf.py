@@ -17,7 +17,7 @@ from tests.tools.checkpoints.models import VOCABULARY, load_hf, newest, our_mode
 from tools import export_hf
 from tools.checkpoints import stream
 
-NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "pipeline"]
+NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "tensor-tied", "pipeline"]
 
 
 def export(*arguments: Any) -> int:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.config import load_config
 from pretrain.data.corpus import open_corpus
+from tests.pretrain.programs import Program
 from tests.pretrain.runs import settings
 from tests.tools.checkpoints.models import VOCABULARY, load_hf, make_hf, newest, read_state, read_vectors
 from tools import export_hf, import_hf
@@ -128,6 +129,25 @@ def test_training_starts_from_it(tmp_path: Path, corpus: str, density: float) ->
     assert read_state(saved).keys() <= read_state(tmp_path / "imported" / "step-00000000").keys()
     assert all((v == 0).all() for name, v in imported.items() if "/" in name)
     assert read_state(saved)["data_fingerprint"] == data.fingerprint
+
+
+def test_any_layout_starts_from_a_sparse_import(tmp_path: Path, corpus: str) -> None:
+    """Two ranks under ZeRO-3, and two halves of each layer, whose numbers of active weights differ."""
+    make_hf(tmp_path / "source", vocab_size=VOCABULARY + 1, num_attention_heads=4, num_key_value_heads=2)
+    assert import_(tmp_path / "source", tmp_path / "imported", "--density", 0.3) == 0
+    losses = {}
+    for name, ranks, parallel in (("one", 1, {}), ("data", 2, {"zero_stage": 3}), ("tensor", 2, {"tensor": 2})):
+        (tmp_path / name).mkdir()
+        file = run_file(tmp_path, corpus, train__output_dir=str(tmp_path / name / "run"))
+        resume = f"checkpoint.resume={tmp_path / 'imported' / 'step-00000000'}"
+        changes = [f"parallel.{key}={value}" for key, value in parallel.items()]
+        with Program(tmp_path / name / "screen", ranks, [str(file), resume, *changes]) as program:
+            assert program.wait() == [0] * ranks, program.errors()
+        rows = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(row)["loss"] for row in rows]
+    assert len(losses["one"]) == 3 and losses["one"][0] > 1
+    assert losses["data"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["tensor"] == pytest.approx(losses["one"], rel=1e-5)
 
 
 def test_another_model_cannot_take_it(tmp_path: Path, corpus: str) -> None:

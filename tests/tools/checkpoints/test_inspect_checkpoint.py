@@ -33,6 +33,9 @@ def test_it_tells_what_the_run_did(runs: Path, name: str, capsys: pytest.Capture
     assert (report["step"], report["topology_updates"], report["consumed_samples"]) == (6, 1, 48)
     if name != "tensor":  # whose rank 0 counts its own shard
         assert report["density"] == pytest.approx(update["density"])
+    degree = 2 if name == "tensor" else 1
+    sizes = {"world_size": 2, "data": 2 // degree, "tensor": degree, "pipeline": 1, "zero_stage": 2}
+    assert report["layout"] == sizes
     block = report["block"][0] * report["block"][1]
     born = [row for row in report["ages"] if row["born"]]
     assert [(row["born"], row["age"]) for row in born] == [(4, 2)]
@@ -63,6 +66,7 @@ def test_a_person_reads_it_on_one_screen(runs: Path, capsys: pytest.CaptureFixtu
     assert main([str(runs / "grouped")]) == 0
     text = capsys.readouterr().out
     assert "step-00000006: whole (all checksums match)" in text
+    assert "world_size 2, data 2, tensor 1, pipeline 1, zero_stage 2; torch " in text
     assert "model.layers.*.mlp.up_proj: 0.29" in text
     assert "  4: " in text and "at the start" in text and "masks" in text
     report = report_of(runs / "grouped", capsys)
