@@ -145,6 +145,8 @@ class ZeroStore:
         for index, (flat, options) in enumerate(self._partitions()):
             name = options.get("name", "all")
             yield "master", name, flat
+            if flat.grad is not None:  # ZeRO-Offload's copy in host memory; without it, gone when the step is done
+                yield "gradients", name, flat.grad
             for key, value in self.optimizer.state[flat].items():
                 yield state_kind(key), name, value
             params = self.zero.fp16_groups[index] if self.stage3 else self.zero.bit16_groups[index]

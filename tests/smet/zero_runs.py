@@ -46,6 +46,8 @@ class Case:
     persistent: bool = False
     """Stage 3: let DeepSpeed keep small parameters gathered."""
     checkpointing: bool = False
+    offload: bool = False
+    """Let DeepSpeed keep master weights, optimizer state and the gradients of a partition in host memory."""
     snapshots: bool = False
     steps: int = STEPS
     settings: tuple[tuple[str, Any], ...] = ()
@@ -119,12 +121,15 @@ def deepspeed_config(case: Case, ranks: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": case.stage}
     if case.stage == 3:
         zero |= {"sub_group_size": 1500, "stage3_param_persistence_threshold": 10**6 if case.persistent else 0}
+    if case.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": MICRO_ROWS // ranks,
         "gradient_accumulation_steps": MICRO_BATCHES,
         "gradient_clipping": 1.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": case.precision == "bf16"},
     }
 
