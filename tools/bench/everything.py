@@ -25,8 +25,7 @@ def measure(options: Options) -> dict[str, Any]:
     begin, load = time.perf_counter(), machine.load()
     described = machine.describe(options.device)
     layers = layer.measure(options)
-    rounds = max(2, options.steps // (1 if options.quick else 2))
-    found = ranks.run(session.main, options, "steps", rounds * 4 + max(2, rounds // 2) * 2 + 4)
+    found = ranks.run(session.main, options, "steps", session.ticks(options))
     peaks = {
         "dense": ranks.run(memory.peak_dense, options, "memory, dense", memory.PEAK_STEPS),
         "SMET": ranks.run(memory.peak_smet, options, "memory, SMET", memory.PEAK_STEPS),
@@ -34,8 +33,10 @@ def measure(options: Options) -> dict[str, Any]:
     whole = ranks.run(runs.main, options, "runs", runs.ticks(options))
     saving, quickstart = whole["saving"], whole["quickstart"]
 
-    dense = min((name for name in DENSE_OPTIMIZERS if name in found["seconds"]), key=_median_of(found["seconds"]))
-    other = next((name for name in DENSE_OPTIMIZERS if name in found["seconds"] and name != dense), None)
+    dense = min(
+        (name for name in DENSE_OPTIMIZERS if name in found["at_rest"]), key=_median_of(found["seconds"]["wall"])
+    )
+    other = next((name for name in DENSE_OPTIMIZERS if name in found["at_rest"] and name != dense), None)
     config = options.config(Path("unused"))
     figures = [
         *steps.figures(found["seconds"], dense, other),
@@ -80,7 +81,7 @@ def _large_model(options: Options) -> list[Figure]:
     if options.device != "cuda":
         return []  # ``gpu.figures`` says so
     large = dataclasses.replace(options, model="350m", ranks=1)
-    seconds = ranks.run(session.steps_only, large, "350m", 0)
+    seconds = ranks.run(session.steps_only, large, "350m", 0)["wall"]
     dense = DENSE_OPTIMIZERS[0]
     note = f"one GPU, {large.micro_batch} sequences of {large.sequence} tokens, against dense with {dense}"
     return [median_figure("gpu_step_350m", ratios(seconds["SMET"], seconds[dense]), note)]

@@ -23,6 +23,7 @@ GPU = "not measured without CUDA"
 SPECS: dict[str, Spec] = {
     "step_time": Spec(title="step time, SMET / dense, default residency", threshold=0.92),
     "step_time_dense_residency": Spec(title="step time, SMET / dense, weight_residency dense", threshold=0.88),
+    "step_cpu_time": Spec(title="CPU time of a step, SMET / dense, default residency"),
     "bytes_sent": Spec(title="bytes sent per step for the sparse layers, SMET / dense", threshold=0.34),
     "bytes_sent_replicated": Spec(title="the same with mask_residency replicated", threshold=0.28),
     "bytes_sent_whole_model": Spec(title="bytes sent per step for the whole model, SMET / dense"),

@@ -33,7 +33,7 @@ def measure(session: Session) -> dict[str, list[float]]:
     for action in actions.values():
         action()
     rounds = 3 if session.options.quick else ROUNDS
-    return interleaved(session.layout, actions, rounds, 1, lambda: None)
+    return interleaved(session.layout, actions, rounds, 1, lambda: None).wall
 
 
 def _partition(elements: int, device: torch.device) -> nn.Parameter:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tools.bench.engines import DENSE_OPTIMIZERS, DenseSide, Side, SparseSide, random_batches
+from tools.bench.options import Options
 from tools.bench.ranks import Rank
 
 
@@ -25,14 +26,9 @@ class Session:
         self.options, self.layout, self.tick = options, layout, rank.tick
         self.batches = random_batches(options, layout)
         self.smet = SparseSide(options, layout)
-        self.sides: dict[str, Side] = {name: side for name in DENSE_OPTIMIZERS if (side := self._dense(name))}
+        self.sides: dict[str, Side] = {name: DenseSide(options, layout, name) for name in dense_optimizers(options)}
         self.sides["SMET"] = self.smet
         self.sides["SMET dense residency"] = SparseSide(options, layout, weight_residency="dense")
-
-    def _dense(self, optimizer: str) -> DenseSide | None:
-        if optimizer == "DeepSpeedCPUAdam" and (self.options.quick or self.layout.device.type != "cpu"):
-            return None  # a minute of compiling where it was never built, and for the CPU only
-        return DenseSide(self.options, self.layout, optimizer)
 
     @contextmanager
     def extra(self, **sparsity: str) -> Iterator[SparseSide]:
@@ -41,6 +37,19 @@ class Session:
         yield side
         del side
         gc.collect()
+
+
+def ticks(options: Options) -> int:
+    """How often ``main`` reports progress."""
+    from tools.bench import steps
+
+    engines = 2 + len(dense_optimizers(options))
+    return engines * (steps.rounds(options) + 1) + 2 * steps.few_rounds(options)
+
+
+def dense_optimizers(options: Options) -> tuple[str, ...]:
+    """Those that the dense side is measured with; DeepSpeed's is for CPUs, and a minute of compiling at first."""
+    return DENSE_OPTIMIZERS[:1] if options.quick or options.device != "cpu" else DENSE_OPTIMIZERS
 
 
 def main(rank: Rank) -> dict[str, Any]:
@@ -57,7 +66,7 @@ def main(rank: Rank) -> dict[str, Any]:
     }
 
 
-def steps_only(rank: Rank) -> dict[str, list[float]]:
+def steps_only(rank: Rank) -> dict[str, dict[str, list[float]]]:
     """Seconds per step of every engine, round by round. Collective."""
     from tools.bench import steps
 

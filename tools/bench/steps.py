@@ -6,13 +6,33 @@ from typing import Any
 
 from tools.bench.clock import interleaved
 from tools.bench.figures import Figure
+from tools.bench.options import Options
 from tools.bench.session import Session
 from tools.bench.spread import median, ratios
 
 WARM_UP = 2
 
 
-def measure(session: Session) -> dict[str, list[float]]:
+Seconds = dict[str, dict[str, list[float]]]
+"""``wall`` and ``cpu`` -> action -> seconds by round."""
+
+
+def times(options: Options) -> int:
+    """Steps that an engine takes before the next one's turn."""
+    return 1 if options.quick else 2
+
+
+def rounds(options: Options) -> int:
+    """Turns of each engine."""
+    return max(2, options.steps // times(options))
+
+
+def few_rounds(options: Options) -> int:
+    """Turns of topology updates."""
+    return max(2, rounds(options) // 2)
+
+
+def measure(session: Session) -> Seconds:
     """Seconds per step of every engine and per topology update, round by round. Collective."""
     batches, sides = session.batches, session.sides
     for side in sides.values():
@@ -20,15 +40,18 @@ def measure(session: Session) -> dict[str, list[float]]:
             side.step(batches)
     session.smet.topology.update()
     actions: dict[str, Any] = {name: (lambda side=side: side.step(batches)) for name, side in sides.items()}
-    times = 1 if session.options.quick else 2
-    rounds = max(2, session.options.steps // times)
-    seconds = interleaved(session.layout, actions, rounds, times, session.tick)
+    options = session.options
+    seconds = interleaved(session.layout, actions, rounds(options), times(options), session.tick)
     updates = {"step": lambda: session.smet.step(batches), "update": session.smet.topology.update}
-    few = interleaved(session.layout, updates, max(2, rounds // 2), 1, session.tick)
-    return {**seconds, "update": few["update"], "step beside update": few["step"]}
+    few = interleaved(session.layout, updates, few_rounds(options), 1, session.tick)
+    both = {"wall": (seconds.wall, few.wall), "cpu": (seconds.cpu, few.cpu)}
+    return {
+        kind: {**own, "update": rare["update"], "step beside update": rare["step"]}
+        for kind, (own, rare) in both.items()
+    }
 
 
-def figures(seconds: dict[str, list[float]], dense: str, other: str | None) -> list[Figure]:
+def figures(measured: Seconds, dense: str, other: str | None) -> list[Figure]:
     """From what ``measure`` returned.
 
     Args:
@@ -36,10 +59,12 @@ def figures(seconds: dict[str, list[float]], dense: str, other: str | None) -> l
         other: the slower one.
     """
     against = f"against dense with {dense}"
+    seconds, cpu = measured["wall"], measured["cpu"]
     made = [
         median("dense_step_seconds", seconds[dense], f"with {dense}"),
         median("step_time", ratios(seconds["SMET"], seconds[dense]), against),
         median("step_time_dense_residency", ratios(seconds["SMET dense residency"], seconds[dense]), against),
+        median("step_cpu_time", ratios(cpu["SMET"], cpu[dense]), "less disturbed by other programs; waiting is free"),
         median(
             "topology_update", ratios(seconds["update"], seconds["step beside update"]), "all layers, with publishing"
         ),
