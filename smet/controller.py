@@ -114,7 +114,8 @@ class TopologyController:
         self._check_ranges()
         own = [store.fragment(layer.values).range for layer in self.layers.values()]
         self._ranges = dict(zip(self.layers, all_ranges(own, store.group), strict=True))
-        self._gradients = DenseGradients(store.group)
+        self.gradients = DenseGradients(store.group)
+        """Dense gradients of the step in progress, if it ends in an update that grows by them."""
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
 
     def _check_ranges(self) -> None:
@@ -142,7 +143,7 @@ class TopologyController:
         """Ask the layers for dense gradients if this step ends in a gradient-grown update."""
         if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
             return
-        self._gradients.collect(self.layers.values())
+        self.gradients.collect(self.layers.values())
 
     def after_step(self) -> UpdateReport | None:
         """Advance the clock if the step was applied, and update the topology when that is due."""
@@ -155,7 +156,7 @@ class TopologyController:
                 report = self.update()
         for layer in self.all_layers.values():
             layer.drop_dense_weight()
-        self._gradients.stop(self.layers.values())
+        self.gradients.stop(self.layers.values())
         return report
 
     @torch.no_grad()
@@ -194,7 +195,7 @@ class TopologyController:
         change = change_by_ranges(
             scores.to(bits.device), bits, layer.grid.blocks, report.fraction, self._generators(name),
             protected=torch.isin(births, births.new_tensor(young)).to(bits.device) if young else None,
-            gradient_scores=self._gradients.scores(layer) if self.config.growth == "gradient" else None,
+            gradient_scores=self.gradients.scores(layer) if self.config.growth == "gradient" else None,
         )  # fmt: skip
         report.pruned += change.count
         report.grown += change.count

@@ -31,7 +31,7 @@ class DenseGradients:
     def collect(self, layers: Iterable[SparseLinear]) -> None:
         """Ask ``layers`` for their dense gradients from now on."""
         for layer in layers:
-            layer.gradient_sink = self._add
+            layer.gradient_sink = self.add
 
     def stop(self, layers: Iterable[SparseLinear]) -> None:
         """Ask no more, and forget what was collected."""
@@ -39,7 +39,7 @@ class DenseGradients:
             layer.gradient_sink = None
         self._sums.clear()
 
-    def _add(self, layer: SparseLinear, dense: Tensor) -> None:
+    def add(self, layer: SparseLinear, dense: Tensor) -> None:
         """Add one micro-batch's canonical gradient ``(rows, cols)``. Collective: layers come in one order."""
         tiles = layer.grid.to_blocks(dense.detach()).float()
         if self.ranks > 1:

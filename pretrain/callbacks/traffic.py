@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.layout import Layout
 from pretrain.traffic import TrafficCounter
 from pretrain.trainer import Trainer
-from smet.controller import UpdateReport
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TrafficCallback(Callback):
     """Adds ``bytes_sent_<kind>`` of this rank (see ``pretrain.traffic``) to every step's record.
 
     Put it before the callbacks that evaluate and update the topology: what these send after a step is
-    reported with the next one, a topology update's under its own kind.
+    reported with the next one. What a topology update sends has its own kind; sums of dense gradients, to grow
+    by, belong to it and to the step before it.
     """
 
     name = "traffic"
@@ -28,13 +32,16 @@ class TrafficCallback(Callback):
         """Start to count; tell topology updates apart."""
         self.counter.__enter__()
         self._open = True
-        update = trainer.topology.update
+        controller = trainer.topology
+        controller.update = self._as_topology(controller.update)  # type: ignore[method-assign]
+        controller.gradients.add = self._as_topology(controller.gradients.add)  # type: ignore[method-assign]
 
-        def counted_update() -> UpdateReport:
+    def _as_topology(self, action: Callable[P, T]) -> Callable[P, T]:
+        def counted(*arguments: P.args, **options: P.kwargs) -> T:
             with self.counter.as_kind("topology"):
-                return update()
+                return action(*arguments, **options)
 
-        trainer.topology.update = counted_update  # type: ignore[method-assign]
+        return counted
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Add this step's bytes to its record."""

@@ -144,7 +144,7 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
     found["optimizer step"] = 4 * (min(share, group) if stage == 3 else share)
     found["topology update"] = 0 if dense else topology_update(config, sparse, ranks)
     if sparse and config.sparsity.growth == "gradient" and config.sparsity.dynamic:
-        found["gradients to grow by"] = 4 * sum(weight.total for weight in sparse if weight.aged)
+        found["gradients to grow by"] = 4 * sum(-(-weight.total // ranks) for weight in sparse if weight.aged)
     return {name: size for name, size in found.items() if size}
 
 

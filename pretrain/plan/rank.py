@@ -132,6 +132,6 @@ def plan_rank(
         in_flight=min(parallel.pipeline - stage, micro_batches),
         transients=transients(config, blocks, ranks, dense),
         sent=sending(config, blocks, ranks, micro_batches, stage, dense),
-        sent_per_update=0 if dense else topology_sending(config, blocks, ranks),
+        sent_per_update=0 if dense else topology_sending(config, blocks, ranks, micro_batches),
         flops=flops(config, blocks, micro_batches),
     )

@@ -162,11 +162,12 @@ def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, st
     return sent
 
 
-def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int) -> int:
+def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int, micro_batches: int) -> int:
     """Bytes this rank sends in one topology update.
 
     Master weights (fp32) and birth rounds (one byte) of each layer are all-reduced, masks gathered once, and
-    the weights published. State that moves between ranks is left out: a few entries per boundary.
+    the weights published. Growth by gradients sums dense ones (fp32) over ranks in each micro-batch, and gathers the
+    blocks' scores. State that moves between ranks is left out: a few entries per boundary.
     """
     if ranks == 1 or not config.sparsity.dynamic:
         return 0
@@ -177,8 +178,11 @@ def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int) -> 
     if sharded:
         total += sum(ring_bytes("all_gather", -(-size // ranks) * ranks, ranks) for size in parts[0].buckets[1:])
     if config.sparsity.growth == "gradient":
-        dense = sum(weight.total for block in blocks for weight in block.weights if weight.aged)
-        total += ring_bytes("all_reduce", 4 * dense, ranks)
+        rows, cols = config.sparsity.block
+        for weight in (weight for block in blocks for weight in block.weights if weight.aged):
+            scores = -(-weight.total // (rows * cols) // ranks) * ranks
+            total += micro_batches * ring_bytes("reduce_scatter", 4 * scores * rows * cols, ranks)
+            total += ring_bytes("all_gather", 4 * scores, ranks)
     width = width_of(config)
     if config.parallel.zero_stage < 3:
         total += ring_bytes("all_gather", width * _elements(parts, config.parallel.zero_stage, ranks), ranks)

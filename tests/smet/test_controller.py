@@ -192,10 +192,10 @@ def test_dense_gradients_are_kept_for_the_updating_step_alone() -> None:
         run.optimizer.zero_grad()
         run.model(torch.randn(8, 20)).pow(2).mean().backward()
         dense = sum(4 * layer.grid.rows * layer.grid.cols for layer in run.layers)
-        assert run.controller._gradients.bytes_held == (dense if step % 4 == 0 else 0)
+        assert run.controller.gradients.bytes_held == (dense if step % 4 == 0 else 0)
         run.optimizer.step()
         run.controller.after_step()
-        assert run.controller._gradients.bytes_held == 0
+        assert run.controller.gradients.bytes_held == 0
         assert all(layer.gradient_sink is None for layer in run.layers)
 
 
