@@ -136,7 +136,7 @@ class Attempt:
         for rank, record in heartbeats(self.folder).items():
             alive = record.get("alive")
             known = self._seen.get(rank)
-            if known is None and alive == self._before.get(rank):
+            if rank >= self.job.world or (known is None and alive == self._before.get(rank)):
                 continue  # left by an earlier attempt
             if known is None or known[0] != alive:
                 self._seen[rank] = (alive, now)

@@ -45,7 +45,7 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
     config = load_config(options.config, options.overrides)
     hosts = _hosts(options, config, environ, submits)
     require_fit(config, hosts)
-    launcher = "srun" if options.slurm else "openmpi" if options.mpi else "pdsh" if options.hostfile else "local"
+    launcher = "srun" if options.slurm else "openmpi" if options.mpi else "local" if _is_here(hosts) else "pdsh"
     variables = for_ranks(
         environ, options.env, (Path.home(), Path.cwd()), options.interface, max(host.slots for host in hosts)
     )

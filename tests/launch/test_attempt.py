@@ -41,6 +41,11 @@ for beat in range(1000000):
         with open(path + ".tmp", "w") as file:
             json.dump(record, file)
         os.replace(path + ".tmp", path)
+    if behaviour == "first" and beat == 60 - 55 * rank:
+        record["phase"] = "ended"
+        with open(path, "w") as file:
+            json.dump(record, file)
+        sys.exit(0)
     if behaviour == "ends" and beat == 5:
         sys.exit(int(sys.argv[3]))
     time.sleep(0.05)
@@ -149,6 +154,10 @@ def test_a_rank_without_a_sign_of_life_ends_the_attempt_and_is_named(make: Make)
     assert ended.code == -9
     assert ended.reason.startswith("rank 1 on host-1 gave no sign of life for") and "phase backward" in ended.reason
     assert left_behind(attempt) == []
+
+
+def test_a_rank_that_has_ended_is_not_lost(make: Make) -> None:
+    assert make("first", lost_after=1.0).run() == Ended(0, "exit code 0")
 
 
 def test_ranks_that_never_come_up_end_the_attempt(make: Make, folder: Path) -> None:
