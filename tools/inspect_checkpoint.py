@@ -96,12 +96,15 @@ def sizes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def describe(report: Report) -> str:
     """The report for a person."""
-    layout = ", ".join(f"{key} {value}" for key, value in (report["layout"] or {}).items())
+    layout = dict(report["layout"] or {})
+    ranks, stage = layout.pop("world_size", "unknown"), layout.pop("zero_stage", None)
+    ranks = "1 rank" if ranks == 1 else f"{ranks} ranks"
+    degrees = ", ".join([f"{key} {size}" for key, size in layout.items()] + ([f"ZeRO-{stage}"] if stage else []))
     versions = ", ".join(f"{key} {value}" for key, value in (report["versions"] or {}).items())
     lines = [
         f"{report['checkpoint']}: whole (all checksums match)",
         f"step {report['step']}, {report['consumed_samples']:,} samples, {report['topology_updates']} topology updates",
-        f"written {report['written']} by {layout}; {versions}; git {(report['git'] or 'unknown')[:12]}",
+        f"written {report['written']} by {ranks} ({degrees}); {versions}; git {(report['git'] or 'unknown')[:12]}",
         f"{report['parameters']:,} parameters, {report['parameters_stored']:,} stored; sparse layers at density "
         f"{report['density_overall']:.4g}, block {report['block'][0]}x{report['block'][1]}",
         *_density_lines(report["density"]),

@@ -109,8 +109,11 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, option: str = "checkpoint.resume=") -> dict[str, Any]:
     """The manifest of a published checkpoint.
+
+    Args:
+        option: how another checkpoint is given to the program, for its advice.
 
     Raises:
         CheckpointError: there is none, or it is not ours.
@@ -122,20 +125,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} does not exist{_others(folder.parent)}")
     if not path.is_file():
         if step_of(folder) >= 0 and (folder / STATE).is_file():
-            raise CheckpointError(f"checkpoint is damaged: {path} is missing{remedy(folder)}")
+            raise CheckpointError(f"checkpoint is damaged: {path} is missing{remedy(folder, option)}")
         others = _others(folder, "inside it") or _others(folder.parent)
         raise CheckpointError(f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{others}")
     try:
         return parse(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{remedy(folder)}") from None
+        raise CheckpointError(f"{error}{remedy(folder, option)}") from None
 
 
-def remedy(folder: Path) -> str:
+def remedy(folder: Path, option: str = "checkpoint.resume=") -> str:
     """What to try instead of a damaged checkpoint: the newest other one there that has its files in their sizes."""
     for other in reversed(published(folder.parent)):
         if other != folder and _has_its_files(other):
-            return f"; try checkpoint.resume={other}"
+            return f"; try {option}{other}"
     return ""
 
 

@@ -109,17 +109,17 @@ def test_sixty_damages_are_found_and_their_files_named(
             choose(str(damaged), root, ALONE)
         assert inspect_checkpoint.main([str(damaged)]) == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and name in errors[0]
+        assert len(errors) == 1 and name in errors[0] and errors[0].endswith(f"; try {before}")
         shutil.copyfile(source / "step-00000006" / name, damaged / name)
         assert problems_of(damaged, ALONE) == []
 
 
-def test_every_byte_of_the_manifest_counts(starts: Any, folder: Path, tmp_path: Path) -> None:
+def test_any_byte_of_the_manifest_counts(starts: Any, folder: Path, tmp_path: Path) -> None:
     """It guards the other files, and itself: also where JSON does not care, as between a blank and a line's end."""
     content = (folder / "run" / "checkpoints" / "step-00000006" / MANIFEST).read_bytes()
-    blanks = [(at, blank) for at in range(len(content)) if content[at] in b" \n" for blank in b" \n\t\r"]
     rng = random.Random(0)
-    others = [(at, rng.randrange(256)) for at in range(len(content))]
+    blanks = [(at, rng.choice(b" \n\t\r")) for at in range(len(content)) if content[at] in b" \n"]
+    others = [(at, rng.randrange(256)) for at in range(0, len(content), 5)]
     for at, byte in (*blanks, *others):
         if content[at] == byte:
             continue

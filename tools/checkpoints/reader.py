@@ -53,13 +53,13 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a published checkpoint, or damaged; names the file.
     """
-    manifest = folders.read_manifest(folder)
+    manifest = folders.read_manifest(folder, option="")
     sizes = [manifest["files"][name]["bytes"] for name in sorted(manifest["files"])]
     bar = tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True, disable=None, file=sys.stderr)
     with bar:
         for number, size in enumerate(sizes):
             if problems := folders.damage(folder, manifest, (number, len(sizes))):
-                raise CheckpointError(f"checkpoint is damaged: {problems[0]}{folders.remedy(folder)}")
+                raise CheckpointError(f"checkpoint is damaged: {problems[0]}{folders.remedy(folder, option='')}")
             bar.update(size)
     return manifest
 

@@ -66,7 +66,7 @@ def test_a_person_reads_it_on_one_screen(runs: Path, capsys: pytest.CaptureFixtu
     assert main([str(runs / "grouped")]) == 0
     text = capsys.readouterr().out
     assert "step-00000006: whole (all checksums match)" in text
-    assert "world_size 2, data 2, tensor 1, pipeline 1, zero_stage 2; torch " in text
+    assert "by 2 ranks (data 2, tensor 1, pipeline 1, ZeRO-2); torch " in text
     assert "model.layers.*.mlp.up_proj: 0.29" in text
     assert "  4: " in text and "at the start" in text and "masks" in text
     report = report_of(runs / "grouped", capsys)
