@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.config.load import read_yaml
+from pretrain.config.load import config_from_dict, read_yaml
 from pretrain.errors import CheckpointError, ConfigError
 
 MAY_CHANGE = {
@@ -44,6 +44,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         else:
             found.append(f"{dotted}: {old.get(key)!r} -> {new.get(key)!r}")
     return found
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version with the defaults of keys that are new since, which say what it did."""
+    try:
+        return config_from_dict(settings).to_dict()
+    except ConfigError:
+        return settings
 
 
 class RunFolder:
@@ -81,7 +89,7 @@ class RunFolder:
             old = read_yaml(saved)
         except ConfigError as error:
             raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
-        changed = differences(old, config.to_dict())
+        changed = differences(_completed(old), config.to_dict())
         if changed:
             raise CheckpointError(
                 f"output folder {self.path} already holds another run ({'; '.join(changed[:6])}"

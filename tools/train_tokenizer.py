@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pad-to-multiple", type=int, default=128, metavar="N",
         help="round the vocabulary size up to a multiple (default 128: divides over tensor-parallel ranks)",
     )  # fmt: skip
-    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
     parser.add_argument("--special-tokens", nargs="*", default=[], metavar="TOKEN", help="your own, never split")
     parser.add_argument("--sample-bytes", type=byte_size, default=200_000_000, metavar="SIZE", help="default: 200M")
     parser.add_argument(
