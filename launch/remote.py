@@ -50,7 +50,7 @@ class Remote:
         if self.kind == "local":
             return line
         if self.kind == "srun":
-            return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--quiet", *line]
+            return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--export=ALL", *line]
         patience = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "LogLevel=ERROR"]
         alive = ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
         return [*self.ssh, *patience, *alive, host, " ".join(shlex.quote(word) for word in line)]

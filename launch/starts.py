@@ -137,11 +137,12 @@ def _srun(job: Job) -> Start:
         "MASTER_ADDR": job.address or job.hosts[0].name,
         "MASTER_PORT": str(job.port),
     }
+    # The first rank to end must not take the others with it while they end in order; a minute later it may.
     command = (
         "srun", f"--nodes={len(job.hosts)}", f"--ntasks={job.world}", f"--ntasks-per-node={per_node.pop()}",
         f"--nodelist={','.join(host.name for host in job.hosts)}", f"--chdir={job.folder}",
         f"--export={','.join(['PATH', 'HOME', *(name for name in variables if name != 'PATH')])}",
-        "--kill-on-bad-exit=1", "--wait=60", "--unbuffered", *shlex.split(job.launcher_arguments),
+        "--kill-on-bad-exit=0", "--wait=60", "--unbuffered", *shlex.split(job.launcher_arguments),
         job.python, "-u", "-m", "pretrain", job.config, *job.overrides,
     )  # fmt: skip
     return Start(command=command, variables=variables)
