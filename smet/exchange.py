@@ -21,6 +21,13 @@ reduce_scatter_flat: Any = getattr(dist, "reduce_scatter_single", None) or dist.
 """torch's collectives over flat tensors under their newer names, where it has them."""
 
 
+def sendable(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """``local`` where ``group`` can send it from: NCCL takes nothing from host memory, where ZeRO-Offload keeps it."""
+    if group is None or local.device.type != "cpu" or dist.get_backend(group) != "nccl":
+        return local
+    return local.to(torch.device("cuda", torch.cuda.current_device()))
+
+
 def all_ranges(own: Sequence[Range], group: dist.ProcessGroup | None) -> list[list[Range]]:
     """For each vector, the ranges of all ranks of ``group``; ``own`` lists this rank's. Collective."""
     if group is None or dist.get_world_size(group) == 1:
@@ -31,10 +38,11 @@ def all_ranges(own: Sequence[Range], group: dist.ProcessGroup | None) -> list[li
 
 
 def gather(local: Tensor, own: Range, total: int, group: dist.ProcessGroup | None) -> Tensor:
-    """The whole vector ``(total,)`` from every rank's fragment, bit for bit. Collective."""
+    """The whole vector ``(total,)`` from every rank's fragment, bit for bit; where ``group`` sends. Collective."""
     start, length = own
     if length == total and (group is None or dist.get_world_size(group) == 1):
         return local
+    local = sendable(local, group)
     whole = local.new_zeros(total)
     whole[start : start + length] = local
     # Summed as integers, the zeros of the other ranks leave every bit pattern as it is.
@@ -69,10 +77,11 @@ def redistribute(
         wanted = _survivor_ranges(~grown, ranges)
         send = [_overlap(held[rank], other) for other in wanted]
         receive = [_overlap(other, wanted[rank]) for other in held]
-        arrived = local.new_empty(sum(receive))
-        dist.all_to_all_single(arrived, survivors.contiguous(), receive, send, group=group)
+        survivors = sendable(survivors.contiguous(), group)
+        arrived = survivors.new_empty(sum(receive))
+        dist.all_to_all_single(arrived, survivors, receive, send, group=group)
     fresh = torch.zeros_like(local)
-    fresh[stay] = arrived
+    fresh[stay] = arrived.to(local.device)
     return fresh
 
 
