@@ -215,12 +215,16 @@ def _blends_written_out(key: str, value: Any) -> Any:
 
 
 def _given_and_new(own: list[str], raw: dict[str, Any], problems: list[str]) -> list[str]:
-    """Of a section with stand-ins, the problems about keys that were given and are not reported yet."""
+    """Of a section with stand-ins, the problems about keys that were given and are not reported yet.
+
+    Items of a list are looked at one by one, unless one of them was left out: then the others have other numbers.
+    """
     found = []
     for text in own:
-        dotted = text.split(" ")[0].partition("[")[0]
-        reported = any(re.match(re.escape(dotted) + r"[\[. ]", earlier) for earlier in problems)
-        if dotted.partition(".")[2] in raw and not reported:
+        dotted, bracket, _ = (name := text.split(" ")[0]).partition("[")
+        item = name[: name.index("]") + 1] if bracket else dotted
+        about = rf"{re.escape(dotted)}(\[\d+\])? is |{re.escape(item)}[\[. ]"
+        if dotted.partition(".")[2] in raw and not any(re.match(about, earlier) for earlier in problems):
             found.append(text)
     return found
 

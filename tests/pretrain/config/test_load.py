@@ -134,8 +134,12 @@ def test_every_problem_of_a_curriculum_is_told_at_once(tmp_path: Path) -> None:
         "data.curriculum[1].until_tokens is 'many' (str), expected a whole number",
         "data.curriculum[1].blend[0].wieght is not a known key (did you mean 'weight'?)",
         "data.curriculum[4].blend is missing, it has no default",
+        "data.curriculum[2].blend is empty, expected a prefix or a list of {path, weight}",
+        "data.curriculum[3].blend[0].weight is -1.0, expected a positive number",
+        "data.curriculum[5].until_tokens is 900, expected none: the last stage goes on until the run ends",
     ):
-        assert expected in found, found
+        assert found.count(expected) == 1 and len(found) == len(set(found)), found
+    assert not any(problem.startswith("data.curriculum[0].until_tokens") for problem in found), "it was only mistyped"
     sound = stages.replace("untl_tokens", "until_tokens").replace("many", "500").replace("wieght", "weight")
     both = f"train: a, curriculum: [{sound.replace('{until_tokens: 800}', '{blend: a}')}]"
     found = problems_of(tmp_path, f"data={{{both}}}")
