@@ -1,0 +1,128 @@
+"""Command line: ``python -m tools.ablate [MATRIX]``, and ``python -m tools.ablate render RESULTS.json PAGE.md``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError, UserError
+from pretrain.run_folder import write_atomically
+from tools.ablate import collect, pool, text
+from tools.ablate.matrix import Cell, Matrix, load_matrix
+
+DEFAULT = Path("configs/ablations/llama.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 all cells are done, 1 some failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _render(arguments[1:]) if arguments[:1] == ["render"] else _run(arguments)
+    except UserError as error:
+        for problem in getattr(error, "problems", [str(error)]):
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a run."""
+    made = argparse.ArgumentParser(
+        prog="python -m tools.ablate",
+        description="Run a matrix of methods x densities x seeds x sizes, each cell an ordinary run of its own, and "
+        "write results.json, a page and its figures. Started again, it goes on: finished cells are not run twice. "
+        "`python -m tools.ablate render RESULTS.json PAGE.md` makes the page from the JSON.",
+    )
+    made.add_argument("matrix", nargs="?", type=Path, default=DEFAULT, help=f"matrix file (default: {DEFAULT})")
+    made.add_argument("--quick", action="store_true", help="take MATRIX-quick.yaml: two cores, under an hour")
+    made.add_argument("--out", type=Path, help="folder of cells and results (default: runs/ablation-NAME)")
+    made.add_argument("--jobs", type=int, default=_cores(), help="cells at a time (default: cores, here %(default)s)")
+    made.add_argument(
+        "--launcher", default="", metavar="COMMAND",
+        help="what starts a cell on several ranks, such as 'deepspeed --num_gpus 8 --module'",
+    )  # fmt: skip
+    made.add_argument("--list", action="store_true", help="list the cells and the commands that run them; run nothing")
+    made.add_argument("--json", action="store_true", help="print a summary (or the list) as JSON")
+    return made
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    if options.jobs < 1:
+        raise DataError(f"--jobs is {options.jobs}, expected 1 or more")
+    path = options.matrix.with_name(f"{options.matrix.stem}-quick.yaml") if options.quick else options.matrix
+    matrix = load_matrix(path)
+    out = options.out or Path("runs") / f"ablation-{path.stem}"
+    if options.list:
+        _list(matrix.cells, out, options)
+        return 0
+    if matrix.content.get("text"):
+        text.prepare(matrix.content["text"])
+    failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
+    said = _publish(matrix, path, out, options)
+    said["failed"] = [vars(failure) for failure in failures]
+    if options.json:
+        print(json.dumps(said))
+    else:
+        done, spent = len(matrix.cells) - len(failures), said["cpu_seconds"] / 60
+        print(f"{done} of {len(matrix.cells)} cells done, {spent:.1f} core minutes; {said['page']}")
+    for failure in failures:
+        print(f"failed: {failure.name}: {failure.message}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _publish(matrix: Matrix, path: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    command = "python -m tools.ablate" + (f" {options.matrix}" if options.matrix != DEFAULT else "")
+    results = collect.results(matrix, path, out, command + (" --quick" if options.quick else ""))
+    target = out / "results.json"
+    write_atomically(target, collect.to_text(results))
+    from tools.ablate import page
+
+    page.write(results, out / "results.md")
+    said = {"results": str(target), "page": str(out / "results.md"), "cells": len(matrix.cells)}
+    return {**said, "cpu_seconds": results["cpu_seconds"]}
+
+
+def _list(cells: list[Cell], out: Path, options: argparse.Namespace) -> None:
+    rows = [
+        {**cell.labels(), "done": pool.finished(out / cell.name, cell),
+         "command": shlex.join(pool.command(out / cell.name, options.launcher))}
+        for cell in cells
+    ]  # fmt: skip
+    if options.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{'done' if row['done'] else 'open'}  {row['name']}")
+    print(f"{len(rows)} cells, {sum(row['done'] for row in rows)} done; each runs as {rows[0]['command']}")
+
+
+def _render(arguments: list[str]) -> int:
+    from tools.ablate import page
+
+    made = argparse.ArgumentParser(prog="python -m tools.ablate render", description=page.write.__doc__)
+    made.add_argument("results", type=Path, help="results.json of a matrix")
+    made.add_argument("page", type=Path, help="Markdown file to write; figures go to images/ beside it")
+    made.add_argument("--json", action="store_true", help="print {results, page, images}")
+    options = made.parse_args(arguments)
+    if not options.page.absolute().parent.is_dir():
+        raise DataError(f"{options.page.absolute().parent} does not exist; create the page's folder first")
+    images = page.write(collect.read(options.results), options.page)
+    said = {"results": str(options.results), "page": str(options.page), "images": [str(image) for image in images]}
+    print(json.dumps(said) if options.json else f"{options.page} and {len(images)} figures from {options.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""``python -m tools.ablate.cell FOLDER``: one cell of the matrix, alone or under any launcher.
+
+``FOLDER/cell.json`` says what to run; the run's own folder is ``FOLDER/run``. ``FOLDER/result.json`` is written
+when all is done, so its presence means that the cell is finished. Started again, a cell that was stopped goes
+on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError, UserError
+from pretrain.exit_codes import DONE, STOPPED, USER
+from pretrain.stopping import REQUEST
+
+SPEC, RESULT, RUN = "cell.json", "result.json", "run"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns one of ``pretrain.exit_codes``."""
+    parser = argparse.ArgumentParser(prog="python -m tools.ablate.cell", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the cell's folder, as python -m tools.ablate makes it")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    REQUEST.install()
+    try:
+        result = run(options.folder)
+    except UserError as error:
+        for problem in getattr(error, "problems", [str(error)]):
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+        return USER
+    if result is None:
+        return STOPPED
+    if options.json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result))
+    return DONE
+
+
+def run(folder: Path) -> dict[str, Any] | None:
+    """Train the cell in ``folder`` and write its result; None if it was asked to stop before its end.
+
+    Raises:
+        UserError: as an ordinary run.
+    """
+    from pretrain.startup import adopt_environment, start
+
+    begin = time.perf_counter()
+    spec = read_spec(folder)
+    adopt_environment()
+    from pretrain.config import config_from_dict
+    from pretrain.config.load import merge
+
+    config = config_from_dict(merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}}))
+    layout = start(config)
+    from pretrain.run import prepare
+    from pretrain.run_folder import write_atomically
+    from tools.ablate import branch, probe
+    from tools.ablate.summary import summarize
+
+    trainer = prepare(config, layout, REQUEST)
+    if spec["kind"] == "branches":
+        branch.attach(trainer, spec["measure"], folder / "branches.jsonl")
+    elif spec["measure"]:
+        probe.attach(trainer, spec["measure"], folder / "probe.jsonl")
+    try:
+        trainer.fit()
+    finally:
+        trainer.heartbeat.close()
+    if trainer.stopped_early:
+        return None
+    result = {
+        **summarize(folder, spec),
+        "wall_seconds": round(time.perf_counter() - begin, 1),
+        "cpu_seconds": round(sum(layout.gather_objects(time.process_time())), 1),
+        "ranks": layout.world_size,
+        "device": layout.device.type,
+    }
+    if layout.is_main:
+        write_atomically(folder / RESULT, json.dumps(result) + "\n")
+    return result
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What the cell is.
+
+    Raises:
+        DataError: there is no cell in ``folder``.
+    """
+    try:
+        spec: dict[str, Any] = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / SPEC} cannot be read ({error}); python -m tools.ablate writes it") from None
+    return spec
+
+
+if __name__ == "__main__":
+    code = main()
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

@@ -1,0 +1,67 @@
+"""results.json: every number of a matrix, with what it took to get them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError
+from tools.ablate.cell import RESULT
+from tools.ablate.matrix import Matrix
+
+FORMAT = 1
+Results = dict[str, Any]
+
+
+def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
+    """All that is finished in ``out``, and the names of what is not."""
+    from tools.bench.machine import describe
+
+    cells, missing = [], []
+    for cell in matrix.cells:
+        file = out / cell.name / RESULT
+        if file.exists():
+            cells.append(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            missing.append(cell.name)
+    device = cells[0]["device"] if cells else "cpu"
+    return {
+        "format": FORMAT,
+        "command": command,
+        "file": path.name,
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": describe(device),
+        "revisions": sorted({cell["revision"] or "unknown" for cell in cells}),
+        "cpu_seconds": round(sum(cell["cpu_seconds"] for cell in cells), 1),
+        "wall_seconds": round(sum(cell["wall_seconds"] for cell in cells), 1),
+        "matrix": matrix.content,
+        "missing": missing,
+        "cells": cells,
+    }
+
+
+def to_text(content: Results) -> str:
+    """The file's text: one line per cell, so that two versions can be compared."""
+    head = {key: value for key, value in content.items() if key != "cells"}
+    lines = ",\n".join(json.dumps(cell) for cell in content["cells"])
+    return f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n]}}\n'
+
+
+def read(path: Path) -> Results:
+    """Read ``results.json``.
+
+    Raises:
+        DataError: it is missing, or something else.
+    """
+    try:
+        content: Results = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"] == FORMAT and isinstance(content["cells"], list)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no result of the experiment ({error}); make it with python -m tools.ablate"
+        ) from None
+    if not known:
+        raise DataError(f"{path} has format {content['format']}, expected {FORMAT}; make it anew")
+    return content

@@ -1,0 +1,166 @@
+"""The matrix file: which cells there are, each with the settings of an ordinary run.
+
+A cell's settings are the ``run`` section of the file, its size's settings on top, then what its method or
+branch base says about sparsity, then density, learning rate and seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import RunConfig, config_from_dict
+from pretrain.config.load import merge, read_yaml
+from pretrain.errors import ConfigError, nearest
+
+SECTIONS = ("text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
+FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
+"""The guard would leave out the very spikes that are to be measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix. ``kind`` is ``run`` or ``branches``; ``method`` names a method or a branch base."""
+
+    name: str
+    kind: str
+    method: str
+    density: float
+    size: str
+    seed: int
+    lr: float
+    settings: dict[str, Any]
+    """Sections of a run file, without ``train.output_dir``."""
+    measure: dict[str, Any]
+    """What is measured on the way: the file's ``probe`` section, or its ``branches`` section."""
+
+    def config(self, folder: Path) -> RunConfig:
+        """The run's settings in ``folder``, checked."""
+        return config_from_dict(merge(self.settings, {"train": {"output_dir": str(folder)}}))
+
+    def labels(self) -> dict[str, Any]:
+        """What tells this cell from the others, as plain data."""
+        return {key: getattr(self, key) for key in ("name", "kind", "method", "density", "size", "seed", "lr")}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix file, and the cells that it asks for, in its order."""
+
+    content: dict[str, Any]
+    cells: list[Cell]
+
+
+def load_matrix(path: Path) -> Matrix:
+    """Read a matrix file and check the settings of every cell.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or with every problem of its cells at once.
+    """
+    content = read_yaml(path)
+    problems = [
+        f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
+    ]
+    problems += [f"{path}: section {key} is missing" for key in ("run", "sizes", "cells") if not content.get(key)]
+    if problems:
+        raise ConfigError(problems)
+    cells = [cell for group in content["cells"] for cell in _group(group, content, problems)]
+    unique = {cell.name: cell for cell in cells}
+    for cell in unique.values():
+        try:
+            cell.config(Path("cell"))
+        except ConfigError as error:
+            problems += [f"cell {cell.name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems))[:20])
+    return Matrix(content, list(unique.values()))
+
+
+def slug(name: str) -> str:
+    """A name as a folder: ``SMET, e = 1`` becomes ``smet-e-1``."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def _group(group: dict[str, Any], content: dict[str, Any], problems: list[str]) -> Iterable[Cell]:
+    """The cells of one group: ordinary runs of ``methods``, or branch experiments from ``bases``."""
+    return _branch_cells(group, content, problems) if "bases" in group else _run_cells(group, content, problems)
+
+
+def _run_cells(group: dict[str, Any], content: dict[str, Any], problems: list[str]) -> Iterable[Cell]:
+    for size, method, density, seed, lr in _product(group, "methods", content, problems):
+        sparsity = content["methods"][method]
+        density = 1.0 if sparsity.get("method") == "dense" else density
+        name = f"{size} {method}" if density == 1.0 else f"{size} d{density:g} {method}"
+        name += f" s{seed}" if lr is None else f" lr{lr:g} s{seed}"
+        measure = dict(content.get("probe") or {})
+        yield _cell(content, name, "run", method, density, size, seed, lr, sparsity, measure)
+
+
+def _branch_cells(group: dict[str, Any], content: dict[str, Any], problems: list[str]) -> Iterable[Cell]:
+    branches = content.get("branches") or {}
+    variants = branches.get("variants") or {}
+    lookup = {
+        **content,
+        "methods": branches.get("bases") or {},
+        "run": merge(content["run"], branches.get("run") or {}),
+    }
+    chosen = {name: variants.get(name) for name in group.get("variants") or variants}
+    problems += _variant_problems(chosen, variants)
+    measure = {key: group.get(key, branches.get(key)) for key in ("samples", "at", "evaluate")}
+    problems += [f"branches.{key} is missing" for key, value in measure.items() if value is None]
+    for size, base, density, seed, lr in _product(group, "bases", lookup, problems):
+        name = f"branches {size} d{density:g} {base}" + ("" if lr is None else f" lr{lr:g}") + f" s{seed}"
+        sparsity = lookup["methods"][base]
+        yield _cell(lookup, name, "branches", base, density, size, seed, lr, sparsity, {**measure, "variants": chosen})
+
+
+def _variant_problems(chosen: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Variants that are not defined, or have nothing to be compared with."""
+    found = [
+        f"branches: variant '{name}' is not defined, expected one of {', '.join(known)}"
+        for name in chosen
+        if name not in known
+    ]
+    for name, variant in chosen.items():
+        if variant and variant.get("update", True) and variant.get("reference") not in chosen:
+            found.append(
+                f"branches: variant '{name}' has reference {variant.get('reference')!r}, expected the name of a chosen "
+                "variant with update: false"
+            )
+    return found
+
+
+def _product(
+    group: dict[str, Any], kind: str, content: dict[str, Any], problems: list[str]
+) -> Iterable[tuple[str, str, float, int, float | None]]:
+    """Every combination of one group of cells; those that name what does not exist become problems."""
+    sizes, names = group.get("sizes") or [], group.get(kind) or []
+    for name, known in [*((s, content["sizes"]) for s in sizes), *((n, content.get("methods") or {}) for n in names)]:
+        if name not in known:
+            problems.append(f"cells: '{name}' is not defined, expected one of {', '.join(known)}")
+    yield from itertools.product(
+        [size for size in sizes if size in content["sizes"]],
+        [name for name in names if name in (content.get("methods") or {})],
+        [float(density) for density in group.get("densities") or [1.0]],
+        [int(seed) for seed in group.get("seeds") or [0]],
+        [None if lr is None else float(lr) for lr in group.get("lr") or [None]],
+    )
+
+
+def _cell(
+    content: dict[str, Any], name: str, kind: str, method: str, density: float, size: str, seed: int,
+    lr: float | None, sparsity: dict[str, Any], measure: dict[str, Any],
+) -> Cell:  # fmt: skip
+    settings = merge(copy.deepcopy(content["run"]), content["sizes"][size])
+    settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})
+    settings = merge(settings, {"train": {"seed": seed}, "data": {"seed": seed}})
+    if lr is not None:
+        settings = merge(settings, {"optimizer": {"lr": lr}})
+    settings = merge(settings, FORCED)
+    lr = float(settings.get("optimizer", {}).get("lr", 0.0))
+    return Cell(slug(name), kind, method, density, size, seed, lr, settings, measure)

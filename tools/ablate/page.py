@@ -1,0 +1,153 @@
+"""The page of results: everything on it comes from ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError
+from pretrain.run_folder import write_atomically
+from tools.ablate import defaults, figures, reading, tables
+from tools.ablate.view import LATER, View
+
+CAPTIONS = {
+    "branches": 'Branch experiment: excess loss over "no update", mean and one standard deviation over branches.',
+    "update": "Held-out loss around a topology update, averaged over updates and seeds.",
+    "spikes": "The spike metric of every method.",
+    "changes": "How far regrown weights move in a step, against all others.",
+    "curves": "Training loss, mean and standard deviation over seeds.",
+    "density": "Final validation loss against density.",
+}
+
+
+def write(results: dict[str, Any], target: Path) -> list[Path]:
+    """Make the Markdown page and its figures from results.json: nothing on it is typed by hand."""
+    try:
+        view = View(results)
+        images = figures.draw(view, target.parent / "images" / target.stem)
+        write_atomically(target, render(view, {name: f"images/{file.name}" for name, file in images.items()}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the results are not those of python -m tools.ablate ({type(error).__name__}: {error}); make them anew"
+        ) from error
+    return list(images.values())
+
+
+def render(view: View, images: dict[str, str]) -> str:
+    """The page's text.
+
+    Args:
+        view: the results.
+        images: figure name to its path, as the page links it.
+    """
+    parts = [_head(view), *_summary(view), *_branches(view, images), *_finals(view, images), *_methods(view, images)]
+    chosen = defaults.sentences(view)
+    if chosen:
+        parts += ["## What follows for the defaults", reading.bullets(chosen)]
+    return "\n\n".join([*parts, _settings(view)]) + "\n"
+
+
+def _image(images: dict[str, str], name: str) -> list[str]:
+    return [f"![{CAPTIONS[name]}]({images[name]})", f"*{CAPTIONS[name]}*"] if name in images else []
+
+
+def _head(view: View) -> str:
+    results, machine = view.results, view.results["machine"]
+    revisions = ", ".join(revision[:12] for revision in results["revisions"])
+    return (
+        "# Results: which remedy removes the spikes, at what cost\n\n"
+        f"Made by `{results['command']}` on {results['written']}, from revision {revisions}, on {machine['processor']} "
+        f"({machine['cores']} cores, torch {machine['torch']}, deepspeed {machine['deepspeed']}); rendered by "
+        "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen by "
+        f"the numbers. It took {results['cpu_seconds'] / 60:.0f} CPU minutes, {results['cpu_seconds'] / 120:.0f} minutes "
+        "of two quiet cores.\n\n"
+        "Losses are in nats per token; `±` is one standard deviation over seeds (in the branch experiment: over "
+        "branches). Differences are tested seed by seed with a paired two-sided t-test at 5 %, not adjusted for their "
+        "number: with three seeds such a test finds only what is large against the noise."
+    )
+
+
+def _summary(view: View) -> list[str]:
+    said = reading.unfinished(view)
+    return [f"**Not complete.** {said[0]}"] if said else []
+
+
+def _branches(view: View, images: dict[str, str]) -> list[str]:
+    groups = view.branch_groups()
+    if not groups:
+        return []
+    parts = [
+        "## The branch experiment: what causes the spike",
+        "From one state just before a topology update, the same batches under each remedy, evaluated on one held-out "
+        'batch. The table gives the loss over "no update" (under the same bias correction and learning rate). The '
+        "topology update is the same in all variants; *prune only* keeps regrown weights at zero, and is what no "
+        "remedy can undercut but by learning. The *neutral* state is that of a run whose topology never changed, so that all "
+        "weights are of one age; the *SMET* state is in the middle of SMET training. Warm-up of *all* weights is no "
+        "variant here: those active from the start are older than W.",
+        reading.bullets(reading.branch_claims(view)),
+    ]
+    for group in groups:
+        size, base, density = group
+        seeds = len({branch["seed"] for branch in groups[group]})
+        parts.append(
+            f"**{size}, d = {density:g}, from the {base} state**: {len(groups[group])} branches of {seeds} seeds"
+        )
+        parts.append(tables.branches(view, group))
+    parts += _image(images, "branches")
+    late = reading.late_branches(view)
+    if late:
+        parts.append(
+            "Naive Adam divides by a correction of the run's step t, so that its cold start is the worse the later the "
+            "update: its largest step under a constant gradient, in learning rates, is the factor in brackets (6.6 for "
+            f"t without end). Its excess loss after {reading.READ_AT} steps:"
+        )
+        parts.append(reading.bullets(late))
+    return parts
+
+
+def _finals(view: View, images: dict[str, str]) -> list[str]:
+    if not view.runs:
+        return []
+    parts = ["## Final losses"]
+    if view.densities:
+        parts += ["Validation loss at the end, all at the same settings and learning rate:", tables.final_losses(view)]
+    if view.dense_rates(view.sizes[0]):
+        parts += ["Learning rate of the dense model, swept:", tables.dense_sweep(view)]
+    claims = reading.final_claims(view)
+    if claims:
+        parts.append(reading.bullets(claims))
+    return [*parts, *_image(images, "density"), *_image(images, "curves")]
+
+
+def _methods(view: View, images: dict[str, str]) -> list[str]:
+    if view.main_density is None:
+        return []
+    parts = [
+        f"## Every method at {view.sizes[0]}, d = {view.main_density:g}",
+        "*Jump*: loss of a fixed held-out batch right behind an update minus that right before it, averaged over the "
+        f"updates of a run. *Rise*: the same {LATER} steps later, where a cold start peaks; the loss falls all the "
+        "while, so the rise over the static run on the same batches is the better spike metric. *Step of regrown / "
+        "others*: root mean square change of the weights grown at the last update over that of all others in the same "
+        "step. *Bytes at rest*: weights, gradients, masters, moments, ages and masks of the sparse layers, measured.",
+        tables.methods(view),
+        reading.bullets(reading.spike_claims(view)),
+    ]
+    for name in ("update", "spikes", "changes"):
+        parts += _image(images, name)
+    return parts
+
+
+def _settings(view: View) -> str:
+    content = {key: view.matrix[key] for key in ("run", "sizes", "methods", "branches") if key in view.matrix}
+    text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())
+    return (
+        "## Settings, cost and limits\n\n"
+        "The models are tiny and see little text: Python's own standard library. What holds here need not hold at "
+        "larger scale, and what does not show here may show there. Effective fan-in initialisation is on for every "
+        "sparse method, so that only the remedies differ; the guard that skips spikes is off. A seed decides initial "
+        "weights, masks, growth and the order of the text. The same text, order and initial weights serve every method "
+        "of a seed.\n\n"
+        f"{tables.cost(view)}\n\n"
+        f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"
+    )

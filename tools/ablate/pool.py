@@ -1,0 +1,122 @@
+"""Runs cells side by side, each in a process of its own; finished ones are left alone, stopped ones go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError
+from pretrain.run_folder import write_atomically
+from tools.ablate.cell import RESULT, SPEC
+from tools.ablate.matrix import Cell
+from tools.corpus.progress import progress
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that did not end well, and its last word."""
+
+    name: str
+    message: str
+
+
+def command(folder: Path, launcher: str) -> list[str]:
+    """What runs the cell in ``folder``; ``launcher`` is a command that ends where a module is named."""
+    start = shlex.split(launcher) if launcher else [sys.executable, "-m"]
+    return [*start, "tools.ablate.cell", str(folder)]
+
+
+def finished(folder: Path, cell: Cell) -> bool:
+    """Whether ``folder`` holds the result of this very cell.
+
+    Raises:
+        DataError: it holds a cell of the same name with other settings.
+    """
+    try:
+        spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if spec != _spec(cell):
+        raise DataError(
+            f"{folder} holds the cell with other settings; choose another --out, or remove that folder to run it anew"
+        )
+    return (folder / RESULT).exists()
+
+
+def _spec(cell: Cell) -> dict[str, Any]:
+    spec = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
+    plain: dict[str, Any] = json.loads(json.dumps(spec))
+    return plain
+
+
+def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Failure]:
+    """Run what is not finished, ``jobs`` cells at a time; returns those that failed.
+
+    Ctrl-C and SIGTERM stop the cells, which save first where they keep checkpoints.
+
+    Raises:
+        DataError: a folder holds a cell of the same name with other settings.
+    """
+    waiting = [cell for cell in cells if not finished(out / cell.name, cell)]
+    failures: list[Failure] = []
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with progress("cells", total=len(cells), initial=len(cells) - len(waiting), unit="cell") as bar:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.pop(0)
+                    running[cell.name] = _begin(cell, out / cell.name, launcher)
+                time.sleep(POLL_SECONDS)
+                for name in [name for name, process in running.items() if process.poll() is not None]:
+                    failure = _end(name, running.pop(name), out / name)
+                    if failure is not None:
+                        failures.append(failure)
+                        bar.write(f"failed: {failure.name}: {failure.message}", file=sys.stderr)
+                    bar.update()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _stop(running)
+    return failures
+
+
+def _begin(cell: Cell, folder: Path, launcher: str) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SPEC, json.dumps(_spec(cell), indent=1) + "\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with open(folder / "log.txt", "ab") as log:
+        return subprocess.Popen(command(folder, launcher), stdout=log, stderr=log, env=environment)
+
+
+def _end(name: str, process: subprocess.Popen[bytes], folder: Path) -> Failure | None:
+    if process.returncode == 0 and (folder / RESULT).exists():
+        return None
+    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["no message"])[-1]
+    return Failure(name, f"exit code {process.returncode}: {last.removeprefix('error: ')} (see {folder / 'log.txt'})")
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    for process in running.values():
+        process.terminate()
+    for process in running.values():
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

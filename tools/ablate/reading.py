@@ -1,0 +1,168 @@
+"""What the numbers say, in sentences that the numbers choose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tools.ablate.statistics import Difference, Spread
+from tools.ablate.view import Group, View
+
+READ_AT = 30
+"""Steps behind an update at which the branch experiment is judged."""
+TIMES = 10.0
+"""The claim: naive Adam's excess loss is more than so many times that with all remedies."""
+MANY = 3.0
+"""Standard deviations of the floor that count as many."""
+
+
+def bullets(sentences: list[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def branch_claims(view: View) -> list[str]:
+    """Per group of branches: naive Adam and all remedies against the floor, and whether the claim holds."""
+    return [sentence for group in view.branch_groups() if (sentence := _claim(view, group))]
+
+
+def _claim(view: View, group: Group) -> str | None:
+    names = view.roles.get("branches") or {}
+    branches = view.branch_groups()[group]
+    naive, cured, floor = (
+        view.branch_spread(branches, names.get(role, ""), READ_AT) for role in ("naive", "remedied", "floor")
+    )
+    if naive is None or cured is None or floor is None:
+        return None
+    size, base, density = group
+    many, within, ratio = _judge(naive, cured, floor)
+    tested = Difference.of(
+        *(view.branch_seeds(branches, names[role], READ_AT) for role in ("naive", "floor"))  # one value per seed
+    )
+    missing = [
+        text
+        for held, text in (
+            (ratio is not None and ratio > TIMES, f"the factor of {TIMES:g}"),
+            (many is not None and many > MANY, "naive far above the floor"),
+            (within is not None and abs(within) <= 1, "SMET within one deviation of the floor"),
+        )
+        if not held
+    ]
+    holds = "The claim holds here." if not missing else f"What does not show here: {'; '.join(missing)}."
+    times = "SMET's is not above zero, so there is no ratio" if ratio is None else f"{ratio:.1f} times SMET's"
+    return (
+        f"**{size}, d = {density:g}, from the {base} state** ({naive.count} branches): {READ_AT} steps after the "
+        f'update naive Adam stands {naive.text(4)} nats above "no update", {times}; SMET ({names["remedied"]}) '
+        f"{cured.text(4)}; pruning alone {floor.text(4)}. Naive lies {_deviations(many)} above the floor "
+        f"({tested.verdict() if tested else 'no test'}), SMET {_deviations(within)}. {holds}"
+    )
+
+
+def _judge(naive: Spread, cured: Spread, floor: Spread) -> tuple[float | None, float | None, float | None]:
+    """Deviations of the floor by which naive and cured lie above it; naive over cured, where that is positive."""
+    spread = floor.deviation or None
+    many = None if spread is None else (naive.mean - floor.mean) / spread
+    within = None if spread is None else (cured.mean - floor.mean) / spread
+    return many, within, naive.mean / cured.mean if cured.mean > 0 else None
+
+
+def _deviations(value: float | None) -> str:
+    return "an unknown distance (one branch)" if value is None else f"{value:.1f} of the floor's deviations"
+
+
+def late_branches(view: View) -> list[str]:
+    """How naive Adam's excess depends on the step at which the topology changes, beside what theory says of it."""
+    name = (view.roles.get("branches") or {}).get("naive", "")
+    betas = [
+        float((view.matrix["run"].get("optimizer") or {}).get(k, d)) for k, d in (("beta1", 0.9), ("beta2", 0.999))
+    ]
+    found = []
+    for group, branches in view.branch_groups().items():
+        size, base, density = group
+        parts = []
+        for step in sorted({branch["step"] for branch in branches}):
+            spread = view.branch_spread([b for b in branches if b["step"] == step], name, READ_AT)
+            if spread is not None:
+                parts.append(f"{spread.text(4)} at step {step} (factor {cold_start(step, *betas):.1f})")
+        if len(parts) > 1:
+            found.append(f"{size}, d = {density:g}, {base}: {', '.join(parts)}.")
+    return found
+
+
+def cold_start(step: int, beta1: float, beta2: float) -> float:
+    """Largest update, in learning rates, of a weight regrown at ``step`` under naive Adam and a constant gradient."""
+    return max(
+        (1 - beta1**age) / math.sqrt(1 - beta2**age)
+        * math.sqrt(1 - beta2 ** (step + age)) / (1 - beta1 ** (step + age))
+        for age in range(1, 200)
+    )  # fmt: skip
+
+
+def _against(view: View, a: str | None, b: str | None, size: str, density: float) -> str | None:
+    gap = view.difference(a, b, size, density)
+    if gap is None:
+        return None
+    side = "below" if gap.mean < 0 else "above"
+    return f"{a} ends {abs(gap.mean):.3f} nats {side} {b} ({gap.verdict()})"
+
+
+def final_claims(view: View) -> list[str]:
+    """Final validation losses, pair by pair, at every size and density."""
+    roles = view.roles
+    pairs = [
+        (roles.get("remedied"), roles.get("naive")),
+        (roles.get("remedied"), roles.get("static")),
+        (roles.get("naive"), roles.get("static")),
+        (roles.get("remedied"), roles.get("naive_scaled")),
+        (roles.get("remedied"), roles.get("static_scaled")),
+    ]
+    found = []
+    for size in view.sizes:
+        for density in view.densities:
+            said = [text for a, b in pairs if (text := _against(view, a, b, size, density))]
+            said += _against_dense(view, size, density)
+            if said:
+                found.append(f"**{size}, d = {density:g}**: {'; '.join(said)}.")
+    return found
+
+
+def _against_dense(view: View, size: str, density: float) -> list[str]:
+    rate, cured = view.best_dense_rate(size), view.roles.get("remedied")
+    if rate is None:
+        return []
+    dense = view.by_seed("validation_loss", view.roles.get("dense"), size, None, rate)
+    gap = Difference.of(view.by_seed("validation_loss", cured, size, density), dense)
+    if gap is None:
+        return []
+    side = "below" if gap.mean < 0 else "above"
+    return [f"{cured} ends {abs(gap.mean):.3f} nats {side} dense at its best rate {rate:g} ({gap.verdict()})"]
+
+
+def spike_claims(view: View) -> list[str]:
+    """What the raw loss around updates shows, and what it does not."""
+    size, density, roles = view.sizes[0], view.main_density, view.roles
+    if density is None:
+        return []
+    found = []
+    for key, what in ((view.rise("after"), "jumps at the update itself by"), (view.rise_over_static, "")):
+        for role in ("naive", "remedied"):
+            spread = view.spread(key, roles.get(role), size, density)
+            if spread is None:
+                continue
+            words = what or "12 steps later has risen, over the static run on the same batches, by"
+            found.append(f"{roles[role]} {words} {spread.text(4)} nats on average ({spread.count} seeds).")
+    naive, cured = (view.by_seed(view.rise_over_static, roles.get(r), size, density) for r in ("naive", "remedied"))
+    gap = Difference.of(naive, cured)
+    if gap is not None:
+        seen = "tells them apart" if gap.significant and gap.mean > 0 else "does not tell them apart"
+        found.append(
+            f"So the loss around updates of whole runs {seen}: {roles['naive']} minus {roles['remedied']} is "
+            f"{gap.mean:.4f} nats ({gap.verdict()}). The branch experiment compares like with like."
+        )
+    return found
+
+
+def unfinished(view: View) -> list[str]:
+    """Cells that are not in the results."""
+    missing: list[Any] = view.results["missing"]
+    return [f"{len(missing)} cells are not done: {', '.join(missing)}."] if missing else []

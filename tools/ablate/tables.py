@@ -1,0 +1,131 @@
+"""The tables of the page, as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.ablate.statistics import Spread
+from tools.ablate.view import LATER, View
+
+BRANCH_STEPS = (1, 3, 10, 30, 100)
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns but the first are right-aligned."""
+    lines = [heads, ["---", *(["---:"] * (len(heads) - 1))], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(spread: Spread | None, digits: int = 3, percent: bool = False) -> str:
+    if spread is None:
+        return "-"
+    if not percent:
+        return spread.text(digits)
+    scaled = Spread(100 * spread.mean, None if spread.deviation is None else 100 * spread.deviation, spread.count)
+    return f"{scaled.text(0)} %"
+
+
+def final_losses(view: View) -> str:
+    """Validation loss of the methods that every size has, by density, at the file's learning rate."""
+    main = view.main_density
+    rows = []
+    for size in view.sizes:
+        for method in view.methods(size, main) if main else []:
+            spreads = [view.spread("validation_loss", method, size, density) for density in view.densities]
+            if sum(spread is not None for spread in spreads) < len(view.densities) > 1:
+                continue
+            if method == view.roles.get("dense"):
+                spreads = [spreads[0]] + [None] * (len(spreads) - 1)
+            seeds = max(spread.count for spread in spreads if spread)
+            rows.append([f"{size}: {method}", *(_text(spread) for spread in spreads), str(seeds)])
+        rows += _tuned_dense(view, size)
+    return markdown(["size: method", *(f"d = {density:g}" for density in view.densities), "seeds"], rows)
+
+
+def _tuned_dense(view: View, size: str) -> list[list[str]]:
+    rate = view.best_dense_rate(size)
+    if rate is None or rate == view.rate(size):
+        return []
+    spread = view.spread("validation_loss", view.roles["dense"], size, None, rate)
+    return [
+        [f"{size}: dense, tuned (lr {rate:g})", _text(spread), *["-"] * (len(view.densities) - 1), str(spread.count)]
+    ]
+
+
+def dense_sweep(view: View) -> str:
+    """Validation loss of the dense model by learning rate; the best one in bold."""
+    rows = []
+    for size in view.sizes:
+        best = view.best_dense_rate(size)
+        for rate in view.dense_rates(size):
+            spread = view.spread("validation_loss", view.roles["dense"], size, None, rate)
+            mark = "**" if rate == best else ""
+            rows.append([f"{size}: lr {rate:g}", f"{mark}{_text(spread)}{mark}", str(spread.count if spread else 0)])
+    return markdown(["size: learning rate", "validation loss", "seeds"], rows)
+
+
+def methods(view: View) -> str:
+    """Everything measured of every method, at the size and density that has most of them."""
+    size, density = view.sizes[0], view.main_density
+    assert density is not None
+    heads = [
+        "method", "validation loss", "training loss", "jump at the update", f"rise {LATER} steps later",
+        "the same, over static", "first step of regrown / others", f"step {LATER} of regrown / others",
+        "regrown pruned next time", "bytes at rest", "seeds",
+    ]  # fmt: skip
+    rows = []
+    for method in view.methods(size, density):
+
+        def spread(key: Any, method: str = method) -> Spread | None:
+            found: Spread | None = view.spread(key, method, size, density)
+            return found
+
+        rows.append(
+            [
+                method,
+                _text(spread("validation_loss")),
+                _text(spread("train_loss")),
+                _text(spread(view.rise("after")), 4),
+                _text(spread(view.rise(LATER)), 4),
+                _text(spread(view.rise_over_static), 4) if method != view.roles.get("dense") else "-",
+                _text(spread(lambda cell: ratio(cell, 1)), 2),
+                _text(spread(lambda cell: ratio(cell, int(LATER))), 2),
+                _text(spread("recycled"), percent=True),
+                _text(spread(lambda cell: cell["bytes_at_rest"]["measured"] / 1e6), 2).split(" ±")[0] + " MB",
+                str(len(view.cells(method, size, density))),
+            ]
+        )
+    return markdown(heads, rows)
+
+
+def ratio(cell: dict[str, Any], age: int) -> float | None:
+    """Root mean square change of weights of this age over that of all others, in the same step."""
+    for row in cell.get("changes") or []:
+        if row["age"] == age and row["regrown"] is not None and row["survivors"]:
+            return float(row["regrown"] / row["survivors"])
+    return None
+
+
+def branches(view: View, group: tuple[str, str, float]) -> str:
+    """Excess loss of every variant over its "no update"."""
+    found = view.branch_groups()[group]
+    measured = {step for branch in found for excess in branch["excess"].values() for step in excess}
+    steps = [step for step in BRANCH_STEPS if step in measured]
+    names = list(dict.fromkeys(name for branch in found for name in branch["excess"]))
+    rows = [[name, *(_text(view.branch_spread(found, name, step), 4) for step in steps)] for name in names]
+    return markdown(["continued with", *(f"after {step}" for step in steps)], rows)
+
+
+def cost(view: View) -> str:
+    """What the cells took."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for cell in view.results["cells"]:
+        kinds.setdefault(f"{'branches, ' if cell['kind'] == 'branches' else ''}{cell['size']}", []).append(cell)
+    rows = [
+        [kind, str(len(cells)), f"{sum(c['cpu_seconds'] for c in cells) / len(cells):.0f}",
+         f"{sum(c['cpu_seconds'] for c in cells) / 60:.1f}", f"{sum(c['wall_seconds'] for c in cells) / 60:.1f}"]
+        for kind, cells in kinds.items()
+    ]  # fmt: skip
+    rows.append(["total", str(len(view.results["cells"])), "", f"{view.results['cpu_seconds'] / 60:.1f}",
+                 f"{view.results['wall_seconds'] / 60:.1f}"])  # fmt: skip
+    return markdown(["cells", "number", "CPU seconds each", "CPU minutes", "wall minutes, one after another"], rows)
