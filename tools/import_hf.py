@@ -197,6 +197,7 @@ def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
         "consumed_samples": 0,
         "topology": {"steps_done": 0, "updates_done": 0, "last_code": 0, "ages": ages},
         "callbacks": {},
+        "passed_over": [],
         "block_costs": None,
         "data_fingerprint": None,
         "probe": None,
