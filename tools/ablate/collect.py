@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
         else:
             missing.append(cell.name)
     device = cells[0]["device"] if cells else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", device)  # DeepSpeed guesses otherwise, and says so on stdout
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
     return {
         "format": FORMAT,
         "command": command,

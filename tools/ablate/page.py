@@ -59,9 +59,9 @@ def _head(view: View) -> str:
         "# Results: which remedy removes the spikes, at what cost\n\n"
         f"Made by `{results['command']}` on {results['written']}, from revision {revisions}, on {machine['processor']} "
         f"({machine['cores']} cores, torch {machine['torch']}, deepspeed {machine['deepspeed']}); rendered by "
-        "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen by "
-        f"the numbers. It took {results['cpu_seconds'] / 60:.0f} CPU minutes, {results['cpu_seconds'] / 120:.0f} minutes "
-        "of two quiet cores.\n\n"
+        "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen "
+        f"by the numbers. It took {results['cpu_seconds'] / 60:.0f} CPU minutes, {results['cpu_seconds'] / 120:.0f} "
+        "minutes of two quiet cores.\n\n"
         "Losses are in nats per token; `±` is one standard deviation over seeds (in the branch experiment: over "
         "branches). Differences are tested seed by seed with a paired two-sided t-test at 5 %, not adjusted for their "
         "number: with three seeds such a test finds only what is large against the noise."
@@ -82,9 +82,9 @@ def _branches(view: View, images: dict[str, str]) -> list[str]:
         "From one state just before a topology update, the same batches under each remedy, evaluated on one held-out "
         'batch. The table gives the loss over "no update" (under the same bias correction and learning rate). The '
         "topology update is the same in all variants; *prune only* keeps regrown weights at zero, and is what no "
-        "remedy can undercut but by learning. The *neutral* state is that of a run whose topology never changed, so that all "
-        "weights are of one age; the *SMET* state is in the middle of SMET training. Warm-up of *all* weights is no "
-        "variant here: those active from the start are older than W.",
+        "remedy can undercut but by learning. The *neutral* state is that of a run whose topology never changed, so "
+        "that all weights are of one age; the *SMET* state is in the middle of SMET training. Warm-up of *all* weights "
+        "is no variant here: those active from the start are older than W.",
         reading.bullets(reading.branch_claims(view)),
     ]
     for group in groups:

@@ -1,0 +1,118 @@
+"""The command: a tiny matrix in real processes, killed and gone on with, and rendered again from its JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tools.ablate import matrices
+from tools.ablate.__main__ import main
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BRANCHES = {"sizes": ["tiny"], "bases": ["SMET"], "densities": [0.25], "seeds": [0]}
+
+
+def start(matrix: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tools.ablate", str(matrix), "--out", str(out), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, Path]:
+    """Matrix, summary and output of a run that was killed once, when its first cell was done."""
+    folder = tmp_path_factory.mktemp("ablate")
+    cells = [*matrices.content("")["cells"], BRANCHES]
+    matrix, out = matrices.write(folder, cells=cells), folder / "out"
+    first = start(matrix, out, "--jobs", "1")
+    while not list(out.glob("*/result.json")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=100) == 130
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
+    assert 1 <= len(finished) < 3
+    second = start(matrix, out, "--jobs", "2", "--json")
+    said, errors = second.communicate(timeout=200)
+    assert second.returncode == 0, errors
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())  # not run twice
+    return matrix, json.loads(said), out
+
+
+def test_every_cell_is_in_the_results_with_what_it_measured(done):
+    _, said, _ = done
+    results = json.loads(Path(said["results"]).read_text())
+    assert said["cells"] == 3 and said["failed"] == [] and results["missing"] == []
+    runs = {cell["method"]: cell for cell in results["cells"] if cell["kind"] == "run"}
+    for cell in runs.values():
+        assert [update["step"] for update in cell["updates"]] == [6, 12, 18]
+        assert cell["updates"][0]["losses"].keys() == {"-2", "before", "after", "1", "5"}
+        assert cell["topology_updates"] == 3 and cell["cpu_seconds"] > 0
+        assert 0 < cell["validation_loss"] < 10 and cell["bytes_at_rest"]["measured"] > 0
+        assert cell["updates"][0]["losses"]["before"] != cell["updates"][0]["losses"]["after"]
+    naive, smet = (
+        {row["age"]: row["regrown"] / row["survivors"] for row in runs[method]["changes"]} for method in runs
+    )
+    assert naive.keys() == smet.keys() == {1, 2, 5}
+    assert smet[1] < 0.5 * naive[1]  # W = 6: a regrown weight begins with a sixth of its step
+
+
+def test_branches_share_the_update_and_the_unchanged_one_is_what_the_run_itself_would_do(done):
+    _, said, out = done
+    results = json.loads(Path(said["results"]).read_text())
+    [cell] = [cell for cell in results["cells"] if cell["kind"] == "branches"]
+    assert [branch["step"] for branch in cell["branches"]] == [6, 12]
+    for branch in cell["branches"]:
+        losses = branch["losses"]
+        assert losses.keys() == matrices.VARIANTS.keys() and losses["naive"].keys() == {"0", "1", "3", "4"}
+        changed = [losses[name]["0"] for name in losses if name != "no update"]
+        assert len(set(changed)) == 1 and losses["no update"]["0"] != changed[0]
+        assert len({losses[name]["4"] for name in ("prune only", "naive", "kept as it is")}) == 3
+    twin = [cell for cell in results["cells"] if cell["kind"] == "run" and cell["method"] == "SMET"][0]
+    assert cell["loss_curve"] == twin["loss_curve"]  # branching leaves no trace in the run that is branched from
+    kept = cell["branches"][0]["losses"]["kept as it is"]
+    assert kept["1"] == twin["updates"][0]["losses"]["1"]
+
+
+def test_the_page_comes_from_the_json_alone(done, tmp_path: Path):
+    _, said, _ = done
+    assert main(["render", said["results"], str(tmp_path / "results.md")]) == 0
+    assert (tmp_path / "results.md").read_text() == Path(said["page"]).read_text()
+    images = {path.name for path in (tmp_path / "images").iterdir()}
+    assert {"results-branches.png", "results-update.png", "results-changes.png", "results-curves.png"} <= images
+
+
+def test_a_finished_matrix_starts_nothing_and_a_changed_one_is_refused(done, capsys: pytest.CaptureFixture[str]):
+    matrix, _, out = done
+    assert main([str(matrix), "--out", str(out), "--list", "--json"]) == 0
+    assert all(row["done"] for row in json.loads(capsys.readouterr().out))
+    given = matrix.read_text()
+    matrix.write_text(given.replace("steps: 20", "steps: 21"))
+    try:
+        assert main([str(matrix), "--out", str(out), "--list"]) == 2
+    finally:
+        matrix.write_text(given)
+    assert "with other settings" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
+    matrix = matrices.write(tmp_path)
+    broken = tmp_path / "out" / "tiny-d0.25-set-naive-s0" / "run"
+    broken.mkdir(parents=True)
+    (broken / "somebody else's").touch()
+    process = start(matrix, tmp_path / "out", "--jobs", "2")
+    said, errors = process.communicate(timeout=100)
+    assert process.returncode == 1 and "1 of 2 cells done" in said
+    lines = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert lines and all("tiny-d0.25-set-naive-s0" in line and "holds no run" in line for line in lines)
+    assert (tmp_path / "out" / "tiny-d0.25-smet-s0" / "result.json").exists()
+    assert "**Not complete.**" in (tmp_path / "out" / "results.md").read_text()
