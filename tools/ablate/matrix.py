@@ -1,7 +1,8 @@
 """The matrix file: which cells there are, each with the settings of an ordinary run.
 
-A cell's settings are the ``run`` section of the file, its size's settings on top, then what its method or
-branch base says about sparsity, then density, learning rate and seed.
+A cell's settings are those of the run file that its size names as ``base``, if it names one; then the ``run``
+section of the matrix, its size's own settings, what its method or branch base says about sparsity, and its
+density, learning rate and seed; a later one wins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import merge, read_yaml
+from pretrain.config.load import load_config, merge, read_yaml
 from pretrain.errors import ConfigError, nearest
 
 SECTIONS = ("text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
@@ -63,6 +64,9 @@ def load_matrix(path: Path) -> Matrix:
         ConfigError: the file is missing or no YAML, or with every problem of its cells at once.
     """
     content = read_yaml(path)
+    for size in (content.get("sizes") or {}).values():
+        if "base" in size:
+            size["run"] = load_config(path.parent / size["base"]).to_dict()
     problems = [
         f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
     ]
@@ -156,7 +160,9 @@ def _cell(
     content: dict[str, Any], name: str, kind: str, method: str, density: float, size: str, seed: int,
     lr: float | None, sparsity: dict[str, Any], measure: dict[str, Any],
 ) -> Cell:  # fmt: skip
-    settings = merge(copy.deepcopy(content["run"]), content["sizes"][size])
+    own = {key: value for key, value in content["sizes"][size].items() if key not in ("base", "run")}
+    settings = merge(content["sizes"][size].get("run") or {}, copy.deepcopy(content["run"]))
+    settings = merge(settings, own)
     settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})
     settings = merge(settings, {"train": {"seed": seed}, "data": {"seed": seed}})
     if lr is not None:

@@ -1,0 +1,105 @@
+"""Matrix files: every cell of those in configs/ is a valid run, and differs from the others as it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import ConfigError
+from tests.tools.ablate import matrices
+from tools.ablate.matrix import Matrix, load_matrix, slug
+
+FILES = sorted((Path(__file__).parent.parent.parent.parent / "configs" / "ablations").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def matrix(request: pytest.FixtureRequest) -> Matrix:
+    return load_matrix(request.param)
+
+
+def test_the_files_are_the_two_that_the_command_knows():
+    assert [path.stem for path in FILES] == ["llama-quick", "llama"]
+
+
+def test_nothing_but_sparsity_density_rate_and_seed_differs_between_methods(matrix: Matrix):
+    size = next(iter(matrix.content["sizes"]))
+    cells = [cell for cell in matrix.cells if cell.kind == "run" and cell.size == size and cell.seed == 0]
+    base = {key: value for key, value in cells[0].config(Path("x")).to_dict().items() if key != "sparsity"}
+    for cell in cells:
+        settings = cell.config(Path("x")).to_dict()
+        assert settings["sparsity"]["fan_in_init"] or settings["sparsity"]["density"] == 1.0
+        rest = {key: value for key, value in settings.items() if key != "sparsity"}
+        rest["optimizer"] = {**rest["optimizer"], "lr": base["optimizer"]["lr"]}
+        assert rest == base
+
+
+def test_every_method_switches_what_its_name_says(matrix: Matrix):
+    found = {cell.method: cell.config(Path("x")).sparsity for cell in matrix.cells if cell.kind == "run"}
+    assert found.keys() == matrix.content["methods"].keys()
+    interval = found["SMET"].update_interval
+    remedies = {
+        name: (s.bias_correction, s.warmup_steps, s.warmup_scope, s.lr_exponent, s.update_interval, s.growth)
+        for name, s in found.items()
+    }
+    assert remedies["SET naive"] == ("global", 0, "regrown", 0.0, interval, "random")
+    assert remedies["SET + local correction"] == ("local", 0, "regrown", 0.0, interval, "random")
+    assert remedies["SET + warm-up of regrown"] == ("global", interval, "regrown", 0.0, interval, "random")
+    assert remedies["SET + warm-up of all"] == ("global", interval, "all", 0.0, interval, "random")
+    assert remedies["SET + density LR"] == ("global", 0, "regrown", 0.5, interval, "random")
+    assert remedies["SMET"] == ("local", interval, "regrown", 0.5, interval, "random")
+    assert remedies["SMET-RigL"] == ("local", interval, "regrown", 0.5, interval, "gradient")
+    assert remedies["RigL naive"] == ("global", 0, "regrown", 0.0, interval, "gradient")
+    assert remedies["static"][4] == remedies["dense"][4] == 0
+    assert 0 < found["SMET, short warm-up"].warmup_steps < interval
+    assert found["SMET, protected"].protect_rounds == 1 and found["SMET"].protect_rounds == 0
+    assert (found["SMET, e = 0"].lr_exponent, found["SMET, e = 1"].lr_exponent) == (0.0, 1.0)
+
+
+def test_spikes_are_left_in_and_the_final_losses_cover_two_sizes(matrix: Matrix):
+    assert not any(cell.config(Path("x")).guard.enabled for cell in matrix.cells)
+    covered = {(c.size, c.method, c.density) for c in matrix.cells if c.kind == "run"}
+    sizes = list(matrix.content["sizes"])
+    assert len(sizes) >= 2
+    for size in sizes:
+        assert (size, "dense", 1.0) in covered
+        for method in ("static", "SET naive", "SMET"):
+            assert {density for s, m, density in covered if (s, m) == (size, method)} >= {0.5, 0.25, 0.1}
+
+
+def test_branches_leave_from_a_step_before_an_update_or_from_a_run_without_any(matrix: Matrix):
+    cells = [cell for cell in matrix.cells if cell.kind == "branches"]
+    assert {cell.method for cell in cells} == {"neutral", "SMET"}
+    for cell in cells:
+        config = cell.config(Path("x"))
+        due = [at % config.sparsity.update_interval == 0 for at in cell.measure["at"]]
+        assert all(due) if cell.method == "SMET" else not any(due)
+        assert max(cell.measure["at"]) <= config.train.steps
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"cells": [{"sizes": ["huge"], "methods": ["SMET"]}]}, "'huge' is not defined, expected one of tiny"),
+        ({"cells": [{"sizes": ["tiny"], "methods": ["SMEET"]}]}, "'SMEET' is not defined"),
+        ({"cells": []}, "section cells is missing"),
+        ({"rolls": {}}, "rolls is not a known section (did you mean 'roles'?)"),
+        ({"methods": {"SMET": {"method": "smet", "warmup": 3}, "SET naive": {}}}, "sparsity.warmup"),
+        (
+            {"cells": [{"sizes": ["tiny"], "bases": ["SMET"], "variants": ["no update", "naiv"]}]},
+            "variant 'naiv' is not defined",
+        ),
+        (
+            {"cells": [{"sizes": ["tiny"], "bases": ["SMET"], "variants": ["naive"]}]},
+            "reference 'no update', expected the name of a chosen variant with update: false",
+        ),
+    ],
+)
+def test_bad_files_are_told_in_words(tmp_path: Path, changes: dict, expected: str):
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(matrices.write(tmp_path, **changes))
+    assert any(expected in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_names_become_folders():
+    assert slug("small d0.1 SMET, e = 1 s0") == "small-d0.1-smet-e-1-s0"
