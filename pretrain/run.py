@@ -81,7 +81,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
-    trainer = Trainer(config, layout, engine, store, bank, topology, loader, stop, heartbeat)
+    trainer = Trainer(config, layout, engine, store, bank, topology, loader, folder, stop, heartbeat)
     validation = None
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)

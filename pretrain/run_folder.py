@@ -63,6 +63,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._error: OSError | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -144,9 +145,27 @@ class RunFolder:
         write_atomically(path, "".join(line + "\n" for line in kept))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Add one JSON line to the file ``name``."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one JSON line to the file ``name``.
+
+        A failure is kept for ``require_written``: the rank that writes must not leave the others alone in a step.
+        """
+        try:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            self._error = error
+
+    def require_written(self) -> None:
+        """Raise what kept ``append`` from writing.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder gone.
+        """
+        if self._error is not None:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({self._error.strerror}); free space or mend the disk, then start the "
+                "same command again"
+            )
 
     def append_event(self, kind: str, step: int, **more: Any) -> None:
         """Add a line to ``events.jsonl``: what happened to the run beside training. Infinities become null."""

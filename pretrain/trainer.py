@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.callbacks.base import Callback, Record
 from pretrain.config import RunConfig
 from pretrain.data.loader import BatchLoader
 from pretrain.engine import Engine
 from pretrain.heartbeat import Heartbeat
 from pretrain.layout import Layout
+from pretrain.run_folder import RunFolder
 from pretrain.schedule import learning_rate
 from pretrain.stopping import StopRequest
 from smet.bank import MaskBank
@@ -34,11 +37,13 @@ class Trainer:
         bank: MaskBank,
         topology: TopologyController,
         loader: BatchLoader,
+        folder: RunFolder,
         stop_request: StopRequest,
         heartbeat: Heartbeat,
     ):
         self.config, self.layout, self.engine = config, layout, engine
         self.store, self.bank, self.topology, self.loader = store, bank, topology, loader
+        self.folder = folder
         self.callbacks: list[Callback] = []
         self.step = 0
         self.consumed_samples = 0
@@ -72,6 +77,7 @@ class Trainer:
                 self._call("before_step")
                 record = self._train_step()
                 self._call("after_step", record)
+            self.layout.agree(self.folder.require_written)
             self._call("on_end")
         finally:
             for callback in self.callbacks:
@@ -99,6 +105,11 @@ class Trainer:
             self.heartbeat.mark(callback.name, self.step)
             getattr(callback, hook)(self, *arguments)
 
+    def _next_batches(self) -> list[Tensor]:
+        """This rank's micro-batches; here every rank learns what went wrong on one of them since the last step."""
+        self.folder.require_written()
+        return self.loader.batches(self.consumed_samples)
+
     def _pass_over(self, position: int) -> int:
         for begin, end in self.passed_over:
             if begin <= position < end:
@@ -112,7 +123,7 @@ class Trainer:
             group["lr"] = lr
         self.consumed_samples = self._pass_over(self.consumed_samples)
         self.heartbeat.mark("reading data", self.step)
-        batches = self.layout.agree(lambda: self.loader.batches(self.consumed_samples))
+        batches = self.layout.agree(self._next_batches)
         self.heartbeat.mark("training", self.step)
         loss = self.engine.train_step(batches)
         self.step += 1

@@ -109,11 +109,11 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path, option: str = "checkpoint.resume=") -> dict[str, Any]:
+def read_manifest(folder: Path, option: str | None = "checkpoint.resume=") -> dict[str, Any]:
     """The manifest of a published checkpoint.
 
     Args:
-        option: how another checkpoint is given to the program, for its advice.
+        option: how another checkpoint is given to the program, for its advice; None = without advice.
 
     Raises:
         CheckpointError: there is none, or it is not ours.
@@ -134,8 +134,10 @@ def read_manifest(folder: Path, option: str = "checkpoint.resume=") -> dict[str,
         raise CheckpointError(f"{error}{remedy(folder, option)}") from None
 
 
-def remedy(folder: Path, option: str = "checkpoint.resume=") -> str:
+def remedy(folder: Path, option: str | None = "checkpoint.resume=") -> str:
     """What to try instead of a damaged checkpoint: the newest other one there that has its files in their sizes."""
+    if option is None:
+        return ""
     for other in reversed(published(folder.parent)):
         if other != folder and _has_its_files(other):
             return f"; try {option}{other}"

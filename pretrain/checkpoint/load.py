@@ -28,6 +28,7 @@ def choose(resume: str, root: Path, layout: Layout) -> Path | None:
     if resume != "auto":
         path = Path(resume)
         _require_whole(path, layout)
+        layout.agree(lambda: _require_newest(path, root))
         return path
     damaged: list[str] = []
     for path in reversed(layout.agree(lambda: folders.published(root))):
@@ -47,7 +48,7 @@ def choose(resume: str, root: Path, layout: Layout) -> Path | None:
 def problems_of(path: Path, layout: Layout) -> list[str]:
     """Every damage of one checkpoint; ranks share the reading. Collective."""
     try:
-        manifest = layout.agree(lambda: folders.read_manifest(path))
+        manifest = layout.agree(lambda: folders.read_manifest(path, option=None))
     except CheckpointError as error:
         return [str(error)]
     parts = layout.gather_objects(folders.damage(path, manifest, (layout.rank, layout.world_size)))
@@ -58,9 +59,17 @@ def _require_whole(path: Path, layout: Layout) -> None:
     layout.agree(lambda: folders.read_manifest(path))
     problems = problems_of(path, layout)
     if problems:
-        whole = [other for other in folders.published(path.parent) if other != path]
-        remedy = f"; try checkpoint.resume={whole[-1]}" if whole else ""
-        raise CheckpointError(f"checkpoint is damaged: {problems[0]}{remedy}")
+        raise CheckpointError(f"checkpoint is damaged: {problems[0]}{folders.remedy(path)}")
+
+
+def _require_newest(path: Path, root: Path) -> None:
+    """Refuse to train anew what the run folder has already: later checkpoints would be taken for this branch's."""
+    later = [other for other in folders.published(root) if folders.step_of(other) > folders.step_of(path)]
+    if later:
+        raise CheckpointError(
+            f"checkpoint.resume is {path}, but {root} goes on to {later[-1].name}; leave checkpoint.resume out to go "
+            "on from there, or choose another train.output_dir for a branch"
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:

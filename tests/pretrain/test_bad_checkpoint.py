@@ -39,6 +39,10 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         "{0}/foreign/manifest.json is other-checkpoint version 1, expected smet-checkpoint version 1",
     ),
     "manifest that is none": (("checkpoint.resume={0}/list",), "{0}/list/manifest.json is damaged or not a manifest"),
+    "older than what the run folder has": (
+        ("checkpoint.resume={0}/run/checkpoints/step-00000002", "train.output_dir={0}/run"),
+        "{0}/run/checkpoints goes on to step-00000004; leave checkpoint.resume out to go on from there, or choose",
+    ),
     "of another width": (
         ("checkpoint.resume={0}/run/checkpoints/step-00000002", "model.intermediate_size=48"),
         "is of another model or density: model.layers.0.",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pretrain.callbacks.base import Callback, Record
 from pretrain.config import config_from_dict
 from pretrain.errors import CheckpointError
+from pretrain.run import prepare
 from pretrain.run_folder import RunFolder
-from tests.pretrain.runs import settings
+from pretrain.trainer import Trainer
+from tests.distributed import run_ranks
+from tests.pretrain.runs import layout_of, settings, write_corpus
 
 
 def test_keys_that_came_later_had_their_defaults_before(tmp_path: Path) -> None:
@@ -26,3 +33,32 @@ def test_keys_that_came_later_had_their_defaults_before(tmp_path: Path) -> None:
     given["data"]["reset_attention"] = True
     with pytest.raises(CheckpointError, match=r"holds another run \(data.reset_attention: False -> True\)"):
         folder.require_same_run(config_from_dict(given))
+
+
+class FullDisk(Callback):
+    """From step 3 on, the main rank's files cannot be written."""
+
+    name = "full disk"
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        if trainer.step == 3 and trainer.layout.is_main:
+            trainer.folder.path = trainer.folder.path / "gone"
+
+
+def train_on_a_full_disk(job: dict[str, Any]) -> tuple[str, int]:
+    config = config_from_dict(job)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = prepare(config, layout_of(config))
+        trainer.callbacks.insert(0, FullDisk())
+        try:
+            trainer.fit()
+        except CheckpointError as error:
+            return str(error), trainer.step
+    return "", trainer.step
+
+
+def test_a_disk_that_fills_between_saves_stops_all_ranks_with_one_line(tmp_path: Path) -> None:
+    job = settings(write_corpus(tmp_path / "corpus"), tmp_path / "run", evaluation__interval=0)
+    first, second = run_ranks(train_on_a_full_disk, 2, job)
+    assert first == second and first[1] == 3
+    assert "gone cannot be written (No such file or directory); free space or mend the disk" in first[0]
