@@ -41,4 +41,4 @@ def _tool(module: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(f"{module} could not make the experiment's text: {last}")
+        raise DataError(f"{module} could not make the experiment's text: {last.removeprefix('error: ')}")

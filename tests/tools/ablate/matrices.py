@@ -30,7 +30,7 @@ def content(corpus: str, **changes: Any) -> dict[str, Any]:
             "sparsity": {"update_interval": 6, "warmup_steps": 6, "stop_fraction": 0.9},
             "data": {"train": corpus, "validation": corpus, "seq_length": 16},
             "optimizer": {"lr": 0.01, "warmup_steps": 2},
-            "train": {"steps": 20, "global_batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "device": "cpu"},
+            "train": {"steps": 20, "global_batch_size": 4, "micro_batch_size": 2, "precision": "fp32", "device": "cpu"},
             "evaluation": {"samples": 8},
         },
         "sizes": {"tiny": {}},

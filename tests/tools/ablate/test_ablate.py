@@ -116,3 +116,23 @@ def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
     assert lines and all("tiny-d0.25-set-naive-s0" in line and "holds no run" in line for line in lines)
     assert (tmp_path / "out" / "tiny-d0.25-smet-s0" / "result.json").exists()
     assert "**Not complete.**" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_two_ranks_of_a_launcher_measure_what_one_process_does(done, tmp_path: Path):
+    matrix, said, _ = done
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m"
+    process = start(matrix, tmp_path / "out", "--jobs", "1", "--launcher", launcher, "--json")
+    printed, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    alone, together = (
+        {cell["name"]: cell for cell in json.loads(Path(path).read_text())["cells"]}
+        for path in (said["results"], json.loads(printed)["results"])
+    )
+    for name, cell in alone.items():
+        other = together[name]
+        assert other["ranks"] == 2 and other["validation_loss"] == pytest.approx(cell["validation_loss"], abs=2e-3)
+        for row, same in zip(cell.get("changes", []), other.get("changes", []), strict=True):
+            assert same == pytest.approx(row, rel=0.02)
+        for branch, same in zip(cell.get("branches", []), other.get("branches", []), strict=True):
+            assert same["losses"].keys() == branch["losses"].keys()
+            assert all(same["losses"][key] == pytest.approx(branch["losses"][key], abs=2e-3) for key in same["losses"])
