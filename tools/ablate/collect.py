@@ -66,5 +66,5 @@ def read(path: Path) -> Results:
             f"{path} is no result of the experiment ({error}); make it with python -m tools.ablate"
         ) from None
     if not known:
-        raise DataError(f"{path} has format {content['format']}, expected {FORMAT}; make it anew")
+        raise DataError(f"{path} is not of format {FORMAT} of the experiment's results; make it anew")
     return content

@@ -91,7 +91,7 @@ def _branches(view: View, images: dict[str, str]) -> list[str]:
         size, base, density = group
         seeds = len({branch["seed"] for branch in groups[group]})
         parts.append(
-            f"**{size}, d = {density:g}, from the {base} state**: {len(groups[group])} branches of {seeds} seeds"
+            f"**{size}, d = {density:g}, from the {base} state**: {len(groups[group])} branches, seeds: {seeds}"
         )
         parts.append(tables.branches(view, group))
     parts += _image(images, "branches")

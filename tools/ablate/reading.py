@@ -150,7 +150,7 @@ def spike_claims(view: View) -> list[str]:
             if spread is None:
                 continue
             words = what or "12 steps later has risen, over the static run on the same batches, by"
-            found.append(f"{roles[role]} {words} {spread.text(4)} nats on average ({spread.count} seeds).")
+            found.append(f"{roles[role]} {words} {spread.text(4)} nats on average (seeds: {spread.count}).")
     naive, cured = (view.by_seed(view.rise_over_static, roles.get(r), size, density) for r in ("naive", "remedied"))
     gap = Difference.of(naive, cured)
     if gap is not None:
@@ -165,4 +165,4 @@ def spike_claims(view: View) -> list[str]:
 def unfinished(view: View) -> list[str]:
     """Cells that are not in the results."""
     missing: list[Any] = view.results["missing"]
-    return [f"{len(missing)} cells are not done: {', '.join(missing)}."] if missing else []
+    return [f"Cells that are not done ({len(missing)}): {', '.join(missing)}."] if missing else []
