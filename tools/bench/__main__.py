@@ -15,7 +15,7 @@ from tools.bench import report
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 measured (whether or not thresholds are met), 2 bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if "cuda" not in arguments else "cuda")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if any("cuda" in word for word in arguments) else "cpu")
     try:
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
     except UserError as error:
