@@ -42,8 +42,9 @@ def _save(figure: Any, path: Path) -> bool:
 
 
 def _line(
-    axis: Any, x: Sequence[float], spreads: Sequence[Spread | None], label: str, color: str, **style: Any
-) -> None:
+    axis: Any, x: Sequence[float], spreads: Sequence[Spread | None], label: str, color: str, band: bool = True,
+    **style: Any,
+) -> None:  # fmt: skip
     """Means as a line, one standard deviation as a band."""
     points = [(at, spread) for at, spread in zip(x, spreads, strict=True) if spread is not None]
     if not points:
@@ -51,6 +52,8 @@ def _line(
     at, means = [p[0] for p in points], [p[1].mean for p in points]
     deviations = [p[1].deviation or 0.0 for p in points]
     axis.plot(at, means, label=label, color=color, linewidth=1.6, **style)
+    if not band:
+        return
     low = [m - d for m, d in zip(means, deviations, strict=True)]
     high = [m + d for m, d in zip(means, deviations, strict=True)]
     axis.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
@@ -75,10 +78,10 @@ def _branches(view: View, path: Path) -> bool:
         axis.set_title(f"{size}, d = {density:g}, from {base} ({len(some)} branches)", fontsize=10)
         axis.set_xlabel("steps after the topology update")
         axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(0)
         axis.set_xticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
     axes[0][0].set_ylabel('loss over "no update" (nats)')
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _legend(figure, axes[0][0])
     return _save(figure, path)
 
 
@@ -96,20 +99,33 @@ def _around_update(view: View, path: Path) -> bool:
         return False
     size, density, names = chosen
     x = [0.0 if o == "before" else 0.3 if o == "after" else float(o) for o in OFFSETS]
-    figure, axis = _plot().subplots(figsize=(9, 5.2), layout="constrained")
-    for index, name in enumerate(names):
-        spreads = [
-            Spread(0.0, None, 1) if o == "before" else view.spread(view.rise(o), name, size, density) for o in OFFSETS
-        ]
-        style = {"linestyle": "-" if index < 10 else "--"}
-        shown = [spread and Spread(spread.mean, None, spread.count) for spread in spreads]
-        _line(axis, x, shown, name, f"C{index % 10}", **style)
-    axis.axvline(0, color="0.7", linewidth=1, zorder=0)
-    axis.set_xlabel("steps from the topology update")
-    axis.set_ylabel("held-out loss minus that right before the update (nats)")
-    axis.set_title(f"Loss around an update, averaged over updates and seeds: {size}, d = {density:g}", fontsize=11)
-    axis.legend(frameon=False, fontsize=8, ncols=2)
+    panels = (
+        ("minus that right before the update", view.rise),
+        ("the same, over the static run", view.rise_over_static),
+    )
+    figure, axes = _plot().subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for axis, (title, rise) in zip(axes, panels, strict=True):
+        for index, name in enumerate(names):
+            spreads = [
+                Spread.of([0.0]) if o == "before" else view.spread(rise(o), name, size, density) for o in OFFSETS
+            ]
+            _line(axis, x, spreads, name, band=False, **_style(index))
+        axis.axvline(0, color="0.7", linewidth=1, zorder=0)
+        axis.set_xlabel("steps from the topology update")
+        axis.set_title(f"held-out loss {title}", fontsize=10)
+    axes[0].set_ylabel("nats per token")
+    _legend(figure, axes[0])
+    figure.suptitle(f"{size}, d = {density:g}, averaged over updates and seeds", fontsize=11)
     return _save(figure, path)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
 
 
 def _spikes(view: View, path: Path) -> bool:
@@ -117,11 +133,11 @@ def _spikes(view: View, path: Path) -> bool:
     if chosen is None:
         return False
     size, density, names = chosen
-    found = {name: view.spread(view.rise_over_static, name, size, density) for name in names}
-    known = {name: spread for name, spread in found.items() if spread is not None}
+    found = {name: view.spread(view.rise_over_static(), name, size, density) for name in names}
+    known = {name: spread for name, spread in found.items() if spread is not None and name != view.roles.get("static")}
     if not known:
         return False
-    figure, axis = _plot().subplots(figsize=(8, 0.9 + 0.34 * len(known)), layout="constrained")
+    figure, axis = _plot().subplots(figsize=(8, 1.2 + 0.3 * len(known)), layout="constrained")
     errors = [spread.deviation or 0.0 for spread in known.values()]
     axis.barh(list(known), [spread.mean for spread in known.values()], xerr=errors, color="C0", ecolor="0.3", capsize=3)
     axis.invert_yaxis()
@@ -137,21 +153,23 @@ def _changes(view: View, path: Path) -> bool:
         return False
     size, density, names = chosen
     ages = sorted({row["age"] for cell in view.runs for row in cell.get("changes") or []})
-    figure, axis = _plot().subplots(figsize=(9, 4.8), layout="constrained")
-    drawn = False
-    for index, name in enumerate(names):
-        spreads = [view.spread(lambda cell, a=age: ratio(cell, a), name, size, density) for age in ages]
-        if any(spread is not None for spread in spreads):
-            _line(axis, ages, spreads, name, f"C{index % 10}", linestyle="-" if index < 10 else "--", marker=".")
-            drawn = True
-    if not drawn:
-        _plot().close(figure)
+    curves = {
+        name: [view.spread(lambda cell, a=age: ratio(cell, a), name, size, density) for age in ages] for name in names
+    }
+    known = {name: spreads for name, spreads in curves.items() if any(spread is not None for spread in spreads)}
+    if not known:
         return False
+    figure, axis = _plot().subplots(figsize=(9, 5.2), layout="constrained")
+    for index, (name, spreads) in enumerate(known.items()):
+        _line(axis, ages, spreads, name, band=False, marker=".", **_style(index))
     axis.axhline(1, color="0.6", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(ages, [str(age) for age in ages])
+    axis.minorticks_off()
     axis.set_xlabel("age of the regrown weights (steps)")
     axis.set_ylabel("size of a step: regrown over surviving weights")
-    axis.set_title(f"How far regrown weights move, against all others: {size}, d = {density:g}", fontsize=11)
-    axis.legend(frameon=False, fontsize=8, ncols=2)
+    axis.set_title(f"{size}, d = {density:g}, averaged over updates and seeds", fontsize=11)
+    _legend(figure, axis)
     return _save(figure, path)
 
 

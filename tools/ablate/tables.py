@@ -34,12 +34,13 @@ def final_losses(view: View) -> str:
             spreads = [view.spread("validation_loss", method, size, density) for density in view.densities]
             if sum(spread is not None for spread in spreads) < len(view.densities) > 1:
                 continue
-            if method == view.roles.get("dense"):
-                spreads = [spreads[0]] + [None] * (len(spreads) - 1)
             seeds = max(spread.count for spread in spreads if spread)
-            rows.append([f"{size}: {method}", *(_text(spread) for spread in spreads), str(seeds)])
+            if method == view.roles.get("dense"):
+                rows.append([f"{size}: {method}", _text(spreads[0]), *["-"] * len(spreads), str(seeds)])
+            else:
+                rows.append([f"{size}: {method}", "-", *(_text(spread) for spread in spreads), str(seeds)])
         rows += _tuned_dense(view, size)
-    return markdown(["size: method", *(f"d = {density:g}" for density in view.densities), "seeds"], rows)
+    return markdown(["size: method", "d = 1", *(f"d = {density:g}" for density in view.densities), "seeds"], rows)
 
 
 def _tuned_dense(view: View, size: str) -> list[list[str]]:
@@ -47,9 +48,7 @@ def _tuned_dense(view: View, size: str) -> list[list[str]]:
     if rate is None or rate == view.rate(size):
         return []
     spread = view.spread("validation_loss", view.roles["dense"], size, None, rate)
-    return [
-        [f"{size}: dense, tuned (lr {rate:g})", _text(spread), *["-"] * (len(view.densities) - 1), str(spread.count)]
-    ]
+    return [[f"{size}: dense, tuned (lr {rate:g})", _text(spread), *["-"] * len(view.densities), str(spread.count)]]
 
 
 def dense_sweep(view: View) -> str:
@@ -87,7 +86,7 @@ def methods(view: View) -> str:
                 _text(spread("train_loss")),
                 _text(spread(view.rise("after")), 4),
                 _text(spread(view.rise(LATER)), 4),
-                _text(spread(view.rise_over_static), 4) if method != view.roles.get("dense") else "-",
+                _text(spread(view.rise_over_static()), 4) if method != view.roles.get("dense") else "-",
                 _text(spread(lambda cell: ratio(cell, 1)), 2),
                 _text(spread(lambda cell: ratio(cell, int(LATER))), 2),
                 _text(spread("recycled"), percent=True),

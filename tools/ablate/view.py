@@ -105,11 +105,15 @@ class View:
 
         return read
 
-    def rise_over_static(self, cell: Cell) -> float | None:
-        """The rise after ``LATER`` steps minus that of the static run of the same seed on the same batches."""
-        static = self.by_seed(self.rise(LATER), self.roles.get("static"), cell["size"], cell["density"])
-        own = self.rise(LATER)(cell)
-        return None if own is None or cell["seed"] not in static else own - static[cell["seed"]]
+    def rise_over_static(self, offset: str = LATER) -> Callable[[Cell], float | None]:
+        """``rise`` minus that of the static run of the same seed, on the same batches."""
+
+        def read(cell: Cell) -> float | None:
+            static = self.by_seed(self.rise(offset), self.roles.get("static"), cell["size"], cell["density"])
+            own = self.rise(offset)(cell)
+            return None if own is None or cell["seed"] not in static else own - static[cell["seed"]]
+
+        return read
 
     def branch_groups(self) -> dict[Group, list[dict[str, Any]]]:
         """(size, base, density) to its branches: ``{seed, step, excess}``, variant to step to nats."""

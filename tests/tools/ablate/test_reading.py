@@ -38,12 +38,18 @@ def test_the_claim_holds_where_the_numbers_say_so():
         (0.01, 0.0036, "the factor of 10"),
         (0.0, 0.0036, "naive far above the floor"),
         (0.1, 0.01, "SMET within one deviation of the floor"),
-        (0.1, -0.02, "there is no ratio"),
     ],
 )
 def test_what_does_not_show_is_said(naive: float, remedied: float, missing: str):
     [sentence] = reading.branch_claims(view_of_branches(naive, remedied))
     assert missing in sentence and "The claim holds" not in sentence
+
+
+def test_excess_below_zero_has_no_ratio_and_does_not_count_against_the_claim():
+    [sentence] = reading.branch_claims(view_of_branches(0.1, -0.02))
+    assert "there is no ratio" in sentence and "The claim holds here." in sentence
+    [sentence] = reading.branch_claims(view_of_branches(-0.1, -0.02))
+    assert "the factor of 10" in sentence and "The claim holds" not in sentence
 
 
 def test_the_cold_start_of_naive_adam_is_that_of_the_method():
@@ -105,7 +111,7 @@ def test_the_page_says_what_is_missing_and_survives_the_file(tmp_path: Path):
     page.write(read(path), tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     assert "**Not complete.** Cells that are not done (1): one cell." in text
-    assert "| tiny: dense, tuned (lr 0.02) | 3.700 ± 0.000 | 3 |" in text
+    assert "| tiny: dense, tuned (lr 0.02) | 3.700 ± 0.000 | - | 3 |" in text
     assert "| tiny: lr 0.02 | **3.700 ± 0.000** | 3 |" in text
 
 
