@@ -100,8 +100,8 @@ def _around_update(view: View, path: Path) -> bool:
     size, density, names = chosen
     x = [0.0 if o == "before" else 0.3 if o == "after" else float(o) for o in OFFSETS]
     panels = (
-        ("minus that right before the update", view.rise),
-        ("the same, over the static run", view.rise_over_static),
+        ("held-out loss minus that right before the update", view.rise),
+        ("the same minus that of the static run of the seed", view.rise_over_static),
     )
     figure, axes = _plot().subplots(1, 2, figsize=(13, 5), layout="constrained")
     for axis, (title, rise) in zip(axes, panels, strict=True):
@@ -112,7 +112,7 @@ def _around_update(view: View, path: Path) -> bool:
             _line(axis, x, spreads, name, band=False, **_style(index))
         axis.axvline(0, color="0.7", linewidth=1, zorder=0)
         axis.set_xlabel("steps from the topology update")
-        axis.set_title(f"held-out loss {title}", fontsize=10)
+        axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("nats per token")
     _legend(figure, axes[0])
     figure.suptitle(f"{size}, d = {density:g}, averaged over updates and seeds", fontsize=11)
@@ -187,6 +187,9 @@ def _curves(view: View, path: Path) -> bool:
             steps = [point[0] for point in curves[0]] if curves else []
             spreads = [Spread.of([curve[i][1] for curve in curves]) for i in range(len(steps))]
             _line(axis, steps, spreads, str(name), f"C{index}")
+        late = [p[1] for name in names for c in view.cells(name, one, density) for p in c["loss_curve"][4:] if p[1]]
+        if late:
+            axis.set_ylim(min(late) - 0.05, max(late) + 0.05)  # the first steps, alike for all, would hide the rest
         axis.set_title(f"{one}, d = {density:g} (dense: all weights)", fontsize=11)
         axis.set_xlabel("optimizer step")
         axis.legend(frameon=False)
