@@ -72,8 +72,8 @@ def _branches(view: View, path: Path) -> bool:
         for name in (name for name in names if name in some[0]["excess"]):
             steps = sorted(step for step in some[0]["excess"][name])
             spreads = [view.branch_spread(some, name, step) for step in steps]
-            style = {"linestyle": "--"} if name == (view.roles.get("branches") or {}).get("floor") else {}
-            _line(axis, steps, spreads, name, colors[name], **style)
+            dashed = name == (view.roles.get("branches") or {}).get("floor")
+            _line(axis, steps, spreads, name, colors[name], linestyle="--" if dashed else "-")
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.set_title(f"{size}, d = {density:g}, from {base} ({len(some)} branches)", fontsize=10)
         axis.set_xlabel("steps after the topology update")
