@@ -6,7 +6,9 @@ They share the file system, as hosts of a cluster share a folder, and process nu
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +45,34 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def die_with_parent() -> None:
+    """In a new process: end when the test session is killed. Daemons that outlive it would never end."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def clear_leftovers() -> None:
+    """Take down hosts of test sessions that were killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    for space in re.findall(r"^(smet-\d+-\S+)", listed, flags=re.M):
+        if not Path(f"/proc/{space.split('-')[1]}").exists():
+            remove(space)
+
+
+def remove(space: str) -> None:
+    """End everything that runs in a network namespace, and delete it; its interfaces go with it."""
+    for pid in processes(space):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+    shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+
+
+def processes(space: str) -> list[int]:
+    """Everything that runs in a network namespace."""
+    listed = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
 class Hosts:
     """The hosts, and how to reach and to break them.
 
@@ -52,11 +82,9 @@ class Hosts:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        number = os.getpid() % 200 + 20
-        self.net = f"10.{number}.77"
-        self.bridge = f"smet{number}"
+        self.net, self.bridge = "", ""
         self.spaces = {name: f"smet-{os.getpid()}-{name}" for name in NAMES}
-        self.addresses = {name: f"{self.net}.{2 + place}" for place, name in enumerate(NAMES)}
+        self.addresses: dict[str, str] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -66,19 +94,30 @@ class Hosts:
 
     def start(self) -> None:
         """Bring all up; returns when both answer."""
+        clear_leftovers()
+        self._make_bridge()
         self.folder.mkdir(parents=True)
         Path("/run/sshd").mkdir(exist_ok=True)
         for key in ("key", "host_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key))
         entries = [f"Host {name}\n  HostName {address}\n" for name, address in self.addresses.items()]
         self.ssh_config.write_text("".join(entries) + SSH.format(names=" ".join(NAMES), folder=self.folder))
-        run("ip", "link", "add", self.bridge, "type", "bridge")
         run("ip", "addr", "add", f"{self.net}.1/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
         for name in NAMES:
             self._start(name)
         for name in NAMES:
             self._wait_for(name)
+
+    def _make_bridge(self) -> None:
+        """The first bridge, and its network, that no other test session uses."""
+        for number in range(20, 220):
+            bridge = f"smet{number}"
+            if subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], capture_output=True).returncode == 0:
+                self.net, self.bridge = f"10.{number}.77", bridge
+                self.addresses = {name: f"{self.net}.{2 + place}" for place, name in enumerate(NAMES)}
+                return
+        raise AssertionError("no bridge can be made")
 
     def _start(self, name: str) -> None:
         space, outer = self.spaces[name], self._outer(name)
@@ -99,7 +138,10 @@ class Hosts:
         log = open(self.folder / f"{name}.log", "wb")  # noqa: SIM115  (the daemon's, as long as it lives)
         self._daemons.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", script], stdout=log, stderr=log
+                ["ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", script],
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
             )
         )
         log.close()
@@ -124,11 +166,6 @@ class Hosts:
         """Take the host from the network."""
         run("ip", "link", "set", self._outer(name), "down")
 
-    def processes(self, name: str) -> list[int]:
-        """Everything that runs there."""
-        listed = subprocess.run(["ip", "netns", "pids", self.spaces[name]], capture_output=True, text=True)
-        return [int(pid) for pid in listed.stdout.split()]
-
     def hostfile(self, slots: int = 1) -> Path:
         """Both hosts with ``slots`` each."""
         path = self.folder / "hostfile"
@@ -138,12 +175,8 @@ class Hosts:
     def stop(self) -> None:
         """End everything that runs there, and take the hosts down."""
         for name, space in self.spaces.items():
-            for pid in self.processes(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+            remove(space)
             subprocess.run(["ip", "link", "delete", self._outer(name)], capture_output=True)
-            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
         for daemon in self._daemons:
             daemon.kill()
             daemon.wait()

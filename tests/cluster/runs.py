@@ -31,7 +31,8 @@ class Run:
     def __init__(self, folder: Path, name: str = "run", **changes: Any):
         self.folder, self.output = folder, folder / name
         self.corpus = write_corpus(folder / "corpus")
-        self.settings = settings(self.corpus, self.output, operation__heartbeat=1.0, **changes)
+        quick = {"operation__heartbeat": 1.0, "evaluation__interval": 0, "evaluation__samples": 1}
+        self.settings = settings(self.corpus, self.output, **{**quick, **changes})
         self.file = folder / "run.yaml"
         self.file.write_text(yaml.safe_dump(self.settings))
 
@@ -48,7 +49,7 @@ class Run:
                 stdout=screen, stderr=screen, text=True,
             )  # fmt: skip
 
-    def launch(self, *arguments: str, timeout: float = 150.0, **environ: str) -> int:
+    def launch(self, *arguments: str, timeout: float = 400.0, **environ: str) -> int:
         """The same, to its end."""
         process = self.start(*arguments, **environ)
         try:
@@ -69,7 +70,7 @@ class Run:
         except ValueError:
             return 0  # just being written
 
-    def until(self, condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    def until(self, condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400.0) -> None:
         """Wait while the run goes on; tell its screen if that does not come."""
         deadline = time.monotonic() + seconds
         while not condition():

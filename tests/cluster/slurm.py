@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.cluster.hosts import die_with_parent
 from tests.distributed import free_port
 
 CONFIG = """
@@ -96,7 +97,7 @@ class Slurm:
             self._daemons.append(
                 subprocess.Popen(
                     [program, *command[1:]], env={**os.environ, **self.environ}, stdout=log, stderr=log,
-                    start_new_session=True,
+                    start_new_session=True, preexec_fn=die_with_parent,
                 )
             )  # fmt: skip
 

@@ -41,7 +41,7 @@ def test_check_run_and_go_on_with_plain_deepspeed(hosts: Hosts, tmp_path: Path) 
         [str(Path(sys.executable).parent / "deepspeed"), "--hostfile", str(hosts.hostfile()), "--no_ssh_check",
          "--master_addr", hosts.addresses[NAMES[0]], "--module", "pretrain", str(run.file)],
         cwd=tmp_path, env=run.environ(PDSH_SSH_ARGS_APPEND=f"-F {hosts.ssh_config}", PYTHONPATH=str(ROOT)),
-        capture_output=True, text=True, timeout=150,
+        capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert_equal(run, undisturbed(run))
@@ -58,14 +58,14 @@ def test_openmpi(hosts: Hosts, tmp_path: Path) -> None:
 
 
 def test_a_host_that_is_cut_off_is_left_out_and_nothing_is_lost(hosts: Hosts, tmp_path: Path) -> None:
-    run = Run(tmp_path, checkpoint__interval=4, checkpoint__keep_last=0, train__steps=120)
+    run = Run(tmp_path, checkpoint__interval=4, checkpoint__keep_last=0, train__steps=60)
     limits = ["--host-interval", "2", "--back-off", "1"]
     process = run.start(*over_ssh(hosts), *limits)
     try:
         run.until(lambda: run.step() >= 10, process)
         hosts.cut_off(NAMES[1])
         before = sorted(path.name for path in (run.output / "checkpoints").glob("step-*"))
-        assert process.wait(150) == 0, run.screen()
+        assert process.wait(400) == 0, run.screen()
     finally:
         end(process)
     (restart,) = run.events("restart")
@@ -77,9 +77,9 @@ def test_a_host_that_is_cut_off_is_left_out_and_nothing_is_lost(hosts: Hosts, tm
     origin = tmp_path / "origin" / f"step-{restart['step']:08d}"
     shutil.copytree(run.output / "checkpoints" / origin.name, origin)
     (tmp_path / "again").mkdir()
-    again = Run(tmp_path / "again", checkpoint__interval=4, checkpoint__keep_last=0, train__steps=120)
+    again = Run(tmp_path / "again", checkpoint__interval=4, checkpoint__keep_last=0, train__steps=60)
     assert again.launch("--gpus-per-node", "1", f"checkpoint.resume={origin}") == 0, again.screen()
     expected, found = outcome(again.output), outcome(run.output)
     first = restart["step"]
-    assert found["steps"] == list(range(1, 121)) and expected["steps"] == list(range(first + 1, 121))
+    assert found["steps"] == list(range(1, 61)) and expected["steps"] == list(range(first + 1, 61))
     assert found["losses"][first:] == expected["losses"]
