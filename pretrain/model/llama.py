@@ -26,16 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.schema import ModelConfig
 from pretrain.data.boundaries import document_bias, document_numbers
-
-IGNORED = -100
-"""Token id of filler rows: predicting it costs nothing."""
+from pretrain.model.functions import IGNORED as IGNORED
+from pretrain.model.functions import MeanCrossEntropy, Rotate
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of -log p(target) in fp32 over the number of targets, ignored ones included: with filler rows
     the losses of batches of one size still add up. logits: (b, s, v); targets: (b, s) -> scalar."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return losses / targets.numel()
+    loss: Tensor = MeanCrossEntropy.apply(logits, targets)
+    return loss
 
 
 def split_sample(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +78,8 @@ def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn every feature pair by its position's angle, in fp32. x: (b, heads, s, d); cos, sin: (s, d)."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+    turned: Tensor = Rotate.apply(x, cos, sin)
+    return turned
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
+from pretrain.model.functions import LARGE_CHUNK
 from pretrain.plan.sizes import Block, Weight
 from smet.bank import bucket_key
 from smet.memory import Part
@@ -94,7 +95,8 @@ def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool,
         if block.name == "model.norm":
             ends += tokens * (8 * stream + 4 + width * model.hidden_size)
         elif block.name == "lm_head":
-            ends += tokens * 4 * model.vocab_size / tensor
+            # The loss keeps the gradient of the logits; split over ranks, it keeps fp32 probabilities.
+            ends += tokens * (width if tensor == 1 else 4) * model.vocab_size / tensor
     return Activations(
         layers=round(layer_count * kept) + bias, recomputed=round(whole) if checkpointing and layer_count else 0,
         ends=round(ends),
@@ -132,7 +134,7 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
         found["dense weights kept"] = width * sum(weight.total for weight in sparse)
     found["gathered masks"] = _two_buckets(config, sparse, ranks)
     if any(block.name == "lm_head" for block in blocks):
-        found["logits"] = tokens * config.model.vocab_size // config.parallel.tensor * _logit_bytes(config)
+        found["logits"] = _loss_bytes(config, tokens * config.model.vocab_size // config.parallel.tensor)
     stored = sum(weight.total if dense else weight.stored for weight in weights)
     found["gradients in flight"] = _gradients_in_flight(config, stored, width, ranks)
     if stage == 3 and ranks > 1:
@@ -148,10 +150,12 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
     return {name: size for name, size in found.items() if size}
 
 
-def _logit_bytes(config: RunConfig) -> int:
-    """Per logit, beside the saved probabilities: torch's loss makes two fp32 gradients; the split one 16-bit logits
-    and their fp32 copy."""
-    return 8 if config.parallel.tensor == 1 else 4 + width_of(config)
+def _loss_bytes(config: RunConfig, logits: int) -> int:
+    """Beside what the loss saves: the logits, and two fp32 copies of a chunk of them; of the split loss, whose
+    probabilities are fp32, their gradient, and the logits in both widths."""
+    if config.parallel.tensor > 1:
+        return (4 + width_of(config)) * logits
+    return width_of(config) * logits + 8 * min(LARGE_CHUNK, logits)
 
 
 def _two_buckets(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
