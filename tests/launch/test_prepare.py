@@ -119,6 +119,13 @@ def test_the_largest_world_is_chosen(
     assert got == expected
 
 
+def test_the_users_own_sbatch_options_win(capsys: pytest.CaptureFixture[str]) -> None:
+    """Slurm takes the last of two equal options."""
+    assert main(["run.yaml", "--slurm", "--gpus-per-node", "1", "--sbatch=--output=mine", "--dry-run"]) == 0
+    outputs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#SBATCH --output")]
+    assert outputs[-1] == "#SBATCH --output=mine"
+
+
 def test_it_starts_without_torch() -> None:
     program = (
         "import sys; import launch.__main__, launch.prepare, launch.supervisor, launch.status, launch.preflight;"
