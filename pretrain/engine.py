@@ -20,6 +20,8 @@ class Engine(Protocol):
     """The DeepSpeed engine."""
     model: nn.Module
     """This rank's part of the LLaMA, under the names of the whole model."""
+    fixed_rows: bool
+    """Whether every micro-batch must have the same number of rows."""
     costs: list[float] | None
     """Relative costs by which the blocks were dealt out to pipeline stages; None without stages."""
 
@@ -39,6 +41,7 @@ class PlainEngine:
     def __init__(self, engine: Any, model: nn.Module, layout: Layout):
         self.deepspeed, self.model, self.layout = engine, model, layout
         self.costs: list[float] | None = None
+        self.fixed_rows = False
         self._total = torch.zeros(())
 
     def train_step(self, batches: list[Tensor]) -> float:
@@ -71,6 +74,7 @@ class PipelineEngine:
     def __init__(self, engine: Any, model: nn.Module, layout: Layout, costs: list[float]):
         self.deepspeed, self.model, self.layout = engine, model, layout
         self.costs: list[float] | None = costs
+        self.fixed_rows = True
 
     def train_step(self, batches: list[Tensor]) -> float:
         """See ``Engine``."""

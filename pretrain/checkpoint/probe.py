@@ -16,8 +16,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 
 def probe_loss(engine: Engine, tokens: list[int], micro_batch_size: int) -> float:
     """Loss of one sequence, computed alike on every data-parallel rank. Collective."""
-    batch = fill_up(torch.tensor([tokens]), micro_batch_size)
-    return engine.loss(batch) * micro_batch_size
+    rows = micro_batch_size if engine.fixed_rows else 1
+    return engine.loss(fill_up(torch.tensor([tokens]), rows)) * rows
 
 
 def require_same_loss(stored: float, found: float, precision: str, path: Any) -> None:

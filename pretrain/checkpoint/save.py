@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -47,6 +49,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._is_clean = False
+        self._behind = False
         self.seconds_blocked = 0.0
         """Time the last ``save`` kept the training thread."""
 
@@ -62,6 +65,7 @@ class Saver:
         self._require_space(vectors)
         # Training goes on changing vectors and state while the thread writes.
         arguments = (step, staged(vectors), json.dumps(state), self._facts(state))
+        self._behind = not wait
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint-writer")
         self._thread.start()
         if wait:
@@ -133,6 +137,8 @@ class Saver:
         return {"layout": {**sizes, "zero_stage": config.get("parallel", {}).get("zero_stage")}, "config": config}
 
     def _run(self, step: int, vectors: Vectors, state: str, facts: dict[str, Any]) -> None:
+        if self._behind:
+            _step_back()
         try:
             self._write(step, vectors, state, facts)
         except BaseException as error:
@@ -181,3 +187,9 @@ class Saver:
         final = folders.step_folder(self.root, step)
         folders.publish(temporary, final, make_manifest(step, facts["layout"], facts["config"], files))
         folders.retire(final, self.keep_last, self.keep_every)
+
+
+def _step_back() -> None:
+    """Let this thread have only what training leaves of the processors (Linux knows a priority per thread)."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
