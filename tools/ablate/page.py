@@ -95,12 +95,16 @@ def _branches(view: View, images: dict[str, str]) -> list[str]:
         )
         parts.append(tables.branches(view, group))
     parts += _image(images, "branches")
+    shares = reading.remaining_shares(view)
+    if shares:
+        parts.append(f"What each remedy leaves of naive Adam's distance to pruning alone, {reading.READ_AT} steps on:")
+        parts.append(reading.bullets(shares))
     late = reading.late_branches(view)
     if late:
         parts.append(
             "Naive Adam divides by a correction of the run's step t, so that its cold start is the worse the later the "
             "update: its largest step under a constant gradient, in learning rates, is the factor in brackets (6.6 for "
-            f"t without end). Its excess loss after {reading.READ_AT} steps:"
+            f"t without end, see [theory.md](theory.md)). Its excess loss after {reading.READ_AT} steps:"
         )
         parts.append(reading.bullets(late))
     return parts

@@ -75,6 +75,40 @@ def _deviations(value: float | None) -> str:
     return "an unknown distance (one branch)" if value is None else f"{value:.1f} of the floor's deviations"
 
 
+def remaining_shares(view: View) -> list[str]:
+    """Per group: how much of naive Adam's distance to the floor each remedy leaves."""
+    names = view.roles.get("branches") or {}
+    found = []
+    for group, branches in view.branch_groups().items():
+        naive, floor = (view.branch_spread(branches, names.get(role, ""), READ_AT) for role in ("naive", "floor"))
+        if naive is None or floor is None or naive.mean <= floor.mean:
+            continue
+        parts = []
+        for name in branches[0]["excess"]:
+            spread = view.branch_spread(branches, name, READ_AT)
+            if spread is not None and name not in (names["naive"], names["floor"]) and _same_rate(view, name):
+                share = (spread.mean - floor.mean) / (naive.mean - floor.mean)
+                parts.append(f"{100 * share:.0f} % with {name}")
+        size, base, density = group
+        if parts:
+            found.append(f"{size}, d = {density:g}, {base}: {'; '.join(parts)}.{_below_zero(floor)}")
+    return found
+
+
+def _same_rate(view: View, name: str) -> bool:
+    """Whether a variant trains at the run's own learning rate."""
+    return "lr_exponent" not in (view.matrix["branches"]["variants"].get(name) or {})
+
+
+def _below_zero(floor: Spread) -> str:
+    if floor.mean >= 0:
+        return ""
+    return (
+        f' Pruning alone lies below "no update" ({floor.text(4)}): the weights it takes away were worth less than '
+        "nothing at this learning rate, and part of the distance to it is that regrown weights bring noise again."
+    )
+
+
 def late_branches(view: View) -> list[str]:
     """How naive Adam's excess depends on the step at which the topology changes, beside what theory says of it."""
     name = (view.roles.get("branches") or {}).get("naive", "")

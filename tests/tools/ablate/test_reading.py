@@ -52,6 +52,15 @@ def test_excess_below_zero_has_no_ratio_and_does_not_count_against_the_claim():
     assert "the factor of 10" in sentence and "The claim holds" not in sentence
 
 
+def test_each_remedy_leaves_a_share_of_naives_distance_to_the_floor():
+    [sentence] = reading.remaining_shares(view_of_branches(0.1, 0.0536))
+    assert "50 % with remedied" in sentence and "below" not in sentence
+    below = [branches(0, {"prune only": [-0.01, -0.02], "naive": [0.1, 0.1], "remedied": [-0.01, -0.02]})]
+    [sentence] = reading.remaining_shares(View(results(below)))
+    assert "0 % with remedied" in sentence and "Pruning alone lies below" in sentence
+    assert reading.remaining_shares(view_of_branches(-0.1, 0.0)) == []
+
+
 def test_the_cold_start_of_naive_adam_is_that_of_the_method():
     assert reading.cold_start(10**6, 0.9, 0.999) == pytest.approx(6.57, abs=0.02)
     assert reading.cold_start(100, 0.9, 0.999) < reading.cold_start(1000, 0.9, 0.999) < 6.57
