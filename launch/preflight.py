@@ -19,7 +19,8 @@ from pretrain.config import RunConfig
 FACTS_SECONDS = 30.0
 """Until a host that has not answered counts as one that hangs."""
 DEVICE_SECONDS = 24.0
-ALL_REDUCE_SECONDS = 24.0
+TOTAL_SECONDS = 57.0
+"""Of the whole check; the all-reduce gets what the facts leave."""
 ALL_REDUCE_MEGABYTES = 16
 CLOCK_SECONDS = 2.0
 """Clocks that differ more make time limits, heartbeats and logs of hosts disagree."""
@@ -61,7 +62,7 @@ def preflight(wanted: Wanted, remote: Remote) -> list[Finding]:
     token, content = f".launch-check-{secrets.token_hex(4)}.tmp", secrets.token_hex(8)
     path = Path(wanted.shared) / token
     here = _write_token(path, content)
-    begin = time.time()
+    begin, clock = time.time(), time.monotonic()
     try:
         answers = on_all(
             names,
@@ -71,7 +72,7 @@ def preflight(wanted: Wanted, remote: Remote) -> list[Finding]:
         path.unlink(missing_ok=True)
     findings = [*here, *judge(wanted, answers, begin, time.time())]
     if all(finding.good for finding in findings):
-        findings += all_reduce(wanted, remote)
+        findings += all_reduce(wanted, remote, TOTAL_SECONDS - (time.monotonic() - clock))
     return findings
 
 
@@ -236,16 +237,16 @@ def _clock(name: str, one: dict[str, Any], begin: float, end: float) -> Finding:
     return Finding("clock", name, False, f"{skew:.1f} s off this machine's", "run an NTP service there (chrony)")
 
 
-def all_reduce(wanted: Wanted, remote: Remote) -> list[Finding]:
-    """Sum a vector over one process per host, and tell the time; names the hosts that could not."""
+def all_reduce(wanted: Wanted, remote: Remote, seconds: float) -> list[Finding]:
+    """Sum a vector over one process per host within ``seconds``, and tell the time; names the hosts that could not."""
     names = [host.name for host in wanted.hosts]
 
     def ask(name: str) -> Answer:
         task = {
             "rank": names.index(name), "world": len(names), "address": wanted.address, "port": wanted.port,
-            "device": wanted.device, "megabytes": ALL_REDUCE_MEGABYTES, "timeout": ALL_REDUCE_SECONDS - 8.0,
+            "device": wanted.device, "megabytes": ALL_REDUCE_MEGABYTES, "timeout": max(5.0, seconds - 10.0),
         }  # fmt: skip
-        return remote.ask(name, "all_reduce", task, ALL_REDUCE_SECONDS)
+        return remote.ask(name, "all_reduce", task, seconds)
 
     return judge_all_reduce(on_all(names, ask), wanted.address, wanted.port)
 

@@ -36,7 +36,7 @@ def wait_for(run: Run, slurm: Slurm, job: str, states: set[str], seconds: float 
 
 def test_a_job_is_told_to_save_requeued_and_finishes(slurm: Slurm, tmp_path: Path) -> None:
     run = Run(tmp_path, checkpoint__interval=4, train__steps=100)
-    job = submit(run, slurm, "--time", "20")
+    job = submit(run, slurm, "--time", "20", "--preflight")
     deadline = time.monotonic() + 400
     while run.step() < 6:
         assert time.monotonic() < deadline, slurm.logs() + run.screen()
