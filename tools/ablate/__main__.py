@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="what starts a cell on several ranks, such as 'deepspeed --num_gpus 8 --module'",
     )  # fmt: skip
     made.add_argument("--list", action="store_true", help="list the cells and the commands that run them; run nothing")
+    made.add_argument("--collect", action="store_true", help="write the results of what is finished; run nothing")
     made.add_argument("--json", action="store_true", help="print a summary (or the list) as JSON")
     return made
 
@@ -67,31 +68,40 @@ def _run(arguments: list[str]) -> int:
     if options.list:
         _list(matrix.cells, out, options)
         return 0
-    if matrix.content.get("text"):
-        text.prepare(matrix.content["text"])
-    failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
-    said = _publish(matrix, path, out, options)
+    failures: list[pool.Failure] = []
+    if not options.collect:
+        if matrix.content.get("text"):
+            text.prepare(matrix.content["text"])
+        failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
+    said = _publish(matrix, path, out, options, failures)
     said["failed"] = [vars(failure) for failure in failures]
     if options.json:
         print(json.dumps(said))
     else:
-        done, spent = len(matrix.cells) - len(failures), said["cpu_seconds"] / 60
-        print(f"{done} of {len(matrix.cells)} cells done, {spent:.1f} core minutes; {said['page']}")
+        spent = said["cpu_seconds"] / 60
+        print(f"{said['done']} of {said['cells']} cells done, {spent:.1f} core minutes; {said['page'] or 'no page'}")
     for failure in failures:
         print(f"failed: {failure.name}: {failure.message}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _publish(matrix: Matrix, path: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _publish(
+    matrix: Matrix, path: Path, out: Path, options: argparse.Namespace, failures: list[pool.Failure]
+) -> dict[str, Any]:
     command = "python -m tools.ablate" + (f" {options.matrix}" if options.matrix != DEFAULT else "")
     results = collect.results(matrix, path, out, command + (" --quick" if options.quick else ""))
-    target = out / "results.json"
-    write_atomically(target, collect.to_text(results))
-    from tools.ablate import page
+    done, target, document = len(results["cells"]), out / "results.json", out / "results.md"
+    if done:
+        write_atomically(target, collect.to_text(results))
+        from tools.ablate import page
 
-    page.write(results, out / "results.md")
-    said = {"results": str(target), "page": str(out / "results.md"), "cells": len(matrix.cells)}
-    return {**said, "cpu_seconds": results["cpu_seconds"]}
+        page.write(results, document)
+    elif not failures:
+        raise DataError(f"no cell in {out} is finished, so there is nothing to report; run it without --collect")
+    return {
+        "results": str(target) if done else None, "page": str(document) if done else None, "cells": len(matrix.cells),
+        "done": done, "cpu_seconds": results["cpu_seconds"],
+    }  # fmt: skip
 
 
 def _list(cells: list[Cell], out: Path, options: argparse.Namespace) -> None:

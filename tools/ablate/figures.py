@@ -81,7 +81,7 @@ def _branches(view: View, path: Path) -> bool:
         axis.set_xlim(0)
         axis.set_xticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
     axes[0][0].set_ylabel('loss over "no update" (nats)')
-    _legend(figure, axes[0][0])
+    _legend(figure, axes[0][0], columns=2 * len(groups))
     return _save(figure, path)
 
 
@@ -123,9 +123,9 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
 
 
-def _legend(figure: Any, axis: Any) -> None:
+def _legend(figure: Any, axis: Any, columns: int = 5) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 5), frameon=False, fontsize=8)
 
 
 def _spikes(view: View, path: Path) -> bool:

@@ -55,6 +55,7 @@ def _claim(view: View, group: Group) -> str | None:
         f'update naive Adam stands {naive.text(4)} nats above "no update", {times}; SMET ({names["remedied"]}) '
         f"{cured.text(4)}; pruning alone {floor.text(4)}. Naive lies {_deviations(many)} above it "
         f"({tested.verdict() if tested else 'no test'}), SMET {_deviations(within)}. {holds}"
+        + _default(view, branches, floor)
     )
 
 
@@ -64,6 +65,17 @@ def _judge(naive: Spread, cured: Spread, floor: Spread) -> tuple[float | None, f
     many = None if spread is None else (naive.mean - floor.mean) / spread
     within = None if spread is None else (cured.mean - floor.mean) / spread
     return many, within, naive.mean / cured.mean if cured.mean > 0 else None
+
+
+def _default(view: View, branches: list[dict[str, Any]], floor: Spread) -> str:
+    """The same of the variant with the product's own warm-up, where that is another one."""
+    name = (view.roles.get("branches") or {}).get("default")
+    spread = view.branch_spread(branches, name, READ_AT) if name else None
+    if spread is None or not floor.deviation:
+        return ""
+    distance = (spread.mean - floor.mean) / floor.deviation
+    place = "within one deviation of the floor" if distance <= 1 else "further than one deviation from the floor"
+    return f" With the product's default, {name}: {spread.text(4)}, {place}."
 
 
 def _times(ratio: float) -> str:
@@ -204,4 +216,5 @@ def spike_claims(view: View) -> list[str]:
 def unfinished(view: View) -> list[str]:
     """Cells that are not in the results."""
     missing: list[Any] = view.results["missing"]
-    return [f"Cells that are not done ({len(missing)}): {', '.join(missing)}."] if missing else []
+    named = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+    return [f"Cells that are not done ({len(missing)}): {named}."] if missing else []

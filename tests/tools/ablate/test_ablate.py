@@ -95,6 +95,10 @@ def test_a_finished_matrix_starts_nothing_and_a_changed_one_is_refused(done, cap
     matrix, _, out = done
     assert main([str(matrix), "--out", str(out), "--list", "--json"]) == 0
     assert all(row["done"] for row in json.loads(capsys.readouterr().out))
+    assert main([str(matrix), "--out", str(out), "--collect", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 3
+    assert main([str(matrix), "--out", str(out / "elsewhere"), "--collect"]) == 2
+    assert "nothing to report" in capsys.readouterr().err
     given = matrix.read_text()
     matrix.write_text(given.replace("steps: 20", "steps: 21"))
     try:

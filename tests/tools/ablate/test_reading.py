@@ -52,6 +52,14 @@ def test_excess_below_zero_has_no_ratio_and_does_not_count_against_the_claim():
     assert "the factor of 10" in sentence and "The claim holds" not in sentence
 
 
+def test_the_products_own_warmup_is_judged_too():
+    view = view_of_branches(0.1, 0.0136)
+    view.roles["branches"] = {**view.roles["branches"], "default": "remedied"}
+    assert "remedied: 0.0140 ± 0.0001, further than one deviation" in reading.branch_claims(view)[0]
+    view.roles["branches"]["default"] = "prune only"
+    assert "prune only: 0.0040 ± 0.0009, within one deviation of the floor." in reading.branch_claims(view)[0]
+
+
 def test_each_remedy_leaves_a_share_of_naives_distance_to_the_floor():
     [sentence] = reading.remaining_shares(view_of_branches(0.1, 0.0536))
     assert "50 % with remedied" in sentence and "below" not in sentence
