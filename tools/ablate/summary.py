@@ -13,23 +13,24 @@ from tools.ablate.records import Rows, read_rows
 
 CURVE_POINTS = 40
 DIGITS = 5
+TAIL = 20
+"""Steps whose mean is the final training loss."""
 
 
 def summarize(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """The result of the cell in ``folder``: labels, losses, and what was measured on the way."""
-    summary = {**spec["labels"], "revision": git_revision(), **_losses(folder / "run", spec)}
+    summary = {**spec["labels"], "revision": git_revision(), **_losses(folder / "run")}
     if spec["kind"] == "branches":
         return {**summary, "branches": [_rounded(row) for row in read_rows(folder / "branches.jsonl")]}
     rows = read_rows(folder / "probe.jsonl")
     return {**summary, "updates": _updates(rows), "changes": _changes(rows), **_topology(folder / "run")}
 
 
-def _losses(run: Path, spec: dict[str, Any]) -> dict[str, Any]:
+def _losses(run: Path) -> dict[str, Any]:
     metrics = read_rows(run / "metrics.jsonl")
-    tail = int(spec.get("tail", 20))
     return {
         "steps": metrics[-1]["step"],
-        "train_loss": _number(_mean([row["loss"] for row in metrics[-tail:]])),
+        "train_loss": _number(_mean([row["loss"] for row in metrics[-TAIL:]])),
         "validation_loss": _number(next((r["validation_loss"] for r in metrics[::-1] if "validation_loss" in r), None)),
         "loss_curve": _curve(metrics),
         "bytes_at_rest": _bytes(run / "memory.json"),
