@@ -99,7 +99,7 @@ class Saver:
         if not failures:
             return
         rank, cause = failures[0].rank, failures[0].cause
-        if not isinstance(cause, OSError):
+        if not _of_the_disk(cause):
             raise RuntimeError(f"the checkpoint writer of rank {rank} failed") from cause
         raise CheckpointError(
             f"saving a checkpoint to {self.root} failed on rank {rank} ({type(cause).__name__}: {cause}); earlier "
@@ -187,6 +187,11 @@ class Saver:
         final = folders.step_folder(self.root, step)
         folders.publish(temporary, final, make_manifest(step, facts["layout"], facts["config"], files))
         folders.retire(final, self.keep_last, self.keep_every)
+
+
+def _of_the_disk(cause: BaseException) -> bool:
+    """Whether writing failed for want of space or a broken disk. torch's own writer says so in a RuntimeError."""
+    return isinstance(cause, OSError) or (isinstance(cause, RuntimeError) and "inline_container" in str(cause))
 
 
 def _step_back() -> None:
