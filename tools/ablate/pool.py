@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import config_from_dict
+from pretrain.config.load import merge
 from pretrain.errors import DataError
 from pretrain.run_folder import write_atomically
 from tools.ablate.cell import RESULT, SPEC
@@ -46,7 +48,7 @@ def finished(folder: Path, cell: Cell) -> bool:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    if spec != _spec(cell):
+    if _resolved(spec) != _resolved(_spec(cell)):
         raise DataError(
             f"{folder} holds the cell with other settings; choose another --out, or remove that folder to run it anew"
         )
@@ -57,6 +59,11 @@ def _spec(cell: Cell) -> dict[str, Any]:
     spec = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
     plain: dict[str, Any] = json.loads(json.dumps(spec))
     return plain
+
+
+def _resolved(spec: dict[str, Any]) -> dict[str, Any]:
+    """A cell with every default written out: naming one changes nothing."""
+    return {**spec, "settings": config_from_dict(merge(spec["settings"], {"train": {"output_dir": "x"}})).to_dict()}
 
 
 def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Failure]:

@@ -100,6 +100,9 @@ def test_a_finished_matrix_starts_nothing_and_a_changed_one_is_refused(done, cap
     assert main([str(matrix), "--out", str(out / "elsewhere"), "--collect"]) == 2
     assert "nothing to report" in capsys.readouterr().err
     given = matrix.read_text()
+    matrix.write_text(given.replace("seq_length: 16", "seq_length: 16\n    seed: 0"))  # a default, written out
+    assert main([str(matrix), "--out", str(out), "--list", "--json"]) == 0
+    assert all(row["done"] for row in json.loads(capsys.readouterr().out))
     matrix.write_text(given.replace("steps: 20", "steps: 21"))
     try:
         assert main([str(matrix), "--out", str(out), "--list"]) == 2
