@@ -52,7 +52,7 @@ def _claim(view: View, group: Group) -> str | None:
     times = "SMET's is not above zero, so there is no ratio" if ratio is None else f"{_times(ratio)} times SMET's"
     return (
         f"**{size}, d = {density:g}, from the {base} state** ({naive.count} branches): {READ_AT} steps after the "
-        f'update naive Adam stands {naive.text(4)} nats above "no update", {times}; SMET ({names["remedied"]}) '
+        f'update naive Adam stands {naive.text(4)} nats above "no update", {times}; {names["remedied"]} '
         f"{cured.text(4)}; pruning alone {floor.text(4)}. Naive lies {_deviations(many)} above it "
         f"({tested.verdict() if tested else 'no test'}), SMET {_deviations(within)}. {holds}"
         + _default(view, branches, floor)

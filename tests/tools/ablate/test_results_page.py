@@ -1,0 +1,32 @@
+"""docs/results.md is what the command makes of docs/results.json, whose settings are those of the matrix file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from pretrain.config.load import read_yaml
+from tools.ablate.__main__ import main
+from tools.ablate.collect import read
+
+ROOT = Path(__file__).parent.parent.parent.parent
+RESULTS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+
+
+def test_the_page_is_rendered_from_the_results_beside_it(tmp_path: Path):
+    assert main(["render", str(RESULTS), str(tmp_path / "results.md")]) == 0
+    text = PAGE.read_text()
+    assert (tmp_path / "results.md").read_text() == text
+    linked = re.findall(r"\]\((images/[^)]+)\)", text)
+    assert linked and all((PAGE.parent / image).is_file() for image in linked)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {Path(image).name for image in linked}
+
+
+def test_the_results_are_those_of_the_matrix_as_it_is_now():
+    matrix = read_yaml(ROOT / "configs" / "ablations" / "llama-quick.yaml")
+    results = read(RESULTS)
+    assert results["matrix"] == json.loads(json.dumps(matrix))
+    assert results["command"] == "python -m tools.ablate --quick"
+    assert RESULTS.stat().st_size < 1_000_000
+    assert results["cells"] and len({cell["name"] for cell in results["cells"]}) == len(results["cells"])
