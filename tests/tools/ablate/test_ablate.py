@@ -76,7 +76,8 @@ def test_branches_share_the_update_and_the_unchanged_one_is_what_the_run_itself_
         assert losses.keys() == matrices.VARIANTS.keys() and losses["naive"].keys() == {"0", "1", "3", "4"}
         changed = [losses[name]["0"] for name in losses if name != "no update"]
         assert len(set(changed)) == 1 and losses["no update"]["0"] != changed[0]
-        assert len({losses[name]["4"] for name in ("prune only", "naive", "kept as it is")}) == 3
+        # With its warm-up SMET may still equal "prune only" in the printed digits; naive Adam cannot.
+        assert losses["naive"]["4"] not in (losses["prune only"]["4"], losses["kept as it is"]["4"])
     twin = [cell for cell in results["cells"] if cell["kind"] == "run" and cell["method"] == "SMET"][0]
     assert cell["loss_curve"] == twin["loss_curve"]  # branching leaves no trace in the run that is branched from
     kept = cell["branches"][0]["losses"]["kept as it is"]
