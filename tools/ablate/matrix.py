@@ -19,7 +19,7 @@ from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import load_config, merge, read_yaml
 from pretrain.errors import ConfigError, nearest
 
-SECTIONS = ("text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
+SECTIONS = ("notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
 
@@ -71,6 +71,9 @@ def load_matrix(path: Path) -> Matrix:
         f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
     ]
     problems += [f"{path}: section {key} is missing" for key in ("run", "sizes", "cells") if not content.get(key)]
+    notes = content.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        problems.append(f"{path}: notes is {notes!r}, expected a list of sentences")
     if problems:
         raise ConfigError(problems)
     cells = [cell for group in content["cells"] for cell in _group(group, content, problems)]

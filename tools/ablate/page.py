@@ -152,6 +152,7 @@ def _settings(view: View) -> str:
         "sparse method, so that only the remedies differ; the guard that skips spikes is off. A seed decides initial "
         "weights, masks, growth and the order of the text. The same text, order and initial weights serve every method "
         "of a seed.\n\n"
+        f"{''.join(f'- {note}{chr(10)}' for note in view.matrix.get('notes', []))}\n"
         f"{tables.cost(view)}\n\n"
         f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"
     )
