@@ -126,6 +126,7 @@ def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
     assert "**Not complete.**" in (tmp_path / "out" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_ranks_of_a_launcher_measure_what_one_process_does(done, tmp_path: Path):
     matrix, said, _ = done
     launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m"
