@@ -6,40 +6,21 @@ may have moved them between the parts, so a run that goes on builds its shards a
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from pretrain.checkpoint.vectors import LogicalVector
+from pretrain.checkpoint.vectors import VectorReader
 from smet.mask import BlockGrid
-
-
-class _Reader(dcp.FileSystemReader):
-    """Parses the checkpoint's table of contents once, not for every mask."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._known: Metadata | None = None
-
-    def read_metadata(self, *args: object, **options: object) -> Metadata:
-        if self._known is None:
-            self._known = super().read_metadata()
-        return self._known
 
 
 class SavedMasks:
     """The packed masks of the verified checkpoint at ``path``, shard by shard."""
 
     def __init__(self, path: Path):
-        self._reader = _Reader(path)
-        entries = self._reader.read_metadata().state_dict_metadata
-        self._lengths = {
-            name: entry.size.numel() for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)
-        }
+        self._reader = VectorReader(path)
+        self._lengths = {name: entry.size.numel() for name, entry in self._reader.entries().items()}
 
     def shard(self, name: str, grid: BlockGrid, shard: int, shards: int, active: int) -> Tensor | None:
         """Part ``shard`` of ``shards`` of the packed mask of layer ``name``; None where there is no such mask.
@@ -56,8 +37,5 @@ class SavedMasks:
         if any(self._lengths.get(vector) != length for vector, length in expected.items()):
             return None
         bits = torch.zeros(grid.mask_bytes, dtype=torch.uint8)
-        wanted = LogicalVector(bits, shard * grid.mask_bytes, expected[key])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that other ranks are not asked, which is meant
-            dcp.load({key: wanted}, storage_reader=self._reader, no_dist=True)
+        self._reader.fill(key, bits, shard * grid.mask_bytes, expected[key])
         return bits

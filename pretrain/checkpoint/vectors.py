@@ -6,11 +6,20 @@ any length, and torch.distributed.checkpoint reads any cut into any other.
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 
@@ -71,3 +80,28 @@ def staged(vectors: Vectors) -> Vectors:
         for name, vector in vectors.items()
         if not vector.copy
     }
+
+
+class VectorReader(dcp.FileSystemReader):
+    """Reads vectors of the checkpoint at ``path`` one by one, without other ranks and with one look at its index."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._index: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """torch's hook: the index of all vectors, parsed once."""
+        if self._index is None:
+            self._index = super().read_metadata(*args, **kwargs)
+        return self._index
+
+    def entries(self) -> dict[str, TensorStorageMetadata]:
+        """What the index says of each stored vector."""
+        stored = self.read_metadata().state_dict_metadata
+        return {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+
+    def fill(self, name: str, local: Tensor, start: int, total: int) -> None:
+        """Read elements from ``start`` on of the vector ``name``, which has ``total``, into ``local``."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
+            dcp.load({name: LogicalVector(local, start, total)}, storage_reader=self, no_dist=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from tqdm import tqdm
 
 from pretrain.checkpoint import folder as folders
-from pretrain.checkpoint.vectors import LogicalVector
+from pretrain.checkpoint.vectors import VectorReader
 from pretrain.config.schema import ModelConfig
 from pretrain.config.typed import build
 from pretrain.errors import CheckpointError
@@ -64,19 +61,6 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-class _Reader(dcp.FileSystemReader):
-    """Reads the index of all vectors once, not once per vector."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._metadata: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._metadata is None:
-            self._metadata = super().read_metadata(*args, **kwargs)
-        return self._metadata
-
-
 class Checkpoint:
     """A verified checkpoint.
 
@@ -93,11 +77,9 @@ class Checkpoint:
         self.folder = find_checkpoint(Path(path))
         self.manifest = verify(self.folder)
         self.state: dict[str, Any] = json.loads((self.folder / folders.STATE).read_text(encoding="utf-8"))
-        self._reader = _Reader(self.folder)
+        self._reader = VectorReader(self.folder)
         self.vectors: dict[str, tuple[int, torch.dtype]] = {
-            name: (entry.size.numel(), entry.properties.dtype)
-            for name, entry in self._reader.read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
+            name: (entry.size.numel(), entry.properties.dtype) for name, entry in self._reader.entries().items()
         }
         self.model, self.sparsity = self._settings()
         self.weights = weights_of(self.model, self.sparsity)
@@ -143,9 +125,7 @@ class Checkpoint:
         """
         length, dtype = self.vectors[name]
         whole = torch.empty(length, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
-            dcp.load({name: LogicalVector(whole, 0, length)}, storage_reader=self._reader, no_dist=True)
+        self._reader.fill(name, whole, 0, length)
         return whole
 
     def mask(self, weight: Weight) -> Tensor:
