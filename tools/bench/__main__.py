@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pretrain.errors import DataError, UserError
+from pretrain.run_folder import write_atomically
 from tools.bench import report
 
 
@@ -41,7 +42,7 @@ def _measure(arguments: list[str]) -> int:
     quiet()
     result = measure(options)
     if given.json is not None:
-        _write(given.json, json.dumps(result, indent=1) + "\n")
+        write_atomically(given.json, json.dumps(result, indent=1) + "\n")
     print(report.screen(result))
     return 0
 
@@ -55,7 +56,7 @@ def _render(arguments: list[str]) -> int:
     result = read(given.result)
     if not given.page.absolute().parent.is_dir():
         raise DataError(f"{given.page.absolute().parent} does not exist; create the page's folder first")
-    _write(given.page, report.page(result))
+    write_atomically(given.page, report.page(result))
     said = {"result": str(given.result), "page": str(given.page), "missed": result["missed"]}
     print(json.dumps(said) if given.json else f"{given.page} written from {given.result}; {report.verdict(result)}")
     return 0
@@ -78,15 +79,6 @@ def read(path: Path) -> report.Result:
             f"tools.bench --json {path}"
         ) from None
     return result
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

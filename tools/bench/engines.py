@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,19 @@ from tools.bench.options import Options
 DENSE_OPTIMIZERS = ("torch fused AdamW", "DeepSpeedCPUAdam")
 
 
-class Side:
+class Side(ABC):
     """An engine that can be stepped and measured."""
 
     engine: Any
     store: ZeroStore
 
+    @abstractmethod
     def step(self, batches: list[Tensor]) -> float:
         """One optimizer step with all that belongs to it; the loss. Collective."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at_rest(self, batches: list[Tensor]) -> Table:
         """Bytes at rest on this rank by part and kind, after a step in which the gradients are counted. Collective."""
-        raise NotImplementedError
 
 
 class SparseSide(Side):

@@ -14,12 +14,12 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
 from pretrain.errors import ConfigError, UserError
+from pretrain.run_folder import write_atomically
 from tools import plan
 
 MARKED = re.compile(r"(<!-- plan: (?P<arguments>[^\n]*?) -->\n).*?(<!-- /plan -->)", re.DOTALL)
@@ -60,12 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if new != old and not options.check:
-        temporary = options.page.with_name(f".{options.page.name}.{os.getpid()}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, options.page)
+        write_atomically(options.page, new)
     commands = [match["arguments"] for match in MARKED.finditer(new)]
     if options.json:
         print(json.dumps({"page": str(options.page), "commands": commands, "changed": new != old}))
