@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from launch.attempt import Watch
+from launch.supervisor import Policy
+
 EPILOG = """other commands:
   python -m launch check CONFIG ...       see whether every host is fit for the run (same options; also --check)
   python -m launch status RUN_DIR         how a run is doing
@@ -58,24 +61,26 @@ def _environment(group: argparse._ArgumentGroup) -> None:
 
 def _keep_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--max-restarts", type=int, default=20, metavar="N",
-        help="restarts in a row without a new step or checkpoint until it gives up; default 20; 0 = never restart",
+        "--max-restarts", type=int, default=Policy.max_restarts, metavar="N",
+        help="restarts in a row without a new step or checkpoint until it gives up; default %(default)s; "
+        "0 = never restart",
     )  # fmt: skip
     group.add_argument(
-        "--back-off", type=float, default=5.0, metavar="SECONDS",
-        help="wait before a restart, doubled each time that brought nothing, at most 10 minutes; default 5",
+        "--back-off", type=float, default=Policy.back_off, metavar="SECONDS",
+        help="wait before a restart, doubled each time that brought nothing, at most 10 minutes; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--lost-after", type=float, default=180.0, metavar="SECONDS",
-        help="a rank without a heartbeat for so long is lost; default 180",
+        "--lost-after", type=float, default=Watch.lost_after, metavar="SECONDS",
+        help="a rank without a heartbeat for so long is lost; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--host-interval", type=float, default=30.0, metavar="SECONDS",
-        help="between looks whether hosts answer; one that twice does not, while the run stands, is lost; default 30",
+        "--host-interval", type=float, default=Watch.host_interval, metavar="SECONDS",
+        help="between looks whether hosts answer; one that twice does not, while the run stands, is lost; "
+        "default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--patience", type=float, default=600.0, metavar="SECONDS",
-        help="for saving after a request to stop, before the run is ended by force; default 600",
+        "--patience", type=float, default=Watch.patience, metavar="SECONDS",
+        help="for saving after a request to stop, before the run is ended by force; default %(default)g",
     )  # fmt: skip
 
 
