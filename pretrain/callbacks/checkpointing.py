@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pretrain.callbacks.base import Callback, Record
 from pretrain.checkpoint.content import state_of, vectors_of
 from pretrain.checkpoint.probe import probe_loss
@@ -22,6 +24,10 @@ class CheckpointCallback(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """A resumed run's first state is on disk already; a new one that is stopped at once leaves one too."""
         self._saved_step = trainer.step or -1
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gone back: steps that were saved before will be other ones when they come again."""
+        self._saved_step = -1
 
     def before_step(self, trainer: Trainer) -> None:
         """Save the state after the step before, if that is due.

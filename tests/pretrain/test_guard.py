@@ -129,6 +129,17 @@ def test_trouble_of_one_rank_is_skipped_by_all(corpus: str, tmp_path: Path) -> N
         assert "step skipped (3 skipped so far)" in ranks[0]["screen"]
 
 
+def test_after_going_back_steps_are_saved_again(corpus: str, tmp_path: Path) -> None:
+    """The checkpoint of a step that was abandoned is gone, so the step's second time counts."""
+    given = {**job(corpus, tmp_path / "run", checkpoint__interval=4), "guard": {"max_skips": 3}}
+    first = {"job": {**given, "train": {**given["train"], "stop_at": 18}}, "rank": 1, "factors": {}}
+    bad = {8 * step: 1e5 for step in (19, 20, 21)}
+    run_ranks(train_all, 2, [first, {"job": given, "rank": 1, "factors": bad, "by": "consumed_samples"}])
+    assert events(tmp_path / "run")[-1]["to"] == 18, "back to where the first part stopped, between two intervals"
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved == ["step-00000018", "step-00000020", "step-00000024"]
+
+
 def test_a_run_that_keeps_spiking_goes_back_and_passes_over(corpus: str, tmp_path: Path) -> None:
     bad = {8 * step: 1e5 for step in (18, 19, 20)}  # first samples of steps 19 to 21
     guard = {"max_skips": 3, "max_rollbacks": 1}
