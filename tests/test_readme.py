@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import ROOT, blocks, commands, run
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 ELSEWHERE = {
@@ -32,18 +30,8 @@ SMALLER = {
 """What a test can afford: a vocabulary that little text has, and a tiny model."""
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
-
-
-def commands() -> list[str]:
-    """Every line of the shell blocks."""
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
-
-
 def test_the_two_commands_come_first() -> None:
-    assert commands()[:2] == ["bash launch/quickstart.sh", "bash tests/run.sh"]
+    assert commands("README.md")[:2] == ["bash launch/quickstart.sh", "bash tests/run.sh"]
     for command, where in ELSEWHERE.items():
         assert not where or command.split()[1] in (ROOT / where).read_text() or Path(command.split()[1]).exists()
 
@@ -55,22 +43,17 @@ def test_the_corpus_commands_run(tmp_path: Path) -> None:
     for part in range(2):
         lines = [" ".join(words[i % 9 :] + words[: (i * part) % 9]) + f" {i}" for i in range(400)]
         (text / f"{part}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    own = [command for command in commands() if command not in ELSEWHERE]
+    own = [command for command in commands("README.md") if command not in ELSEWHERE]
     assert len(own) == 4, "a new command needs its place in this test"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "OMP_NUM_THREADS": "1"}
     for command in own:
         for long, short in SMALLER.items():
             command = command.replace(long, short)
-        done = subprocess.run(
-            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        run(shlex.split(command), tmp_path, PYTHONPATH=str(ROOT))
     assert (tmp_path / "runs" / "mine" / "run.png").stat().st_size > 10_000
 
 
 def test_the_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = blocks("python")
+    (program,) = blocks("README.md", "python")
     assert len(program.splitlines()) <= 17
     scope: dict[str, object] = {}
     exec(compile(program, "README.md", "exec"), scope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,18 @@ class Run:
             return process.wait(timeout)
         finally:
             end(process)
+
+    def stop_midway(self, *arguments: str, **environ: str) -> None:
+        """Start it, and ask it to stop after a few steps: it saves the step that it has reached."""
+        process = self.start(*arguments, **environ)
+        try:
+            self.until(lambda: self.step() >= 5, process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(200) == 75, self.screen()
+        finally:
+            end(process)
+        assert 5 <= self.step() < self.settings["train"]["steps"]
+        assert (self.output / "checkpoints" / "latest").read_text() == f"step-{self.step():08d}\n"
 
     def screen(self) -> str:
         """What the commands have printed so far."""

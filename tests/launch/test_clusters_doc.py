@@ -15,10 +15,10 @@ from launch.attempt import Watch
 from launch.preflight import Finding
 from launch.supervisor import Policy
 from tests.launch.commands import write_run
+from tests.pages import ROOT, commands
 
-ROOT = Path(__file__).parent.parent.parent
 DOC = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", DOC, flags=re.S) for line in block.splitlines()]
+COMMANDS = commands("docs/clusters.md")
 
 
 def test_all_ways_to_start_are_shown() -> None:

@@ -31,16 +31,8 @@ def ranks_of(run: Run) -> list[int]:
 
 def test_asked_to_stop_it_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run = Run(tmp_path, train__steps=60, checkpoint__interval=50)
-    process = run.start(*LOCAL)
-    try:
-        run.until(lambda: run.step() >= 5, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(200) == 75, run.screen()
-    finally:
-        end(process)
-    stopped = run.step()
-    assert 5 <= stopped < 60 and not ranks_of(run)
-    assert (run.output / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}\n"
+    run.stop_midway(*LOCAL)
+    assert not ranks_of(run)
     assert run.launch(*LOCAL) == 0, run.screen()
     assert_equal(run, undisturbed(run))
 

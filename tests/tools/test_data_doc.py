@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -15,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import load_config
-from tests.tools.texts import ROOT
+from tests.pages import ROOT, blocks, commands, link_checkout, run
+
+PAGE = "docs/data.md"
+
+ENVIRON = {
+    "HF_HUB_OFFLINE": "1",
+    # What mpirun asks of root, and of a machine with fewer processors than ranks.
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
 
 SHORT = (
     " train.steps=2 train.global_batch_size=2 train.micro_batch_size=1 evaluation.samples=2 optimizer.warmup_steps=0"
@@ -24,17 +31,11 @@ SHORT = (
 """Added to a training command: the same run, but seconds long."""
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "data.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page expects to find: the checkout, a JSONL file, sources, and C4 on a hub that is a local folder."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("smet", "pretrain", "tools", "configs"):
-        (folder / name).symlink_to(ROOT / name)
+    link_checkout(folder)
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:120]
     records = [{"name": path.name, "text": path.read_text(encoding="utf-8")} for path in sources]
     lines = [json.dumps(record) + "\n" for record in records if record["text"].strip()]
@@ -55,42 +56,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_files() -> dict[str, str]:
     """The page's run files by the path in their first line."""
-    return {block.partition("\n")[0].removeprefix("# "): block for block in blocks("yaml")}
-
-
-def run(command: list[str], folder: Path) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "hf"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        # What mpirun asks of root, and of a machine with fewer processors than ranks.
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    }
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            out, _ = process.communicate(timeout=300)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, f"{command[-1]}\n{out}"
+    return {block.partition("\n")[0].removeprefix("# "): block for block in blocks(PAGE, "yaml")}
 
 
 @pytest.mark.slow
 def test_every_command_and_example_works_in_order(checkout: Path) -> None:
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) >= 18
+    assert len(commands(PAGE)) >= 18
+    environ = {**ENVIRON, "HF_HOME": str(checkout / "hf")}
     for path, content in run_files().items():
         (checkout / path).write_text(content)
-    for command in commands:
-        run(["bash", "-c", command + (SHORT if "-m pretrain " in command else "")], checkout)
-    run([sys.executable, "-c", "\n".join(blocks("python"))], checkout)
+    for command in commands(PAGE):
+        run(["bash", "-c", command + (SHORT if "-m pretrain " in command else "")], checkout, **environ)
+    run([sys.executable, "-c", "\n".join(blocks(PAGE, "python"))], checkout, **environ)
     for name in ("mine", "blend", "curriculum", "apart"):
         assert (checkout / "runs" / name / "metrics.jsonl").read_text().count("\n") == 2
     # However the work was spread, the output is the same.
@@ -101,7 +78,7 @@ def test_every_command_and_example_works_in_order(checkout: Path) -> None:
 def test_every_option_the_page_names_exists() -> None:
     from tools import dataset, preprocess, train_tokenizer
 
-    text = (ROOT / "docs" / "data.md").read_text()
+    text = (ROOT / PAGE).read_text()
     helps = preprocess.build_parser().format_help() + train_tokenizer.build_parser().format_help()
     subparsers = next(a for a in dataset.build_parser()._actions if a.dest == "command").choices
     helps += "".join(parser.format_help() for parser in subparsers.values())
@@ -110,10 +87,9 @@ def test_every_option_the_page_names_exists() -> None:
 
 
 def test_every_run_file_of_the_page_is_used_and_complete(checkout: Path) -> None:
-    commands = "\n".join(blocks("bash"))
     configs = {}
     for path, content in run_files().items():
-        assert f"python -m pretrain {path}\n" in commands + "\n"
+        assert f"python -m pretrain {path}\n" in "\n".join(blocks(PAGE, "bash"))
         (checkout / path).write_text(content)
         configs[path] = load_config(checkout / path).data
     assert [source.weight for source in configs["data/blend.yaml"].train] == [0.7, 0.3]

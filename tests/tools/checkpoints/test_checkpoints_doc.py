@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,9 +13,12 @@ import pytest
 from pretrain.config import load_config
 from pretrain.data.writer import IndexedWriter
 from tests.distributed import free_port
-from tests.tools.texts import ROOT, make_documents
+from tests.pages import ROOT, blocks, commands, link_checkout, run
+from tests.tools.texts import make_documents
 from tools import export_hf, import_hf, inspect_checkpoint
 from tools.corpus.tokenizers import load_tokenizer
+
+PAGE = "docs/checkpoints.md"
 
 SHORT = (
     " train.steps=4 train.global_batch_size=4 train.micro_batch_size=1 train.device=cpu evaluation.samples=2"
@@ -27,19 +27,13 @@ SHORT = (
 """Added to a training command: the same run, but seconds long."""
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "checkpoints.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     """What the page expects to find: the checkout, and the quickstart's corpus and tokenizer."""
     import numpy as np
 
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("smet", "pretrain", "tools", "configs"):
-        (folder / name).symlink_to(ROOT / name)
+    link_checkout(folder)
     data = folder / "data" / "quickstart"
     data.mkdir(parents=True)
     (data / "tokenizer.model").symlink_to(model)
@@ -48,24 +42,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
         with IndexedWriter(data / f"python_{name}", np.dtype(np.uint16)) as writer:
             for document in make_documents(100):
                 writer.add(tokenizer.encode(document).astype(np.uint16))
-    (folder / "imported.yaml").write_text(blocks("yaml")[0])
+    (folder / "imported.yaml").write_text(blocks(PAGE, "yaml")[0])
     return folder
-
-
-def run(command: list[str], folder: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with subprocess.Popen(
-        command, cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            out, _ = process.communicate(timeout=300)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, f"{command[-1]}\n{out}"
-    return out
 
 
 def shortened(command: str) -> str:
@@ -77,18 +55,17 @@ def shortened(command: str) -> str:
 
 @pytest.mark.slow
 def test_every_command_and_example_works_in_order(checkout: Path) -> None:
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 10
-    for command in commands:
+    assert len(commands(PAGE)) == 10
+    for command in commands(PAGE):
         run(["bash", "-c", shortened(command)], checkout)
-    run([sys.executable, "-c", "\n".join(blocks("python"))], checkout)
+    run([sys.executable, "-c", "\n".join(blocks(PAGE, "python"))], checkout)
     for name in ("quickstart", "branch", "imported"):
         rows = (checkout / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["step"] for row in rows] == ([3, 4] if name == "branch" else [1, 2, 3, 4])
 
 
 def test_every_option_the_page_names_exists() -> None:
-    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    text = (ROOT / PAGE).read_text()
     parsers: list[argparse.ArgumentParser] = [
         tool.build_parser() for tool in (export_hf, import_hf, inspect_checkpoint)
     ]
@@ -98,7 +75,7 @@ def test_every_option_the_page_names_exists() -> None:
 
 
 def test_every_key_the_page_names_exists() -> None:
-    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    text = (ROOT / PAGE).read_text()
     config = load_config(ROOT / "configs" / "quickstart.yaml").to_dict()
     named = set(re.findall(r"\b(checkpoint|train|data|sparsity|parallel)\.([a-z_]+)\b", text))
     assert len(named) >= 10
