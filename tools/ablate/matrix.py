@@ -1,8 +1,8 @@
 """The matrix file: which cells there are, each with the settings of an ordinary run.
 
 A cell's settings are those of the run file that its size names as ``base``, if it names one; then the ``run``
-section of the matrix, its size's own settings, what its method or branch base says about sparsity, and its
-density, learning rate and seed; a later one wins.
+section of the matrix, its size's own settings, what its method or branch base says about sparsity (or, below
+``run``, about other sections), and its density, learning rate and seed; a later one wins.
 """
 
 from __future__ import annotations
@@ -166,6 +166,8 @@ def _cell(
     own = {key: value for key, value in content["sizes"][size].items() if key not in ("base", "run")}
     settings = merge(content["sizes"][size].get("run") or {}, copy.deepcopy(content["run"]))
     settings = merge(settings, own)
+    sparsity = dict(sparsity)
+    settings = merge(settings, sparsity.pop("run", None) or {})
     settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})
     settings = merge(settings, {"train": {"seed": seed}, "data": {"seed": seed}})
     if lr is not None:
