@@ -90,7 +90,7 @@ def _sampled(view: View) -> tuple[str, float, list[str]] | None:
     if view.main_density is None or not view.sizes:
         return None
     size = view.sizes[0]
-    return size, view.main_density, [m for m in view.methods(size, view.main_density) if m != view.roles.get("dense")]
+    return size, view.main_density, [m for m in view.methods(size, view.main_density) if m not in view.dense_methods]
 
 
 def _around_update(view: View, path: Path) -> bool:

@@ -118,6 +118,13 @@ def _finals(view: View, images: dict[str, str]) -> list[str]:
         parts += ["Validation loss at the end, all at the same settings and learning rate:", tables.final_losses(view)]
     if view.dense_rates(view.sizes[0]):
         parts += ["Learning rate of the dense model, swept:", tables.dense_sweep(view)]
+    swept = reading.rate_claims(view)
+    if swept:
+        parts += [
+            f"Which rate is best at which density ({view.sizes[0]}, {view.roles['swept']}: the weights get it as it is):",
+            tables.density_sweep(view),
+            reading.bullets(swept),
+        ]
     claims = reading.final_claims(view)
     if claims:
         parts.append(reading.bullets(claims))

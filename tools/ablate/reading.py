@@ -177,6 +177,25 @@ def final_claims(view: View) -> list[str]:
     return found
 
 
+def rate_claims(view: View) -> list[str]:
+    """The best learning rate by density, beside what the rule lr * d**-e makes of the dense model's best."""
+    size, dense = view.sizes[0], view.best_dense_rate(view.sizes[0])
+    best = {density: view.best_rate(view.roles.get("swept"), size, density) for density in view.densities}
+    known = {density: rate for density, rate in best.items() if rate is not None}
+    if dense is None or not known:
+        return []
+    listed = ", ".join(f"{rate:g} at d = {density:g}" for density, rate in known.items())
+    found = [f"Best of the rates tried: {dense:g} for the dense model, {listed}."]
+    for exponent in sorted(float(e) for e in view.roles.get("exponents") or {}):
+        off = [abs(math.log2(dense * density**-exponent / rate)) for density, rate in known.items()]
+        rates = ", ".join(f"{dense * density**-exponent:.2g}" for density in known)
+        found.append(
+            f"The rule with e = {exponent:g} makes {rates} of the dense model's best: off by {sum(off) / len(off):.1f} "
+            f"doublings on average, {max(off):.1f} at most."
+        )
+    return found
+
+
 def _against_dense(view: View, size: str, density: float) -> list[str]:
     rate, cured = view.best_dense_rate(size), view.roles.get("remedied")
     if rate is None:

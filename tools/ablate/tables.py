@@ -35,7 +35,7 @@ def final_losses(view: View) -> str:
             if sum(spread is not None for spread in spreads) < len(view.densities) > 1:
                 continue
             seeds = max(spread.count for spread in spreads if spread)
-            if method == view.roles.get("dense"):
+            if method in view.dense_methods:
                 rows.append([f"{size}: {method}", _text(spreads[0]), *["-"] * len(spreads), str(seeds)])
             else:
                 rows.append([f"{size}: {method}", "-", *(_text(spread) for spread in spreads), str(seeds)])
@@ -63,6 +63,20 @@ def dense_sweep(view: View) -> str:
     return markdown(["size: learning rate", "validation loss", "seeds"], rows)
 
 
+def density_sweep(view: View) -> str:
+    """Validation loss of the swept sparse method by learning rate and density, dense beside it; the best in bold."""
+    size, swept = view.sizes[0], view.roles["swept"]
+    columns = [(view.roles.get("dense"), 1.0), *((swept, density) for density in view.densities)]
+    losses = [view.by_rate(method, size, density) for method, density in columns]
+    best = [view.best_rate(method, size, density) for method, density in columns]
+    rows = []
+    for rate in sorted({rate for one in losses for rate in one}):
+        cells = [f"**{_text(one.get(rate))}**" if rate == lowest else _text(one.get(rate))
+                 for one, lowest in zip(losses, best, strict=True)]  # fmt: skip
+        rows.append([f"{rate:g}", *cells])
+    return markdown(["learning rate", "dense", *(f"d = {density:g}" for density in view.densities)], rows)
+
+
 def methods(view: View) -> str:
     """Everything measured of every method, at the size and density that has most of them."""
     size, density = view.sizes[0], view.main_density
@@ -86,7 +100,7 @@ def methods(view: View) -> str:
                 _text(spread("train_loss")),
                 _text(spread(view.rise("after")), 4),
                 _text(spread(view.rise(LATER)), 4),
-                _text(spread(view.rise_over_static()), 4) if method != view.roles.get("dense") else "-",
+                _text(spread(view.rise_over_static()), 4) if method not in view.dense_methods else "-",
                 _text(spread(lambda cell: ratio(cell, 1)), 2),
                 _text(spread(lambda cell: ratio(cell, int(LATER))), 2),
                 _text(spread("recycled"), percent=True),

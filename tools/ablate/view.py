@@ -42,6 +42,11 @@ class View:
         counts = {d: len({c["method"] for c in self.runs if c["density"] == d}) for d in self.densities}
         return max(counts, key=lambda d: counts[d]) if counts else None
 
+    @property
+    def dense_methods(self) -> set[str]:
+        """Methods without sparse layers."""
+        return {m for m, keys in (self.matrix.get("methods") or {}).items() if keys.get("method") == "dense"}
+
     def rate(self, size: str) -> float:
         """The learning rate that the file gives to cells of this size."""
         own = (self.matrix["sizes"][size].get("optimizer") or {}).get("lr")
@@ -49,8 +54,7 @@ class View:
 
     def cells(self, method: str | None, size: str, density: float | None, lr: float | None = None) -> list[Cell]:
         """Runs of a method; of the file's own learning rate unless another is asked for."""
-        dense = {m for m, keys in (self.matrix.get("methods") or {}).items() if keys.get("method") == "dense"}
-        density = 1.0 if method in dense else density
+        density = 1.0 if method in self.dense_methods else density
         wanted = self.rate(size) if lr is None else lr
         return [
             cell
@@ -82,15 +86,22 @@ class View:
 
     def dense_rates(self, size: str) -> list[float]:
         """Learning rates at which the dense model was run, rising."""
-        dense = self.roles.get("dense")
-        return sorted({cell["lr"] for cell in self.runs if (cell["method"], cell["size"]) == (dense, size)})
+        return list(self.by_rate(self.roles.get("dense"), size, None))
 
     def best_dense_rate(self, size: str) -> float | None:
         """The one with the lowest mean validation loss."""
-        means = {lr: self.spread("validation_loss", self.roles.get("dense"), size, None, lr) for lr in
-                 self.dense_rates(size)}  # fmt: skip
-        known = {lr: spread.mean for lr, spread in means.items() if spread is not None}
-        return min(known, key=lambda lr: known[lr]) if known else None
+        return self.best_rate(self.roles.get("dense"), size, None)
+
+    def by_rate(self, method: str | None, size: str, density: float | None) -> dict[float, Spread]:
+        """Learning rate, rising, to the validation loss of the method's runs at it."""
+        rates = sorted({cell["lr"] for cell in self.runs if (cell["method"], cell["size"]) == (method, size)})
+        spreads = {lr: self.spread("validation_loss", method, size, density, lr) for lr in rates}
+        return {lr: spread for lr, spread in spreads.items() if spread is not None}
+
+    def best_rate(self, method: str | None, size: str, density: float | None) -> float | None:
+        """The rate with the lowest mean validation loss."""
+        means = self.by_rate(method, size, density)
+        return min(means, key=lambda lr: means[lr].mean) if means else None
 
     def rise(self, offset: str) -> Callable[[Cell], float | None]:
         """Held-out loss ``offset`` behind an update minus that right before it, averaged over a cell's updates."""
