@@ -121,7 +121,7 @@ def _finals(view: View, images: dict[str, str]) -> list[str]:
     swept = reading.rate_claims(view)
     if swept:
         parts += [
-            f"Which rate is best at which density ({view.sizes[0]}, {view.roles['swept']}: the weights get it as it is):",
+            f"Which rate is best at which density; {view.roles['swept']} gives it to the weights as it is:",
             tables.density_sweep(view),
             reading.bullets(swept),
         ]

@@ -28,10 +28,21 @@ def test_nothing_but_sparsity_density_rate_and_seed_differs_between_methods(matr
     base = {key: value for key, value in cells[0].config(Path("x")).to_dict().items() if key != "sparsity"}
     for cell in cells:
         settings = cell.config(Path("x")).to_dict()
+        if "run" in matrix.content["methods"][cell.method]:
+            assert settings["sparsity"]["method"] == "dense", "no sparse method has settings of its own"
+            continue
         assert settings["sparsity"]["fan_in_init"] or settings["sparsity"]["density"] == 1.0
         rest = {key: value for key, value in settings.items() if key != "sparsity"}
         rest["optimizer"] = {**rest["optimizer"], "lr": base["optimizer"]["lr"]}
         assert rest == base
+
+
+def test_a_method_can_bring_settings_of_other_sections(matrix: Matrix):
+    for cell in matrix.cells:
+        if cell.method == "dense, wide start":
+            assert cell.config(Path("x")).model.initializer_range == 0.04
+        else:
+            assert cell.config(Path("x")).model.initializer_range == 0.02
 
 
 def test_every_method_switches_what_its_name_says(matrix: Matrix):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tests.tools.ablate.made_up import branches, results, run
-from tools.ablate import defaults, page, reading
+from tools.ablate import defaults, page, reading, tables
 from tools.ablate.collect import read, to_text
 from tools.ablate.view import View
 
@@ -91,6 +92,26 @@ def test_final_losses_are_compared_in_pairs_and_with_the_tuned_dense_model():
     assert "above dense at its best rate 0.02" in sentence
     [sentence] = reading.final_claims(View(results(losses(0.01, (0.0, 0.05, -0.05)))))
     assert "SMET ends 0.010 nats above SET naive" in sentence and "not significant" in sentence
+
+
+def test_the_best_rates_by_density_are_laid_beside_the_rule():
+    best = {1.0: 0.01, 0.5: 0.014, 0.25: 0.02}
+    cells = [
+        run("dense" if density == 1 else "SMET, e = 1", seed, 4.0 + abs(math.log2(rate / best[density])), density, rate)
+        for density in best
+        for rate in (0.005, 0.01, 0.014, 0.02, 0.04)
+        for seed in (0, 1)
+    ]
+    view = View(results(cells))
+    view.roles = {**view.roles, "swept": "SMET, e = 1"}
+    found = reading.rate_claims(view)
+    assert found[0] == "Best of the rates tried: 0.01 for the dense model, 0.014 at d = 0.5, 0.02 at d = 0.25."
+    assert "e = 0.5 makes 0.014, 0.02 of the dense model's best: off by 0.0 doublings" in found[1]
+    assert "e = 1 makes 0.02, 0.04" in found[2] and "1.0 at most" in found[2]
+    table = tables.density_sweep(view).splitlines()
+    assert table[0] == "| learning rate | dense | d = 0.5 | d = 0.25 |"
+    assert [row.count("**") for row in table[2:]] == [0, 2, 2, 2, 0]
+    assert reading.rate_claims(View(results(losses(0.0)))) == [], "nothing was swept"
 
 
 def test_the_spike_metric_is_said_to_tell_methods_apart_only_if_it_does():
