@@ -99,7 +99,13 @@ def _exponent(view: View, size: str, density: float) -> str | None:
         return text + "The default is the best of these here."
     gap = Difference.of(losses[best], losses[own])
     assert gap is not None
+    against = gap.significant and gap.mean < 0
+    kept = (
+        f" The default stays e = {own:g} all the same, the paper's at 60 M to 7 B weights, which this page is far "
+        f"from: before a long run, sweep optimizer.lr with sparsity.lr_exponent {best:g} and {own:g}."
+    )
     return text + (
         f"e = {best:g} is lowest, {abs(gap.mean):.3f} nats below the default ({gap.verdict()}). "
         + _advice(gap, f"e = {best:g} at this learning rate, size and density", f"e = {own:g}, the paper's rule,")
+        + (kept if against else "")
     )

@@ -198,7 +198,7 @@ def _curves(view: View, path: Path) -> bool:
 
 
 def _density(view: View, path: Path) -> bool:
-    roles = ("static", "naive", "remedied", "naive_scaled", "static_scaled")
+    roles = ("static", "naive", "remedied", "naive_scaled", "static_scaled", "swept")
     names = [name for role in roles if (name := view.roles.get(role))]
     sizes = view.sizes
     if len(view.densities) < 2:
@@ -211,12 +211,12 @@ def _density(view: View, path: Path) -> bool:
         rate = view.best_dense_rate(size)
         dense = view.spread("validation_loss", view.roles.get("dense"), size, None, rate) if rate else None
         if dense is not None:
-            axis.axhline(dense.mean, color="C0", linestyle="--", label=f"dense, lr {rate:g}")
+            axis.axhline(dense.mean, color="C0", linestyle="--", label="dense at its best rate")
         axis.set_xscale("log")
         axis.set_xticks(view.densities, [f"{density:g}" for density in view.densities])
         axis.minorticks_off()
         axis.set_xlabel("density")
         axis.set_title(size, fontsize=11)
-        axis.legend(frameon=False, fontsize=8)
+    _legend(figure, axes[0][0])
     axes[0][0].set_ylabel("final validation loss (nats per token)")
     return _save(figure, path)

@@ -193,7 +193,30 @@ def rate_claims(view: View) -> list[str]:
             f"The rule with e = {exponent:g} makes {rates} of the dense model's best: off by {sum(off) / len(off):.1f} "
             f"doublings on average, {max(off):.1f} at most."
         )
+    parts = _rates_apart(view, size)
+    if parts:
+        found.append(
+            "The sweep moves the rate of all weights, the rule that of sparse layers alone, which is another thing: "
+            + "; ".join(parts) + "."
+        )  # fmt: skip
     return found
+
+
+def _rates_apart(view: View, size: str) -> list[str]:
+    """Losses with the rule's rate in the sparse layers only, and in all weights."""
+    density, base = view.main_density, view.rate(size)
+    swept = view.by_rate(view.roles.get("swept"), size, density)
+    parts = []
+    for exponent, name in sorted((float(e), name) for e, name in (view.roles.get("exponents") or {}).items()):
+        rate = base * (density or 1.0) ** -exponent
+        everywhere = next((spread for one, spread in swept.items() if math.isclose(one, rate)), None)
+        only = view.spread("validation_loss", name, size, density)
+        if exponent > 0 and everywhere is not None and only is not None:
+            parts.append(
+                f"at d = {density:g}, {rate:g} in the sparse layers and {base:g} elsewhere ({name}) ends at "
+                f"{only.text()}, {rate:g} everywhere at {everywhere.text()}"
+            )
+    return parts
 
 
 def _against_dense(view: View, size: str, density: float) -> list[str]:

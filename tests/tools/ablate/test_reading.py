@@ -108,6 +108,7 @@ def test_the_best_rates_by_density_are_laid_beside_the_rule():
     assert found[0] == "Best of the rates tried: 0.01 for the dense model, 0.014 at d = 0.5, 0.02 at d = 0.25."
     assert "e = 0.5 makes 0.014, 0.02 of the dense model's best: off by 0.0 doublings" in found[1]
     assert "e = 1 makes 0.02, 0.04" in found[2] and "1.0 at most" in found[2]
+    assert "0.02 in the sparse layers and 0.01 elsewhere (SMET, e = 1) ends at" in found[3]
     table = tables.density_sweep(view).splitlines()
     assert table[0] == "| learning rate | dense | d = 0.5 | d = 0.25 |"
     assert [row.count("**") for row in table[2:]] == [0, 2, 2, 2, 0]
@@ -134,9 +135,11 @@ def test_defaults_are_defended_or_not_by_the_numbers():
     better = " ".join(defaults.sentences(with_alternatives(-0.1, -0.1, -0.1)))
     assert "speaks for a warm-up shorter than the interval" in better
     assert "speaks for switching it on" in better and "speaks for e = 1" in better
+    assert "The default stays e = 0.5 all the same" in better and "sweep optimizer.lr" in better
     worse = " ".join(defaults.sentences(with_alternatives(0.1, 0.1, 0.1)))
     assert "speaks for W as long as the interval" in worse
     assert "speaks for no protection" in worse and "The default is the best of these here." in worse
+    assert "all the same" not in worse
     same = " ".join(defaults.sentences(with_alternatives(0.0, 0.0, -0.0001)))
     assert same.count("does not tell them apart") == 3
 
