@@ -1,8 +1,8 @@
 """MaskBank: the masks of a model, cut evenly over data-parallel ranks at rest.
 
 Masks are grouped in buckets, one per decoder layer. Each rank keeps ``1 / D`` of a bucket's bytes;
-the whole bucket exists only while its layers compute. The next bucket in the direction of travel
-(forward or backward) is gathered in the background meanwhile, on a process group of its own.
+the whole bucket exists only around the time when its layers compute. The next bucket in the direction of
+travel (forward or backward) is gathered in the background meanwhile, on a process group of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ def bucket_key(name: str) -> str:
     """Name of the decoder layer that a module belongs to: everything up to the first number."""
     match = re.match(r"^(.*?\.)?\d+(?=\.|$)", name)
     return match.group(0) if match else name
+
+
+def window(index: int, before: int | None, count: int) -> tuple[int, ...]:
+    """Buckets to hold while bucket ``index`` of ``count`` is used: it, and the one that will be asked for next.
+
+    The direction is that from bucket ``before``. At either end it turns: after the last bucket of the forward pass
+    comes the backward pass, and after the first one of the backward pass the next forward pass.
+    """
+    if count == 1:
+        return (index,)
+    rising = index == 0 or (index < count - 1 and (before is None or index > before))
+    return index, index + (1 if rising else -1)
 
 
 class MaskBank:
@@ -91,15 +103,13 @@ class MaskBank:
         return whole[offset : offset + layer.grid.mask_bytes]
 
     def _travel_to(self, index: int) -> None:
-        step = 1 if self._current is None or index > self._current else -1
-        following = index + step
+        wanted = window(index, self._current, len(self._buckets))
         for other, bucket in enumerate(self._buckets):
-            if other not in (index, following):
+            if other not in wanted:
                 self._drop(bucket)
         self._current = index
-        self._begin(self._buckets[index])
-        if 0 <= following < len(self._buckets):
-            self._begin(self._buckets[following])
+        for other in wanted:
+            self._begin(self._buckets[other])
 
     def _begin(self, bucket: _Bucket) -> None:
         if bucket.whole is None:

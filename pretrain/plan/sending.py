@@ -14,6 +14,7 @@ from pretrain.plan.gathers import Traced, gathered_elements
 from pretrain.plan.memory import parts_of, width_of, zero_settings
 from pretrain.plan.sizes import Block
 from pretrain.traffic import ring_bytes
+from smet.bank import window
 from smet.memory import Part, partition
 
 LOSS_FLOATS = 3
@@ -75,11 +76,11 @@ def _weights(
 
 
 def _masks(config: RunConfig, buckets: Sequence[int], ranks: int, micro_batches: int, stage: int) -> int:
-    """Gathers of whole buckets: one and the next in the direction of travel are held, the others dropped."""
+    """Gathers of whole buckets; two are held, from one step to the next."""
     if ranks == 1 or config.sparsity.mask_residency == "replicated" or not buckets:
         return 0
     last = len(buckets) - 1
-    held, current, sent = {0}, 0, 0
+    held, current, sent = set(window(0, None, len(buckets))), 0, 0
     passes = list(one_forward_one_backward(config.parallel.pipeline, stage, micro_batches))
     if config.sparsity.weight_residency == "dense":  # the first forward pass makes weights that later ones find
         passes = [True, *(forward for forward in passes if not forward)]
@@ -87,10 +88,9 @@ def _masks(config: RunConfig, buckets: Sequence[int], ranks: int, micro_batches:
         for index in range(len(buckets)) if forward else range(last, -1, -1):
             if index == current:
                 continue
-            following = index + (1 if index > current else -1)
-            window = {index, following} & set(range(len(buckets)))
-            sent += sum(ring_bytes("all_gather", -(-buckets[i] // ranks) * ranks, ranks) for i in window - held)
-            held, current = window, index
+            wanted = set(window(index, current, len(buckets)))
+            sent += sum(ring_bytes("all_gather", -(-buckets[i] // ranks) * ranks, ranks) for i in wanted - held)
+            held, current = wanted, index
     return sent
 
 

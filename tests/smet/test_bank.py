@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet import MaskBank, SmetConfig, SparseLinear, sparse_layers, sparsify
-from smet.bank import bucket_key
+from smet.bank import bucket_key, window
 from smet.mask import pack, unpack
 from smet.seeds import generator
 from smet.topology import random_mask
@@ -109,6 +109,10 @@ def bank_on_ranks() -> dict[str, Any]:
             assert torch.equal(layers[name].packed_mask(), original[name]), name
             assert torch.equal(twins[name].packed_mask(), original[name]), name
     report["gathers"], report["bytes"] = calls.count, bank.bytes_gathered
+    with Calls() as calls:
+        for name in [*masked, *reversed(masked)]:  # the next micro-batch
+            assert torch.equal(layers[name].packed_mask(), original[name]), name
+    report["gathers of the next"] = calls.count
     bank.release()
     assert sum(t.numel() for t in bank.tensors()) == report["rest"]
 
@@ -142,6 +146,18 @@ def bank_on_ranks() -> dict[str, Any]:
     return report
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_two_buckets_are_held_and_the_next_one_is_always_among_them(count: int) -> None:
+    up = list(range(count))
+    order = [*up, *reversed(up), *up, *reversed(up)]  # two micro-batches, forward and backward
+    held, before = window(order[0], None, count), order[0]
+    for index in order[1:]:
+        assert index in held, "asked for before its gather had begun"
+        if index != before:
+            held, before = window(index, before, count), index
+        assert index in held and len(set(held)) == min(2, count) and set(held) <= set(up)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_masks_on_real_ranks(ranks: int) -> None:
     if ranks == 1:
@@ -154,9 +170,10 @@ def test_masks_on_real_ranks(ranks: int) -> None:
     for result in results:
         assert result["total"] == sum(buckets)
         assert result["rest"] == share, "1/D of every bucket, rounded up to a byte"
-        # Forward gathers each bucket once; backward each but the last again: not once per layer.
-        assert result["gathers"] == 2 * len(buckets) - 1
-        received = sum(-(-size // ranks) for size in buckets + buckets[:-1]) * (ranks - 1)
+        # Forward gathers each bucket once, backward each but the last two again, and the first two stay.
+        assert result["gathers"] == 2 * len(buckets) - 2
+        assert result["gathers of the next"] == 2 * (len(buckets) - 2)
+        received = sum(-(-size // ranks) for size in buckets + buckets[:-2]) * (ranks - 1)
         assert result["bytes"] == received
 
 
