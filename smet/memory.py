@@ -16,6 +16,8 @@ from smet.linear import SparseLinear
 from smet.store import ParameterStore
 
 KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
+OFFLOADED = ("gradients", "master", "moments", "ages")
+"""Kinds that ZeRO-Offload keeps in host memory."""
 
 Table = dict[str, dict[str, int]]
 """part -> kind -> bytes."""
@@ -69,19 +71,25 @@ def partition(lengths: Sequence[int], stage: int, ranks: int) -> tuple[int, int]
     return whole, whole // ranks
 
 
-def plan(part: Part, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True) -> dict[str, int]:
+def plan(
+    part: Part, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True, host_gradient: int = 0
+) -> dict[str, int]:
     """Bytes per kind on one rank, under ZeRO ``stage`` over ``ranks`` data-parallel ranks.
 
     Gradients are what is left at the accumulation boundary, where every stage has reduced them to its own
     partition; between micro-batches stage 1 holds whole gradients.
+
+    Args:
+        host_gradient: bytes per weight of gradients that ZeRO-Offload keeps; 0 = gradients are as wide as weights.
     """
     width = 2 if sixteen_bit else 4
+    gradient = host_gradient or width
     planned = dict.fromkeys(KINDS, 0)
     for lengths, aged in part.groups:
         whole, share = partition(lengths, stage, ranks)
         kept_whole = sum(length for length in lengths if length <= part.persistent)
         planned["weights"] += width * (share + kept_whole if stage == 3 else whole)
-        planned["gradients"] += width * share
+        planned["gradients"] += gradient * share
         planned["master"] += 4 * share
         planned["moments"] += 8 * share
         planned["ages"] += share if aged else 0

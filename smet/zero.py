@@ -171,6 +171,9 @@ class ZeroStore:
         held = self.zero.averaged_gradients.get(index)
         if held is not None:
             yield from (grad for grad in held if torch.is_tensor(grad))
+        added_up = getattr(self.zero, "accumulated_grads_in_cpu", {})  # ZeRO-Offload's, with several micro-batches
+        owned = (self.zero.get_param_id(param) for param in params)
+        yield from (added_up[number] for number in owned if number in added_up)
 
 
 def pipeline_module(specs: list[Any], costs: Sequence[float], **options: Any) -> Any:

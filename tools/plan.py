@@ -14,6 +14,7 @@ from dataclasses import fields
 
 from pretrain.config import RunConfig, load_config
 from pretrain.errors import LaunchError, UserError
+from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.startup import check_world
 from tools.planner.search import Found, search
@@ -98,20 +99,24 @@ def times(config: RunConfig, time: StepTime, dense: StepTime, machine: Machine) 
     lines += [f"| {name} | {getattr(dense, name):.3g} | {value:.3g} |" for name, value in vars(time).items()]
     lines.append(f"| **all** | {dense.total:.3g} | {time.total:.3g} |")
     lines.append(f"| tokens per second, all GPUs | {tokens / dense.total:,.0f} | {tokens / time.total:,.0f} |")
-    return [*lines, "", assumptions(machine)]
+    return [*lines, "", assumptions(config, machine)]
 
 
-def assumptions(machine: Machine) -> str:
+def assumptions(config: RunConfig, machine: Machine) -> str:
     """What the times rest on."""
+    host = ""
+    if offloaded(config):
+        within = machine.host_memory_bandwidth / 1e9
+        host = f"{machine.host_bandwidth / 1e9:g} GB/s to host memory and {within:g} GB/s within it; "
     return (
         f"Assumed per GPU: {machine.flops / 1e12:g} TFLOP/s in products, {machine.memory_bandwidth / 1e12:g} TB/s of "
         f"memory, {machine.node_bandwidth / 1e9:g} GB/s within a machine of {machine.gpus_per_node}, "
-        f"{machine.network_bandwidth / 1e9:g} GB/s between machines; background traffic hides behind "
+        f"{machine.network_bandwidth / 1e9:g} GB/s between machines; {host}background traffic hides behind "
         f"{machine.overlap:.0%} of the products' time. Predicted, not measured."
     )
 
 
-def ranking(found: list[Found], top: int, machine: Machine) -> str:
+def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -> str:
     """The fastest layouts as a Markdown table."""
     lines = [
         "| tensor | pipeline | data | ZeRO | micro-batch | sequence | checkpointing | peak | s / step | tokens / s |",
@@ -129,7 +134,7 @@ def ranking(found: list[Found], top: int, machine: Machine) -> str:
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     best = " ".join(f"{name}={str(value).lower()}" for name, value in found[0].settings.items())
     return "\n".join(
-        [*lines, "", f"{len(found)} layouts fit. The first one's settings: `{best}`", "", assumptions(machine)]
+        [*lines, "", f"{len(found)} layouts fit. The first one's settings: `{best}`", "", assumptions(config, machine)]
     )
 
 
@@ -145,9 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
             if world is None:
                 raise LaunchError("--search needs to know how many GPUs there are; give --gpus N")
             found = search(config, world, size(options.memory), machine, options.reserve)
-            print(
-                json.dumps([one.to_json() for one in found]) if options.json else ranking(found, options.top, machine)
-            )
+            as_json = json.dumps([one.to_json() for one in found])
+            print(as_json if options.json else ranking(found, options.top, config, machine))
         else:
             world = world or config.parallel.tensor * config.parallel.pipeline
             print(report(config, world, machine, options.json))

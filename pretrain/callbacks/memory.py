@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.callbacks.base import Callback, Record
+from pretrain.plan.memory import host_gradient, offloaded
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
 from smet import parameter_groups
 from smet.bank import bucket_key
 from smet.linear import SparseLinear, sparse_layers
-from smet.memory import Part, Table, measure, plan
+from smet.memory import OFFLOADED, Part, Table, measure, plan
 
 
 class MemoryCallback(Callback):
@@ -55,14 +56,14 @@ def planned(trainer: Trainer) -> dict[str, Any]:
     config, layout = trainer.config, trainer.layout
     layers = sparse_layers(trainer.engine.model)
     stage, half = config.parallel.zero_stage, config.train.precision == "bf16"
-    sharded = config.sparsity.mask_residency == "sharded"
+    sharded, away = config.sparsity.mask_residency == "sharded", host_gradient(config, layout.dp_size)
     total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
     parts = _parts(trainer, layers)
     return {
         "sparse_weights": total,
         "active_weights": sum(layer.active * layer.grid.block_size for layer in layers.values()),
-        "planned": {name: plan(part, stage, layout.dp_size, half, sharded) for name, part in parts.items()},
-        "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half),
+        "planned": {name: plan(part, stage, layout.dp_size, half, sharded, away) for name, part in parts.items()},
+        "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half, host_gradient=away),
     }
 
 
@@ -101,6 +102,7 @@ def report(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "layout": {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages},
         "zero_stage": config.parallel.zero_stage,
         "precision": config.train.precision,
+        "in_host_memory": list(OFFLOADED) if offloaded(config) else [],
         "density": config.sparsity.density,
         "measured_at_step": trainer.step,
         "sparse_layers": {

@@ -27,9 +27,31 @@ def zero_settings(config: RunConfig) -> dict[str, Any]:
     return dict(config.deepspeed.get("zero_optimization", {}))
 
 
+def offloaded(config: RunConfig) -> bool:
+    """Whether ZeRO-Offload keeps the optimizer's partition in host memory."""
+    device = (zero_settings(config).get("offload_optimizer") or {}).get("device", "none")
+    return bool(device != "none")
+
+
 def width_of(config: RunConfig) -> int:
     """Bytes of one weight, gradient or activation."""
     return 2 if config.train.precision == "bf16" else 4
+
+
+def host_gradient(config: RunConfig, ranks: int) -> int:
+    """Bytes per weight of gradients in host memory: fp32 ones for the step, beside those that are added up.
+
+    Stage 1 adds up on the GPU, stage 2 in host memory if there is more than one micro-batch. What two ranks share of
+    a parameter is left out at stage 2; it is small where parameters are many.
+
+    Args:
+        ranks: data-parallel ranks.
+    """
+    if not offloaded(config):
+        return 0
+    stage = config.parallel.zero_stage
+    adding = stage == 3 or (stage == 2 and config.accumulation(ranks) > 1)
+    return 4 + width_of(config) if adding else 4
 
 
 def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) -> dict[str, Part]:
@@ -143,7 +165,10 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
         found["gathered weights"] = width * min(stored, max(live, largest))
     group = zero_settings(config).get("sub_group_size", LIVE_PARAMETERS)
     share = -(-stored // ranks)
-    found["optimizer step"] = 4 * (min(share, group) if stage == 3 else share)
+    if not offloaded(config):
+        found["optimizer step"] = 4 * (min(share, group) if stage == 3 else share)
+    elif stage < 3:
+        found["gradient on its way out"] = width * max(weight.total if dense else weight.stored for weight in weights)
     found["topology update"] = 0 if dense else topology_update(config, sparse, ranks)
     if sparse and config.sparsity.growth == "gradient" and config.sparsity.dynamic:
         found["gradients to grow by"] = 4 * sum(-(-weight.total // ranks) for weight in sparse if weight.aged)

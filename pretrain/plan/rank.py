@@ -9,10 +9,10 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.plan.compute import Flops, block_costs, flops
-from pretrain.plan.memory import Activations, activations, parts_of, transients
+from pretrain.plan.memory import Activations, activations, host_gradient, offloaded, parts_of, transients
 from pretrain.plan.sending import sending, topology_sending
 from pretrain.plan.sizes import Block, blocks_of, cut, stage_blocks
-from smet.memory import Table, plan
+from smet.memory import OFFLOADED, Table, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class RankPlan:
     """Of all sparse layers of this rank, before data-parallel ranks share them."""
     at_rest: Table
     """part -> kind -> bytes, as in memory.json."""
+    in_host_memory: tuple[str, ...]
+    """Kinds of these that are not on the GPU."""
     activations: Activations
     """Of one micro-batch, as the run is set."""
     activation_choices: dict[str, int]
@@ -47,8 +49,13 @@ class RankPlan:
 
     @property
     def rest(self) -> int:
-        """Bytes at rest."""
-        return sum(sum(kinds.values()) for kinds in self.at_rest.values())
+        """Bytes at rest on the GPU."""
+        return sum(size for kind, size in self.kinds.items() if kind not in self.in_host_memory)
+
+    @property
+    def host(self) -> int:
+        """Bytes at rest in host memory."""
+        return sum(self.kinds[kind] for kind in self.in_host_memory)
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -66,14 +73,20 @@ class RankPlan:
             self.in_flight * self.activations.layers
             + max(layer, self.activations.ends + now.get("logits", 0))
             + now.get("gathered masks", 0) + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
-            + now.get("gradients to grow by", 0)
+            + now.get("gradients to grow by", 0) + now.get("gradient on its way out", 0)
         )  # fmt: skip
         growing = now.get("topology update", 0) + now.get("gathered masks", 0) + now.get("gradients to grow by", 0)
         return always + max(passing, now.get("optimizer step", 0), growing)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and numbers, sums included."""
-        return {**dataclasses.asdict(self), "rest": self.rest, "peak": self.peak, "sent_total": sum(self.sent.values())}
+        return {
+            **dataclasses.asdict(self),
+            "rest": self.rest,
+            "host": self.host,
+            "peak": self.peak,
+            "sent_total": sum(self.sent.values()),
+        }
 
 
 def stages_of(config: RunConfig, bounds: Sequence[int] | None = None) -> list[list[Block]]:
@@ -107,7 +120,7 @@ def plan_rank(
     sharded = sparsity.mask_residency == "sharded"
     half = config.train.precision == "bf16"
     at_rest = {
-        part: plan(sizes, parallel.zero_stage, ranks, half, sharded)
+        part: plan(sizes, parallel.zero_stage, ranks, half, sharded, host_gradient(config, ranks))
         for part, sizes in parts_of(config, blocks, dense).items()
     }
     choices = {
@@ -127,6 +140,7 @@ def plan_rank(
         sparse_total=sum(weight.total for weight in sparse),
         mask_bytes=sum(weight.mask_bytes for weight in sparse),
         at_rest=at_rest,
+        in_host_memory=OFFLOADED if offloaded(config) else (),
         activations=activations(config, blocks, config.train.activation_checkpointing, parallel.sequence),
         activation_choices={name: one.layers + one.recomputed + one.ends for name, one in choices.items()},
         in_flight=min(parallel.pipeline - stage, micro_batches),

@@ -24,8 +24,9 @@ def layout_line(config: RunConfig, world_size: int) -> str:
         *(["sequence parallel"] if parallel.sequence else []),
         *(["activation checkpointing"] if train.activation_checkpointing else []),
     ]
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return (
-        f"{world_size} ranks = data {data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}, ZeRO-"
+        f"{ranks} = data {data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}, ZeRO-"
         f"{parallel.zero_stage}, {train.micro_batch_size} x {config.accumulation(data)} x {data} sequences of "
         f"{config.data.seq_length} tokens per step, {train.precision}{''.join(', ' + extra for extra in extras)}"
     )
@@ -35,8 +36,11 @@ def table(sparse: RankPlan, dense: RankPlan) -> str:
     """All figures of one rank; ``dense`` is the plan of the same layout with every weight stored."""
     rows: list[tuple[str, str, str, str]] = []
     for kind in sparse.kinds:
-        rows.append(_row(f"{kind} at rest", dense.kinds[kind], sparse.kinds[kind]))
+        where = "in host memory" if kind in sparse.in_host_memory else "at rest"
+        rows.append(_row(f"{kind} {where}", dense.kinds[kind], sparse.kinds[kind]))
     rows.append(_row("**all at rest**", dense.rest, sparse.rest))
+    if sparse.host:
+        rows.append(_row("**all in host memory**", dense.host, sparse.host))
     for name, size in sparse.activation_choices.items():
         rows.append(_row(f"activations of a micro-batch, {name}", dense.activation_choices[name], size))
     in_flight = f"activations as set, micro-batches in flight: {sparse.in_flight}"

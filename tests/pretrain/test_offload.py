@@ -50,13 +50,17 @@ def test_a_run_at_home_goes_on_from_an_offloaded_ones_checkpoint(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_memory_json_counts_offloaded_gradients(
+def test_memory_json_tells_what_is_in_host_memory_and_the_plan_knows_it(
     runs: dict[tuple[int, str], dict[str, Any]], stage: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = max(tmp_path_factory.getbasetemp().glob("offload*"))
-    away, home = (
-        json.loads((folder / f"{stage}-{kind}" / "memory.json").read_text())["measured_per_rank"][0]["sparse"]
-        for kind in ("away", "home")
-    )
-    assert away["gradients"] >= home["gradients"] > 0
-    assert away["master"] == home["master"] and away["moments"] == home["moments"]
+    away, home = (json.loads((folder / f"{stage}-{kind}" / "memory.json").read_text()) for kind in ("away", "home"))
+    assert home["in_host_memory"] == []
+    assert away["in_host_memory"] == ["gradients", "master", "moments", "ages"]
+    for measured, planned in zip(away["measured_per_rank"], away["planned_per_rank"], strict=True):
+        for part, kinds in measured.items():
+            shared = kinds.pop("gradients") / planned[part].pop("gradients")
+            assert 0.99 < shared < 1.1, "a gradient that the border of two ranks runs through is whole on both"
+            assert kinds == pytest.approx(planned[part], rel=0.01)
+    measured, at_home = (report["measured_per_rank"][0]["sparse"] for report in (away, home))
+    assert measured["master"] == at_home["master"] and measured["moments"] == at_home["moments"]

@@ -120,7 +120,7 @@ def test_sizes() -> None:
 @pytest.mark.slow
 def test_the_page_is_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     text = Path("docs/layouts.md").read_text(encoding="utf-8")
-    assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 6
+    assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 8
     for match in page.MARKED.finditer(text):
         assert f"`python -m tools.plan {match['arguments']}`" in text.replace("\n", " "), "shown as it is run"
     assert page.main(["docs/layouts.md", "--check"]) == 0, capsys.readouterr()
@@ -136,3 +136,30 @@ def test_a_page_out_of_date_is_noticed_and_mended(tmp_path: Path, capsys: pytest
     assert page.main([str(target), "--check"]) == 0
     target.write_text("<!-- plan: configs/9m.yaml --world-size 7 -->\n<!-- /plan -->\n")
     assert page.main([str(target)]) == 2 and "expected a multiple" in capsys.readouterr().err
+
+
+OFFLOAD = "deepspeed.zero_optimization.offload_optimizer.device=cpu"
+
+
+def test_what_is_offloaded_counts_in_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = [CONFIG, "--world-size", "1", "parallel.zero_stage=1", "train.activation_checkpointing=true"]
+    home, away = (planned(capsys, *alone, *more)["stages"][0] for more in ([], [OFFLOAD]))
+    weights = home["stored_weights"]
+    assert home["host"] == 0
+    assert away["host"] == pytest.approx(home["rest"] - away["rest"] + 2 * weights, rel=1e-6), "fp32 gradients"
+    assert home["peak"] - away["peak"] > 12 * weights
+    assert main([*alone, OFFLOAD]) == 0
+    screen = capsys.readouterr().out
+    assert "moments in host memory" in screen and "**all in host memory**" in screen and "GB/s to host memory" in screen
+
+
+def test_a_slow_bus_makes_an_offloaded_step_longer() -> None:
+    config = load_config(CONFIG, [OFFLOAD])
+    fast, slow = (slowest_stage(config, 8, Machine(host_bandwidth=speed))[1] for speed in (1e12, 1e9))
+    assert slow.optimizer > 5 * fast.optimizer and slow.products == fast.products
+
+
+def test_7b_fits_one_small_gpu_only_when_offloaded(capsys: pytest.CaptureFixture[str]) -> None:
+    one = [CONFIG, "--search", "--gpus", "1", "--memory", "24GB"]
+    assert main(one) == 2 and "no layout of 1 GPUs fits" in capsys.readouterr().err
+    assert main([*one, OFFLOAD]) == 0

@@ -26,6 +26,10 @@ class Machine:
     """Bytes per second that a GPU sends to others in its machine."""
     network_bandwidth: float = 40e9
     """Bytes per second that a GPU sends to other machines."""
+    host_bandwidth: float = 25e9
+    """Bytes per second between a GPU and host memory, for ZeRO-Offload."""
+    host_memory_bandwidth: float = 30e9
+    """Bytes per second of host memory, for the processor's share that one rank has."""
     gpus_per_node: int = 8
     overlap: float = 0.5
     """Fraction of compute time behind which traffic hides that runs in the background."""
@@ -82,9 +86,17 @@ def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, d
         pipeline=pipeline,
         bubble=passing * (parallel.pipeline - 1) / micro_batches,
         data=shown + max(0.0, background - machine.overlap * products),
-        optimizer=OPTIMIZER_BYTES * plan.kinds["master"] / 4 / machine.memory_bandwidth,
+        optimizer=_optimizing(plan, machine),
         update=plan.sent_per_update / across / max(1, sparsity.update_interval),
     )
+
+
+def _optimizing(plan: RankPlan, machine: Machine) -> float:
+    """One pass over the partition; in host memory, fp32 gradients come down to it and weights go back up."""
+    weights = plan.kinds["master"] / 4
+    if not plan.in_host_memory:
+        return OPTIMIZER_BYTES * weights / machine.memory_bandwidth
+    return OPTIMIZER_BYTES * weights / machine.host_memory_bandwidth + 8 * weights / machine.host_bandwidth
 
 
 def _speed(span: int, machine: Machine) -> float:
