@@ -18,6 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
 from pretrain.run_folder import RunFolder, write_atomically
 
@@ -132,6 +135,31 @@ class Heartbeat:
             except (OSError, ValueError):
                 continue
         return found
+
+
+def require_free(folder: RunFolder) -> None:
+    """Refuse a folder in which a run of this machine is at work, such as one that was started twice.
+
+    Runs of other machines are not looked for: a host that was cut off may go on for a while, and must not
+    keep its run from going on elsewhere.
+
+    Raises:
+        CheckpointError: the process that wrote rank 0's heartbeat still lives.
+    """
+    try:
+        state = json.loads((folder.path / "heartbeat" / "rank-00000.json").read_text(encoding="utf-8"))
+        pid, step = int(state["pid"]), int(state["step"])
+        if state["host"] != socket.gethostname() or state["phase"] == "ended" or pid == os.getpid():
+            return
+        process = psutil.Process(pid)
+        living = process.status() != psutil.STATUS_ZOMBIE and process.create_time() < state["alive"]
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return  # no heartbeat, or nobody's any more
+    if living:
+        raise CheckpointError(
+            f"output folder {folder.path} is in use: process {pid} of this machine trains in it, at step {step}; let "
+            f"it finish, ask it to stop (kill -TERM {pid}), or choose another train.output_dir"
+        )
 
 
 def laggards(states: dict[int, dict[str, Any]], world_size: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open
 from pretrain.data.loader import BatchLoader
 from pretrain.engine import Engine
 from pretrain.errors import DataError
-from pretrain.heartbeat import Heartbeat
+from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
@@ -65,6 +65,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     folder = RunFolder(config.train.output_dir)
     accumulation = config.accumulation(layout.dp_size)
     train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
+    layout.agree(lambda: require_free(folder) if layout.is_main else None)
     heartbeat = Heartbeat(folder, layout.rank, layout.world_size, operation.heartbeat, operation.stuck_after)
     heartbeat.start()
     heartbeat.mark("verifying checkpoints", 0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
-from pretrain.heartbeat import Heartbeat, laggards
+from pretrain.heartbeat import Heartbeat, laggards, require_free
 from pretrain.run_folder import RunFolder
-from tests.pretrain.attempts import launch, write_run_file
+from tests.pretrain.attempts import launch, start, write_run_file
 from tests.pretrain.runs import write_corpus
 
 
@@ -91,3 +94,39 @@ def test_a_hang_on_one_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     (event,) = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert (event["kind"], event["ranks"]) == ("stuck", [1])
     assert any("hang.py" in frame for frame in event["stacks"]["1"])
+
+
+def test_a_run_that_is_started_twice_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"evaluation__interval": 0, "checkpoint__interval": 10**6, "train__steps": 10**6}
+    file = write_run_file(tmp_path / "run.yaml", corpus, tmp_path / "run", **changes)
+    (first,) = start(1, [file, "operation.heartbeat=0.2"])
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert first.poll() is None and time.monotonic() < deadline, "the first run does not begin"
+            time.sleep(0.1)
+        (second,) = launch(1, [file])
+        assert second.returncode == 2 and second.stdout == ""
+        assert f"in use: process {first.pid} of this machine trains in it" in second.stderr
+        assert second.stderr.count("\n") == 1
+        assert first.poll() is None, "the first one goes on"
+    finally:
+        first.kill()
+        first.communicate()
+    (third,) = launch(1, [file, "train.stop_at=1"])
+    assert third.returncode == 0, third.stderr
+
+
+def test_an_old_heartbeat_of_a_process_number_that_others_have_now_does_not_count(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "heartbeat").mkdir()
+    old = {"pid": os.getppid(), "host": socket.gethostname(), "phase": "training", "step": 3}
+    path = tmp_path / "heartbeat" / "rank-00000.json"
+    path.write_text(json.dumps({**old, "alive": 1.0}))  # written before that process began
+    require_free(folder)
+    path.write_text(json.dumps({**old, "alive": time.time(), "host": "another"}))
+    require_free(folder)
+    path.write_text(json.dumps({**old, "alive": time.time()}))
+    with pytest.raises(CheckpointError, match="at step 3; let it finish"):
+        require_free(folder)
