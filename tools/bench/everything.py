@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.bench import gpu, layer, machine, memory, optimizer, ranks, runs, scaling, session, steps, traffic
+from pretrain.plan import plan_rank
+from tools.bench import batches, gpu, layer, machine, memory, optimizer, ranks, runs, scaling, session, steps, traffic
 from tools.bench.engines import DENSE_OPTIMIZERS
 from tools.bench.figures import SPECS, Figure, missed
 from tools.bench.options import Options
@@ -25,7 +26,16 @@ def measure(options: Options) -> dict[str, Any]:
     begin, load = time.perf_counter(), machine.load()
     described = machine.describe(options.device)
     layers = layer.measure(options)
-    found = ranks.run(session.main, options, "steps", session.ticks(options))
+    found = ranks.run(session.main, options, "engines", session.ticks(options))
+    more = [
+        ranks.run(session.steps_only, options, f"steps {number}", session.step_ticks(options))
+        for number in range(2, steps.sessions(options) + 1)
+    ]
+    seconds = steps.pooled([found["seconds"], *(part["seconds"] for part in more)])
+    smaller = {
+        tokens: steps.pooled([part, *(other["smaller"][tokens] for other in more)])
+        for tokens, part in found["smaller"].items()
+    }
     peaks = {
         "dense": ranks.run(memory.peak_dense, options, "memory, dense", memory.PEAK_STEPS),
         "SMET": ranks.run(memory.peak_smet, options, "memory, SMET", memory.PEAK_STEPS),
@@ -33,13 +43,12 @@ def measure(options: Options) -> dict[str, Any]:
     whole = ranks.run(runs.main, options, "runs", runs.ticks(options))
     saving, quickstart = whole["saving"], whole["quickstart"]
 
-    dense = min(
-        (name for name in DENSE_OPTIMIZERS if name in found["at_rest"]), key=_median_of(found["seconds"]["wall"])
-    )
+    dense = min((name for name in DENSE_OPTIMIZERS if name in found["at_rest"]), key=_median_of(seconds["wall"]))
     other = next((name for name in DENSE_OPTIMIZERS if name in found["at_rest"] and name != dense), None)
     config = options.config(Path("unused"))
+    plan = plan_rank(config, options.ranks)
     figures = [
-        *steps.figures(found["seconds"], dense, other),
+        *steps.figures(seconds, dense, other),
         *traffic.figures(found["sent"], dense, config, options.ranks),
         *memory.figures(found["at_rest"], dense, peaks),
         *optimizer.figures(found["optimizer"]),
@@ -57,18 +66,21 @@ def measure(options: Options) -> dict[str, Any]:
             "sequence": options.sequence,
         },
         "machine": described,
+        "sessions": steps.sessions(options),
         "load": [load, machine.load()],
         "seconds": time.perf_counter() - begin,
         "dense_optimizer": dense,
         "figures": [figure.to_json() for figure in figures],
         "missed": missed(figures),
+        "weights": {"sparse": plan.sparse_total, "all": plan.total_weights},
         "where_time_goes": found["where"],
+        "batches": batches.table({str(options.micro_batch * options.sequence): seconds, **smaller}, dense),
         "bytes_sent": found["sent"],
         "bytes_at_rest": found["at_rest"],
         "quickstart": quickstart,
         "scaling": scaling.predict(options),
         "assumptions": dataclasses.asdict(options.machine),
-        "samples": {"seconds": found["seconds"], "optimizer": found["optimizer"], "layers": layers, "saving": saving},
+        "samples": {"seconds": seconds, "optimizer": found["optimizer"], "layers": layers, "saving": saving},
     }
 
 
@@ -81,7 +93,7 @@ def _large_model(options: Options) -> list[Figure]:
     if options.device != "cuda":
         return []  # ``gpu.figures`` says so
     large = dataclasses.replace(options, model="350m", ranks=1)
-    seconds = ranks.run(session.steps_only, large, "350m", 0)["wall"]
+    seconds = ranks.run(session.steps_only, large, "350m", session.step_ticks(large))["seconds"]["wall"]
     dense = DENSE_OPTIMIZERS[0]
     note = f"one GPU, {large.micro_batch} sequences of {large.sequence} tokens, against dense with {dense}"
     return [median_figure("gpu_step_350m", ratios(seconds["SMET"], seconds[dense]), note)]

@@ -71,7 +71,7 @@ class Options:
     def _model(self) -> object:
         if self.quick:
             return {
-                "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
                 "num_attention_heads": 2, "max_position_embeddings": 64,
             }  # fmt: skip
         known = sorted(path.stem for path in MODELS.glob("*.yaml"))

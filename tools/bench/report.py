@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tools.bench.figures import PARTS
@@ -21,7 +22,7 @@ def figure_rows(result: Result) -> list[list[str]]:
     for figure in result["figures"]:
         limit, met = figure["threshold"], figure["met"]
         sign = ">=" if figure["at_least"] else "<="
-        spread = "" if figure["spread"] is None else " to ".join(f"{value:.3f}" for value in figure["spread"])
+        spread = "" if figure["spread"] is None else _spread(figure["spread"])
         rows.append(
             [
                 figure["title"],
@@ -47,6 +48,38 @@ def breakdown_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     rows = [[part, *(f"{100 * where[name][part]:.1f} %" for name in names)] for part in PARTS]
     rows.append(["**seconds per step**", *(f"{where[name]['seconds']:.3f}" for name in names)])
     return ["part of a step", *names], rows
+
+
+def batch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: step times by the tokens of a step."""
+    heads = ["tokens per rank and step", "dense step", "SMET / dense", "CPU time", "dense residency"]
+    rows = []
+    for tokens, found in result["batches"].items():
+        cells = [f"{found[key]['median']:.3f} ({_spread(found[key]['quartiles'])})" for key in _RATIOS]
+        rows.append([f"{int(tokens):,}", f"{found['dense_seconds']:.3f} s", *cells])
+    return heads, rows
+
+
+_RATIOS = ("step", "cpu", "dense_residency")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return " to ".join(f"{value:.3f}" for value in values)
+
+
+def limits(result: Result) -> str:
+    """What a step consists of that density cannot shorten, in a sentence."""
+    where, dense = result["where_time_goes"], result["dense_optimizer"]
+    products = where[dense]["forward"] + where[dense]["backward"]
+    own = sum(where["SMET"][part] for part in ("expand", "compress", "mask gathers"))
+    sizes = result["weights"]
+    share = sizes["sparse"] / sizes["all"]
+    return (
+        f"What limits it: forward and backward are {products:.0%} of the dense step, and their products are the same "
+        f"on both sides; SMET's own work, expanding, compressing and gathering masks, is {own:.1%} of its step. The "
+        f"rest comes with weights, of which {share:.0%} are in sparse layers ({sizes['all'] / 1e6:.1f} M in all; "
+        "embedding and head are as in the dense model). The fewer tokens a step has, the more that rest weighs:"
+    )
 
 
 def scaling_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -99,8 +132,8 @@ def setting(result: Result) -> str:
 def screen(result: Result) -> str:
     """For a terminal."""
     heads, rows = ["figure", "value", "quartiles", "threshold", ""], figure_rows(result)
-    parts = [setting(result), table(heads, rows), table(*breakdown_rows(result)), table(*scaling_rows(result))]
-    parts += [assumptions(result), verdict(result)]
+    parts = [setting(result), table(heads, rows), table(*breakdown_rows(result))]
+    parts += [table(*batch_rows(result)), table(*scaling_rows(result)), assumptions(result), verdict(result)]
     return "\n\n".join(parts)
 
 
@@ -122,7 +155,9 @@ def page(result: Result) -> str:
         "This page is made by `python -m tools.bench render docs/performance.json docs/performance.md` from the result "
         "of `python -m tools.bench --json docs/performance.json`. Ratios compare SMET with a model of ordinary linear "
         "layers under DeepSpeed at the same ZeRO stage with the faster of DeepSpeedCPUAdam and torch's fused AdamW; "
-        "engines take turns in the same processes. Values are medians.",
+        "engines take turns in the same processes, which for step times are started anew "
+        f"{result['sessions']} times: where memory happens to lie makes an engine faster or slower for as long as it "
+        "lives. Values are medians.",
         setting(result),
         "## Figures",
         table(["figure", "value", "quartiles", "threshold", ""], figure_rows(result)),
@@ -132,6 +167,9 @@ def page(result: Result) -> str:
         table(*breakdown_rows(result)),
         "Measured on rank 0 with clocks around each part, which cost a little themselves. `forward` and `backward` are "
         "products, attention, norms and the loss; waiting for a slower rank counts as the collective waited in.",
+        limits(result),
+        table(*batch_rows(result)),
+        "Medians and quartiles of the ratio round by round; the largest size is that of the figures above.",
         "## The quickstart run",
         "Share of the run's time, evaluations, checkpoints and topology updates included.",
         table(["part of the run", *quick], shares),

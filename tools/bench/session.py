@@ -41,10 +41,19 @@ class Session:
 
 def ticks(options: Options) -> int:
     """How often ``main`` reports progress."""
-    from tools.bench import steps
+    return step_ticks(options) + _engines(options)
 
-    engines = 2 + len(dense_optimizers(options))
-    return engines * (steps.rounds(options) + 1) + 2 * steps.few_rounds(options)
+
+def step_ticks(options: Options) -> int:
+    """How often ``steps_only`` reports progress."""
+    from tools.bench import batches, steps
+
+    own = _engines(options) * steps.rounds(options) + 2 * steps.few_rounds(options)
+    return own + batches.ticks(options, _engines(options))
+
+
+def _engines(options: Options) -> int:
+    return 2 + len(dense_optimizers(options))
 
 
 def dense_optimizers(options: Options) -> tuple[str, ...]:
@@ -54,11 +63,11 @@ def dense_optimizers(options: Options) -> tuple[str, ...]:
 
 def main(rank: Rank) -> dict[str, Any]:
     """Everything that is measured on engines; plain data. Collective."""
-    from tools.bench import breakdown, memory, optimizer, steps, traffic
+    from tools.bench import breakdown, memory, optimizer, traffic
 
     session = Session(rank)
     return {
-        "seconds": steps.measure(session),
+        **_steps(session),
         "sent": traffic.measure(session),
         "at_rest": memory.at_rest(session),
         "where": breakdown.measure(session),
@@ -66,8 +75,12 @@ def main(rank: Rank) -> dict[str, Any]:
     }
 
 
-def steps_only(rank: Rank) -> dict[str, dict[str, list[float]]]:
+def steps_only(rank: Rank) -> dict[str, Any]:
     """Seconds per step of every engine, round by round. Collective."""
-    from tools.bench import steps
+    return _steps(Session(rank))
 
-    return steps.measure(Session(rank))
+
+def _steps(session: Session) -> dict[str, Any]:
+    from tools.bench import batches, steps
+
+    return {"seconds": steps.measure(session), "smaller": batches.measure(session)}

@@ -11,6 +11,7 @@ from tools.bench.session import Session
 from tools.bench.spread import median, ratios
 
 WARM_UP = 2
+SESSIONS = 3
 
 
 Seconds = dict[str, dict[str, list[float]]]
@@ -22,9 +23,15 @@ def times(options: Options) -> int:
     return 1 if options.quick else 2
 
 
+def sessions(options: Options) -> int:
+    """Sets of processes that the steps are spread over: where its memory happens to lie makes an engine faster or
+    slower by several per cent for as long as it lives."""
+    return 1 if options.quick else SESSIONS
+
+
 def rounds(options: Options) -> int:
-    """Turns of each engine."""
-    return max(2, options.steps // times(options))
+    """Turns of each engine in one session."""
+    return max(2, options.steps // times(options) // sessions(options))
 
 
 def few_rounds(options: Options) -> int:
@@ -48,6 +55,14 @@ def measure(session: Session) -> Seconds:
     return {
         kind: {**own, "update": rare["update"], "step beside update": rare["step"]}
         for kind, (own, rare) in both.items()
+    }
+
+
+def pooled(parts: list[Seconds]) -> Seconds:
+    """The rounds of several sessions as those of one."""
+    return {
+        kind: {name: [value for part in parts for value in part[kind][name]] for name in parts[0][kind]}
+        for kind in parts[0]
     }
 
 

@@ -58,9 +58,21 @@ def test_where_time_goes_adds_up(quick):
     )
 
 
+def test_smaller_steps_are_laid_beside_the_measured_one(quick):
+    result, screen, _ = quick
+    assert list(result["batches"]) == ["64", "32"], "tokens per rank: two sequences of 32, then one"
+    for found in result["batches"].values():
+        assert (
+            found["dense_seconds"] > 0 and min(found[key]["median"] for key in ("step", "cpu", "dense_residency")) > 0
+        )
+    [step] = [figure for figure in result["figures"] if figure["name"] == "step_time"]
+    assert result["batches"]["64"]["step"]["median"] == step["value"]
+    assert "tokens per rank and step" in screen and 0 < result["weights"]["sparse"] < result["weights"]["all"]
+
+
 def test_long_work_shows_its_progress_and_the_machine_is_named(quick):
     result, screen, errors = quick
-    assert "runs: 100%" in errors and "steps: 100%" in errors
+    assert "runs: 100%" in errors and "engines: 100%" in errors
     assert result["machine"]["processor"] in screen and len(result["load"]) == 2
     assert {case["side"] for case in result["scaling"]} == {"dense", "SMET"}
 

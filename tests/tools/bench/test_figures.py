@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tools.bench import steps
 from tools.bench.figures import SPECS, Figure, missed, unmeasured
 from tools.bench.spread import median, quartiles, ratios
 
@@ -51,6 +52,11 @@ def test_thresholds_are_those_of_the_contract():
         "gpu_compress": 0.7,
         "gpu_adam": 0.7,
     }
+
+
+def test_sessions_are_pooled_round_by_round():
+    one, two = ({"wall": {"SMET": [number]}, "cpu": {"SMET": [number / 2]}} for number in (1.0, 2.0))
+    assert steps.pooled([one, two]) == {"wall": {"SMET": [1.0, 2.0]}, "cpu": {"SMET": [0.5, 1.0]}}
 
 
 def test_a_disturbance_of_both_sides_of_a_round_leaves_the_ratio_alone():
