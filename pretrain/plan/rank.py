@@ -67,15 +67,15 @@ class RankPlan:
     def peak(self) -> int:
         """Bytes at the fullest moment: of the backward pass, the optimizer step or a topology update."""
         now = self.transients
-        always = self.rest + now.get("dense weights kept", 0)
+        always = self.rest + now.get("dense weights kept", 0) + now.get("gathered masks", 0)
         layer = now.get("dense layer", 0) + self.activations.recomputed
         passing = (
             self.in_flight * self.activations.layers
             + max(layer, self.activations.ends + now.get("logits", 0))
-            + now.get("gathered masks", 0) + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
+            + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
             + now.get("gradients to grow by", 0) + now.get("gradient on its way out", 0)
         )  # fmt: skip
-        growing = now.get("topology update", 0) + now.get("gathered masks", 0) + now.get("gradients to grow by", 0)
+        growing = now.get("topology update", 0) + now.get("gradients to grow by", 0)
         return always + max(passing, now.get("optimizer step", 0), growing)
 
     def to_json(self) -> dict[str, Any]:
