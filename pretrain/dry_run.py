@@ -13,12 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.build import Builder
+from pretrain.builder import Builder, nest
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
 from pretrain.model.llama import blocks as model_blocks
-from pretrain.parallel.pipeline import nest
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from pretrain.startup import check_world

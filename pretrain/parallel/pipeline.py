@@ -7,32 +7,16 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.builder import Builder, nest
 from pretrain.config import RunConfig
 from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.layout import Layout
 from pretrain.model.llama import blocks
-
-if TYPE_CHECKING:
-    from pretrain.build import Builder
-
-
-def nest(modules: dict[str, nn.Module]) -> nn.Module:
-    """A module that holds ``modules`` under their dotted names, such as ``model.layers.3``."""
-    root = nn.Module()
-    for name, module in modules.items():
-        parent = root
-        *path, last = name.split(".")
-        for part in path:
-            if part not in parent._modules:
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(last, module)
-    return root
 
 
 class StageBlock(nn.Module):

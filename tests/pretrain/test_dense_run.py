@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.build import Builder, LossModel
+from pretrain.build import LossModel
+from pretrain.builder import Builder
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.corpus import open_corpus
 from pretrain.layout import Layout

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from pretrain.plan import plan_rank
-from tools.bench import batches, gpu, layer, machine, memory, optimizer, ranks, runs, scaling, session, steps, traffic
+from tools.bench import batches, gpu, jobs, layer, machine, memory, optimizer, ranks, runs, scaling, steps, traffic
 from tools.bench.engines import DENSE_OPTIMIZERS
 from tools.bench.figures import SPECS, Figure, missed
 from tools.bench.options import Options
@@ -26,9 +26,9 @@ def measure(options: Options) -> dict[str, Any]:
     begin, load = time.perf_counter(), machine.load()
     described = machine.describe(options.device)
     layers = layer.measure(options)
-    found = ranks.run(session.main, options, "engines", session.ticks(options))
+    found = ranks.run(jobs.everything, options, "engines", jobs.ticks(options))
     more = [
-        ranks.run(session.steps_only, options, f"steps {number}", session.step_ticks(options))
+        ranks.run(jobs.steps_only, options, f"steps {number}", jobs.step_ticks(options))
         for number in range(2, steps.sessions(options) + 1)
     ]
     seconds = steps.pooled([found["seconds"], *(part["seconds"] for part in more)])
@@ -93,7 +93,7 @@ def _large_model(options: Options) -> list[Figure]:
     if options.device != "cuda":
         return []  # ``gpu.figures`` says so
     large = dataclasses.replace(options, model="350m", ranks=1)
-    seconds = ranks.run(session.steps_only, large, "350m", session.step_ticks(large))["seconds"]["wall"]
+    seconds = ranks.run(jobs.steps_only, large, "350m", jobs.step_ticks(large))["seconds"]["wall"]
     dense = DENSE_OPTIMIZERS[0]
     note = f"one GPU, {large.micro_batch} sequences of {large.sequence} tokens, against dense with {dense}"
     return [median_figure("gpu_step_350m", ratios(seconds["SMET"], seconds[dense]), note)]

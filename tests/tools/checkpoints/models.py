@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from pretrain.build import Builder
+from pretrain.builder import Builder
 from pretrain.config import config_from_dict
 from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM
