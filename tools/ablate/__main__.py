@@ -14,6 +14,7 @@ from pretrain.errors import DataError, UserError
 from pretrain.run_folder import write_atomically
 from tools.ablate import collect, pool, text
 from tools.ablate.matrix import Cell, Matrix, load_matrix
+from tools.locks import claim
 
 DEFAULT = Path("configs/ablations/llama.yaml")
 
@@ -72,7 +73,10 @@ def _run(arguments: list[str]) -> int:
     if not options.collect:
         if matrix.content.get("text"):
             text.prepare(matrix.content["text"])
-        failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
+        out.mkdir(parents=True, exist_ok=True)
+        busy = f"{out} is in use by another python -m tools.ablate; wait for it, or give --out another folder"
+        with claim(out / "lock", busy):
+            failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
     said = _publish(matrix, path, out, options, failures)
     said["failed"] = [vars(failure) for failure in failures]
     if options.json:

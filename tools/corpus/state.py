@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from tools.corpus.parts import Part, PartSummary
 from tools.corpus.sources import Source
+from tools.locks import claim
 
 
 class WorkFolder:
@@ -36,14 +36,9 @@ class WorkFolder:
 
     def __enter__(self) -> WorkFolder:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is preprocessing to {self.path}; wait for it or end it") from None
-        except OSError:
-            # A file system without locks: parts are published whole, so two runs only waste time.
-            pass
+        # Without locks too parts are published whole, so that two runs only waste time.
+        busy = f"another process is preprocessing to {self.path}; wait for it or end it"
+        self._lock = claim(self.path / "lock", busy)
         self._take_over()
         return self
 
