@@ -77,10 +77,7 @@ class Heartbeat:
     @property
     def path(self) -> Path:
         """Where all ranks' files are."""
-        return self.folder.path / "heartbeat"
-
-    def _file(self, rank: int) -> Path:
-        return self.path / f"rank-{rank:05d}.json"
+        return _file(self.folder, self.rank).parent
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
@@ -93,7 +90,7 @@ class Heartbeat:
         if not self._published:
             return
         try:
-            write_atomically(self._file(self.rank), json.dumps(self.state(stuck)) + "\n")
+            write_atomically(_file(self.folder, self.rank), json.dumps(self.state(stuck)) + "\n")
         except OSError:
             return  # a shared folder that hiccups must not end a run
 
@@ -131,10 +128,14 @@ class Heartbeat:
         found = {}
         for rank in range(self.world_size):
             try:
-                found[rank] = json.loads(self._file(rank).read_text(encoding="utf-8"))
+                found[rank] = json.loads(_file(self.folder, rank).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
         return found
+
+
+def _file(folder: RunFolder, rank: int) -> Path:
+    return folder.path / "heartbeat" / f"rank-{rank:05d}.json"
 
 
 def require_free(folder: RunFolder) -> None:
@@ -147,7 +148,7 @@ def require_free(folder: RunFolder) -> None:
         CheckpointError: the process that wrote rank 0's heartbeat still lives.
     """
     try:
-        state = json.loads((folder.path / "heartbeat" / "rank-00000.json").read_text(encoding="utf-8"))
+        state = json.loads(_file(folder, 0).read_text(encoding="utf-8"))
         pid, step = int(state["pid"]), int(state["step"])
         if state["host"] != socket.gethostname() or state["phase"] == "ended" or pid == os.getpid():
             return

@@ -150,8 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
             if world is None:
                 raise LaunchError("--search needs to know how many GPUs there are; give --gpus N")
             found = search(config, world, size(options.memory), machine, options.reserve)
-            as_json = json.dumps([one.to_json() for one in found])
-            print(as_json if options.json else ranking(found, options.top, config, machine))
+            if options.json:
+                print(json.dumps([one.to_json() for one in found]))
+            else:
+                print(ranking(found, options.top, config, machine))
         else:
             world = world or config.parallel.tensor * config.parallel.pipeline
             print(report(config, world, machine, options.json))

@@ -56,10 +56,9 @@ def dense_sweep(view: View) -> str:
     rows = []
     for size in view.sizes:
         best = view.best_dense_rate(size)
-        for rate in view.dense_rates(size):
-            spread = view.spread("validation_loss", view.roles["dense"], size, None, rate)
+        for rate, spread in view.by_rate(view.roles["dense"], size, None).items():
             mark = "**" if rate == best else ""
-            rows.append([f"{size}: lr {rate:g}", f"{mark}{_text(spread)}{mark}", str(spread.count if spread else 0)])
+            rows.append([f"{size}: lr {rate:g}", f"{mark}{_text(spread)}{mark}", str(spread.count)])
     return markdown(["size: learning rate", "validation loss", "seeds"], rows)
 
 
