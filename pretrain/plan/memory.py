@@ -199,7 +199,8 @@ def _gradients_in_flight(config: RunConfig, stored: int, width: int, ranks: int)
     bucket = width * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
     if zero.get("overlap_comm", stage == 3):
         bucket *= 2
-    whole = width * (stored - stored // ranks) if stage == 1 else 0
+    at_rest = 0 if offloaded(config) else stored // ranks
+    whole = width * (stored - at_rest) if stage == 1 else 0
     return bucket + whole
 
 

@@ -148,6 +148,8 @@ def test_what_is_offloaded_counts_in_host_memory(capsys: pytest.CaptureFixture[s
     assert home["host"] == 0
     assert away["host"] == pytest.approx(home["rest"] - away["rest"] + 2 * weights, rel=1e-6), "fp32 gradients"
     assert home["peak"] - away["peak"] > 12 * weights
+    whole = away["transients"]["gradients in flight"] - home["transients"]["gradients in flight"]
+    assert whole == 2 * weights, "stage 1 adds up whole gradients on the GPU, whose own part is at rest elsewhere"
     assert main([*alone, OFFLOAD]) == 0
     screen = capsys.readouterr().out
     assert "moments in host memory" in screen and "**all in host memory**" in screen and "GB/s to host memory" in screen
