@@ -9,6 +9,7 @@ import traceback
 
 from pretrain.errors import UserError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
+from pretrain.leaving import leave_with
 from pretrain.stopping import REQUEST
 
 
@@ -65,7 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
         text = traceback.format_exc()
         print("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()), file=sys.stderr, flush=True)
         os._exit(FAILED)  # other ranks may wait for us in a collective: do not wait for them in turn
-    _leave()
     return STOPPED if trainer.stopped_early else DONE
 
 
@@ -91,12 +91,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*|deepspeed.*")
 
 
-def _leave() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -99,21 +99,7 @@ def times(config: RunConfig, time: StepTime, dense: StepTime, machine: Machine) 
     lines += [f"| {name} | {getattr(dense, name):.3g} | {value:.3g} |" for name, value in vars(time).items()]
     lines.append(f"| **all** | {dense.total:.3g} | {time.total:.3g} |")
     lines.append(f"| tokens per second, all GPUs | {tokens / dense.total:,.0f} | {tokens / time.total:,.0f} |")
-    return [*lines, "", assumptions(config, machine)]
-
-
-def assumptions(config: RunConfig, machine: Machine) -> str:
-    """What the times rest on."""
-    host = ""
-    if offloaded(config):
-        within = machine.host_memory_bandwidth / 1e9
-        host = f"{machine.host_bandwidth / 1e9:g} GB/s to host memory and {within:g} GB/s within it; "
-    return (
-        f"Assumed per GPU: {machine.flops / 1e12:g} TFLOP/s in products, {machine.memory_bandwidth / 1e12:g} TB/s of "
-        f"memory, {machine.node_bandwidth / 1e9:g} GB/s within a machine of {machine.gpus_per_node}, "
-        f"{machine.network_bandwidth / 1e9:g} GB/s between machines; {host}background traffic hides behind "
-        f"{machine.overlap:.0%} of the products' time. Predicted, not measured."
-    )
+    return [*lines, "", machine.describe(offloaded(config))]
 
 
 def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -> str:
@@ -133,9 +119,8 @@ def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -
         )  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     best = " ".join(f"{name}={str(value).lower()}" for name, value in found[0].settings.items())
-    return "\n".join(
-        [*lines, "", f"{len(found)} layouts fit. The first one's settings: `{best}`", "", assumptions(config, machine)]
-    )
+    lines += ["", f"{len(found)} layouts fit. The first one's settings: `{best}`", ""]
+    return "\n".join([*lines, machine.describe(offloaded(config))])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -48,9 +48,8 @@ def attempt(arguments: list[str], watched: str) -> Attempt:
     """Run ``python -m pretrain`` with ``arguments`` in this process."""
     before = snapshot(Path(watched))
     out, err = io.StringIO(), io.StringIO()
-    # The ranks outlive the program: it must neither end them nor their process group.
-    kept = mock.patch("os._exit", sys.exit), mock.patch("pretrain.__main__._leave")
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), kept[0], kept[1]:
+    ranks_outlive_it = mock.patch("os._exit", sys.exit)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), ranks_outlive_it:
         try:
             code = main(arguments)
         except SystemExit as bug:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.exit_codes import DONE, STOPPED, USER
+from pretrain.leaving import leave_with
 from pretrain.stopping import REQUEST
 
 SPEC, RESULT, RUN = "cell.json", "result.json", "run"
@@ -102,9 +103,4 @@ def read_spec(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    code = main()
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.exit(code)
+    leave_with(main)

@@ -108,7 +108,8 @@ def _begin(cell: Cell, folder: Path, launcher: str) -> subprocess.Popen[bytes]:
 def _end(name: str, process: subprocess.Popen[bytes], folder: Path) -> Failure | None:
     if process.returncode == 0 and (folder / RESULT).exists():
         return None
-    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in log.splitlines() if any(map(str.isalnum, line))]  # launchers end in a rule
     errors = [line for line in lines if line.startswith("error: ")]
     last = (errors or lines or ["no message"])[-1]
     return Failure(name, f"exit code {process.returncode}: {last.removeprefix('error: ')} (see {folder / 'log.txt'})")

@@ -73,6 +73,7 @@ def _rank(
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     layout.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # spawned processes are torn down as any program is; see pretrain.leaving
 
 
 def quiet() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tools.bench.figures import PARTS
+from tools.planner.timing import Machine
 
 Result = dict[str, Any]
 
@@ -103,14 +104,7 @@ def scaling_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def assumptions(result: Result) -> str:
     """What the predictions rest on."""
-    machine = result["assumptions"]
-    return (
-        f"Assumed per GPU: {machine['flops'] / 1e12:g} TFLOP/s in products, "
-        f"{machine['memory_bandwidth'] / 1e12:g} TB/s of memory, {machine['node_bandwidth'] / 1e9:g} GB/s within a "
-        f"machine of {machine['gpus_per_node']}, {machine['network_bandwidth'] / 1e9:g} GB/s between machines; traffic "
-        f"in the background hides behind {machine['overlap']:.0%} of the products' time. Predicted, not measured; all "
-        "are options of the benchmark."
-    )
+    return Machine(**result["assumptions"]).describe() + " Each is an option of the benchmark."
 
 
 def setting(result: Result) -> str:

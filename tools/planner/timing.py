@@ -34,6 +34,19 @@ class Machine:
     overlap: float = 0.5
     """Fraction of compute time behind which traffic hides that runs in the background."""
 
+    def describe(self, offloaded: bool = False) -> str:
+        """What predictions rest on, in one sentence; with host memory, if the optimizer is ``offloaded``."""
+        host = ""
+        if offloaded:
+            within = self.host_memory_bandwidth / 1e9
+            host = f"{self.host_bandwidth / 1e9:g} GB/s to host memory and {within:g} GB/s within it; "
+        return (
+            f"Assumed per GPU: {self.flops / 1e12:g} TFLOP/s in products, {self.memory_bandwidth / 1e12:g} TB/s of "
+            f"memory, {self.node_bandwidth / 1e9:g} GB/s within a machine of {self.gpus_per_node}, "
+            f"{self.network_bandwidth / 1e9:g} GB/s between machines; {host}background traffic hides behind "
+            f"{self.overlap:.0%} of the products' time. Predicted, not measured."
+        )
+
 
 @dataclass(frozen=True)
 class StepTime:
