@@ -63,7 +63,7 @@ def run(folder: Path) -> dict[str, Any] | None:
     layout = start(config)
     from pretrain.run import prepare
     from pretrain.run_folder import write_atomically
-    from tools.ablate import branch, probe
+    from tools.ablate import branch, probe, text
     from tools.ablate.summary import summarize
 
     trainer = prepare(config, layout, REQUEST)
@@ -82,6 +82,7 @@ def run(folder: Path) -> dict[str, Any] | None:
         "wall_seconds": round(time.perf_counter() - begin, 1),
         "cpu_seconds": round(sum(layout.gather_objects(time.process_time())), 1),
         "ranks": layout.world_size,
+        "text": text.identity(config.data),
         "device": layout.device.type,
     }
     if layout.is_main:

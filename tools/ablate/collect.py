@@ -12,7 +12,7 @@ from pretrain.errors import DataError
 from tools.ablate.cell import RESULT
 from tools.ablate.matrix import Matrix
 
-FORMAT = 1
+FORMAT = 2
 Results = dict[str, Any]
 
 
@@ -27,6 +27,7 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
             cells.append(json.loads(file.read_text(encoding="utf-8")))
         else:
             missing.append(cell.name)
+    texts = sorted({json.dumps(cell["text"]) for cell in cells if "text" in cell})
     device = cells[0]["device"] if cells else "cpu"
     os.environ.setdefault("DS_ACCELERATOR", device)  # DeepSpeed guesses otherwise, and says so on stdout
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
@@ -37,6 +38,7 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": describe(device),
         "revisions": sorted({cell["revision"] or "unknown" for cell in cells}),
+        "texts": [json.loads(known) for known in texts],
         "cpu_seconds": round(sum(cell["cpu_seconds"] for cell in cells), 1),
         "wall_seconds": round(sum(cell["wall_seconds"] for cell in cells), 1),
         "matrix": matrix.content,

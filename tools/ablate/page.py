@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.run_folder import write_atomically
-from tools.ablate import defaults, figures, reading, tables
+from tools.ablate import defaults, figures, reading, tables, text
 from tools.ablate.view import LATER, View
 
 CAPTIONS = {
@@ -54,6 +54,7 @@ def _image(images: dict[str, str], name: str) -> list[str]:
 
 def _head(view: View) -> str:
     results, machine = view.results, view.results["machine"]
+    texts = " or ".join(map(text.describe, results["texts"])) or "unknown"
     revisions = ", ".join(revision[:12] for revision in results["revisions"])
     return (
         "# Results: which remedy removes the spikes, at what cost\n\n"
@@ -61,7 +62,8 @@ def _head(view: View) -> str:
         f"({machine['cores']} cores, torch {machine['torch']}, deepspeed {machine['deepspeed']}); rendered by "
         "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen "
         f"by the numbers. It took {results['cpu_seconds'] / 60:.0f} CPU minutes, {results['cpu_seconds'] / 120:.0f} "
-        "minutes of two quiet cores.\n\n"
+        f"minutes of two quiet cores. Text: {texts}; another Python has another "
+        "standard library, on which all losses shift.\n\n"
         "Losses are in nats per token; `±` is one standard deviation over seeds (in the branch experiment: over "
         "branches). Differences are tested seed by seed with a paired two-sided t-test at 5 %, not adjusted for their "
         "number: with three seeds such a test finds only what is large against the noise."

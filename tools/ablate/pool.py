@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import config_from_dict
+from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import merge
 from pretrain.errors import DataError
 from pretrain.run_folder import write_atomically
+from tools.ablate import text
 from tools.ablate.cell import RESULT, SPEC
 from tools.ablate.matrix import Cell
 from tools.corpus.progress import progress
@@ -55,6 +56,16 @@ def finished(folder: Path, cell: Cell) -> bool:
     return (folder / RESULT).exists()
 
 
+def _require_same_text(folder: Path, cell: Cell) -> None:
+    trained = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("text")
+    present = text.identity(_config(cell.settings).data)
+    if trained != present:
+        raise DataError(
+            f"{folder} was trained on another text than there is now ({text.describe(present)}); choose another --out, "
+            "or remove that folder to run the cell anew"
+        )
+
+
 def _spec(cell: Cell) -> dict[str, Any]:
     spec = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
     plain: dict[str, Any] = json.loads(json.dumps(spec))
@@ -63,7 +74,11 @@ def _spec(cell: Cell) -> dict[str, Any]:
 
 def _resolved(spec: dict[str, Any]) -> dict[str, Any]:
     """A cell with every default written out: naming one changes nothing."""
-    return {**spec, "settings": config_from_dict(merge(spec["settings"], {"train": {"output_dir": "x"}})).to_dict()}
+    return {**spec, "settings": _config(spec["settings"]).to_dict()}
+
+
+def _config(settings: dict[str, Any]) -> RunConfig:
+    return config_from_dict(merge(settings, {"train": {"output_dir": "x"}}))
 
 
 def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Failure]:
@@ -72,9 +87,12 @@ def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Fai
     Ctrl-C and SIGTERM stop the cells, which save first where they keep checkpoints.
 
     Raises:
-        DataError: a folder holds a cell of the same name with other settings.
+        DataError: a folder holds a cell of the same name with other settings, or one trained on another text.
     """
     waiting = [cell for cell in cells if not finished(out / cell.name, cell)]
+    for cell in cells:
+        if cell not in waiting:
+            _require_same_text(out / cell.name, cell)
     failures: list[Failure] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
     previous = signal.signal(signal.SIGTERM, _interrupt)

@@ -8,10 +8,14 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import DataConfig
+from pretrain.data.manifest import read_manifest
 from pretrain.errors import DataError
 
 SOURCES = ("*.py", "asyncio/*.py", "email/*.py")
 """Library modules, without tests and generated tables."""
+GENERATED = ("_sysconfigdata*",)
+"""What differs from one build of the same Python to the next."""
 
 
 def prepare(spec: dict[str, Any]) -> None:
@@ -26,6 +30,7 @@ def prepare(spec: dict[str, Any]) -> None:
     folder = Path(spec["folder"])
     tokenizer, prefix = folder / "tokenizer", folder / "python"
     text = ["--input", *(str(Path(sysconfig.get_path("stdlib")) / pattern) for pattern in SOURCES)]
+    text += ["--exclude", *GENERATED]
     folder.mkdir(parents=True, exist_ok=True)
     if not tokenizer.with_suffix(".model").exists():
         size = str(spec["vocab_size"])
@@ -35,6 +40,32 @@ def prepare(spec: dict[str, Any]) -> None:
             "tools.preprocess", *text, "--tokenizer", f"{tokenizer}.model", "--validation-fraction", "0.05",
             "--output", str(prefix),
         )  # fmt: skip
+
+
+def identity(data: DataConfig) -> dict[str, Any]:
+    """What a run reads: tokens and sha256 of every corpus of ``train`` and ``validation``, None without a manifest.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    return {
+        part: [
+            None if manifest is None else {"tokens": manifest.tokens, "sha256": manifest.checksums["bin"]}
+            for manifest in (read_manifest(source.path) for source in sources)
+        ]
+        for part, sources in (("train", data.train), ("validation", data.validation))
+    }
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """For a reader: tokens and the beginning of each checksum."""
+    return " and ".join(f"{_tokens(corpora)} for {part}" for part, corpora in identity.items())
+
+
+def _tokens(corpora: list[dict[str, Any] | None]) -> str:
+    known = [f"{corpus['tokens']:,} tokens (sha256 {corpus['sha256'][:12]})" for corpus in corpora if corpus]
+    unknown = len(corpora) - len(known)
+    return " + ".join([*known, *([f"{unknown} corpora without a manifest"] if unknown else [])])
 
 
 def _tool(module: str, *arguments: str) -> None:

@@ -57,12 +57,15 @@ def branches(seed: int, excess: Mapping[str, Sequence[float]]) -> dict[str, Any]
     }  # fmt: skip
 
 
+TEXT: dict[str, Any] = {part: [{"tokens": 1000, "sha256": part.ljust(64, "0")}] for part in ("train", "validation")}
+
+
 def results(cells: list[dict[str, Any]], missing: Sequence[str] = ()) -> dict[str, Any]:
     """``results.json`` with these cells."""
     return {
-        "format": 1, "command": "python -m tools.ablate", "file": "tiny.yaml", "written": "2026-01-01",
+        "format": 2, "command": "python -m tools.ablate", "file": "tiny.yaml", "written": "2026-01-01",
         "machine": {"processor": "a processor", "cores": 2, "torch": "2.13", "deepspeed": "0.19"},
-        "revisions": ["0123456789abcdef"], "cpu_seconds": sum(cell["cpu_seconds"] for cell in cells),
+        "revisions": ["0123456789abcdef"], "texts": [TEXT], "cpu_seconds": sum(cell["cpu_seconds"] for cell in cells),
         "wall_seconds": 100.0, "matrix": content("corpus", methods=METHODS, roles=ROLES), "missing": list(missing),
         "cells": cells,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.data.manifest import Manifest, manifest_path
 from tests.tools.ablate import matrices
 from tools.ablate.__main__ import main
 
@@ -112,6 +113,22 @@ def test_a_finished_matrix_starts_nothing_and_a_changed_one_is_refused(done, cap
     finally:
         matrix.write_text(given)
     assert "with other settings" in capsys.readouterr().err
+
+
+def test_cells_trained_on_another_text_are_not_mixed_with_new_ones(done, capsys: pytest.CaptureFixture[str]):
+    matrix, _, out = done
+    prefix = matrix.parent / "corpus"
+    checksums = {"bin": 64 * "0", "idx": 64 * "1"}
+    made = Manifest(
+        tokenizer_sha256="", vocab_size=97, eos_id=0, dtype="uint16", documents=10, tokens=20_000, checksums=checksums
+    )
+    made.write(prefix)  # as if the text had been made anew
+    try:
+        assert main([str(matrix), "--out", str(out)]) == 2
+    finally:
+        manifest_path(prefix).unlink()
+    said = capsys.readouterr().err
+    assert "trained on another text than there is now (20,000 tokens (sha256 000000000000) for train" in said
 
 
 def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
