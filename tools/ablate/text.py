@@ -14,7 +14,7 @@ from pretrain.errors import DataError
 
 SOURCES = ("*.py", "asyncio/*.py", "email/*.py")
 """Library modules, without tests and generated tables."""
-GENERATED = ("_sysconfigdata*",)
+GENERATED = ("*/_sysconfigdata*",)
 """What differs from one build of the same Python to the next."""
 
 
