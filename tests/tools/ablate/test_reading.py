@@ -156,7 +156,7 @@ def test_the_page_says_what_is_missing_and_survives_the_file(tmp_path: Path):
     assert "| tiny: lr 0.02 | **3.700 ± 0.000** | 3 |" in text
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "cells": []}', '{"format": 1, "cells": 3}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "cells": []}', '{"format": 2, "cells": 3}'])
 def test_other_files_are_refused(tmp_path: Path, text: str):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(DataError, match="results.json"):
