@@ -89,10 +89,10 @@ def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Fai
     Raises:
         DataError: a folder holds a cell of the same name with other settings, or one trained on another text.
     """
-    waiting = [cell for cell in cells if not finished(out / cell.name, cell)]
-    for cell in cells:
-        if cell not in waiting:
-            _require_same_text(out / cell.name, cell)
+    done = [cell for cell in cells if finished(out / cell.name, cell)]
+    for cell in done:
+        _require_same_text(out / cell.name, cell)
+    waiting = [cell for cell in cells if cell not in done]
     failures: list[Failure] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
     previous = signal.signal(signal.SIGTERM, _interrupt)
