@@ -130,13 +130,16 @@ class MaskBank:
         bucket.whole = bucket.pending = None
 
     def release(self) -> None:
-        """Free every gathered mask; what remains is what is at rest."""
+        """Free every gathered mask, and what layers made of them; what remains is what is at rest."""
         for bucket in self._buckets:
             self._drop(bucket)
+        for layer in self._place:
+            layer.mask_changed()
         self._current = None
 
     def write(self, layer: SparseLinear, bits: Tensor) -> None:
         """Replace the mask of ``layer`` by ``bits`` (the whole packed mask, equal on all ranks)."""
+        layer.mask_changed()
         if not self.sharded:
             assert layer.mask is not None
             layer.mask.copy_(bits)

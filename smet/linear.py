@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smet import kernels
+from smet import compute, kernels
 from smet.mask import BlockGrid, count_active, pack
 
 
@@ -56,6 +55,8 @@ class SparseLinear(nn.Module):
         """The density that was asked for; decides the learning-rate factor."""
         self.source: Any = None
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
+        self.masks_written = 0
+        """Changes whenever a mask that others serve does; what is kept about it is compared with this."""
         self.keep_dense = False
         self._dense: Tensor | None = None
         self._dense_key: Any = None
@@ -108,6 +109,10 @@ class SparseLinear(nn.Module):
         """
         return values.dtype, values.device, self.values._version, None if self.mask is None else self.mask._version
 
+    def mask_changed(self) -> None:
+        """Announce a mask that was written where this layer does not see it; to be called on all of its ranks."""
+        self.masks_written += 1
+
     def drop_dense_weight(self) -> None:
         """Forget the kept dense matrix; called when values or mask have changed."""
         self._dense = None
@@ -139,27 +144,27 @@ class SparseLinear(nn.Module):
 
 
 class _SparseMatmul(torch.autograd.Function):
-    """Linear map whose dense weight and dense gradient live only inside forward and backward."""
+    """Linear map whose products are made by whoever serves the layer; what they need of it lives only inside them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseLinear) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.layer = layer
         with torch.amp.autocast(x.device.type, enabled=False):
-            return F.linear(x, layer.dense_weight(values))
+            return compute.choose(layer, x).forward(layer, x, values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
         layer, grad = ctx.layer, grads[0]
+        chosen = compute.choose(layer, x)
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ layer.dense_weight(values)
+            grad_x = chosen.input_gradient(layer, grad, values)
         if ctx.needs_input_grad[1]:
-            flat_x = x.reshape(-1, layer.in_features)
-            flat_grad = grad.reshape(-1, layer.out_features)
-            dense = flat_x.t() @ flat_grad if layer.transposed else flat_grad.t() @ flat_x
-            grad_values = layer.compress_gradient(dense)
+            # Whoever grows weights by the dense gradient needs all of it, which only the dense backend makes.
+            by = chosen if layer.gradient_sink is None else compute.DENSE
+            grad_values = by.values_gradient(layer, x, grad)
         return grad_x, grad_values, None
 
 
