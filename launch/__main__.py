@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.arguments import run_parser, status_parser
 from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
+from pretrain.screen import on_screen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,4 +99,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

@@ -242,7 +242,7 @@ def _kill_session(leader: int) -> None:
         if not entry.name.isdigit():
             continue
         try:
-            session = int((entry / "stat").read_text().rpartition(")")[2].split()[3])
+            session = int((entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[3])
             if session == leader:
                 os.kill(int(entry.name), signal.SIGKILL)
         except (OSError, IndexError, ValueError):

@@ -68,7 +68,12 @@ class Remote:
     def _answer(self, host: str, words: Sequence[str], text: str, timeout: float) -> Answer:
         try:
             done = subprocess.run(
-                self.command(host, words), input=text, capture_output=True, text=True, timeout=timeout
+                self.command(host, words),
+                input=text,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout,
             )
         except subprocess.TimeoutExpired:
             return Answer(None, f"no answer within {timeout:.0f} s")

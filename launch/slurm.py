@@ -68,7 +68,9 @@ def submit(script: str) -> str:
         LaunchError: sbatch is missing, or refuses it.
     """
     try:
-        done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=script, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except OSError:
         raise LaunchError(
             "sbatch is not installed here; submit from a machine of the cluster, or use --dry-run"
@@ -88,7 +90,12 @@ def expand(nodes: str) -> list[str]:
     """
     try:
         done = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
+            ["scontrol", "show", "hostnames", nodes],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise LaunchError(f"scontrol cannot tell the hosts of {nodes} ({error}); is this a Slurm job?") from None

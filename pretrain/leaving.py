@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from pretrain.screen import on_screen
 
 
 def leave_with(main: Callable[[], int]) -> NoReturn:
@@ -24,12 +27,14 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
         if not codes:
             return  # SystemExit or an exception that main did not handle: the usual way
         _leave_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.flush()
         os._exit(codes[0])
 
     atexit.register(end)  # the first to be registered is the last to be called
-    codes.append(main())
+    codes.append(on_screen(main))
     sys.exit(codes[0])
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.screen import on_screen
 from tools.corpus import inspect
 from tools.corpus.cli import Summary, add_json_argument, make_parser, run_tool
 from tools.corpus.merge import merge
@@ -136,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

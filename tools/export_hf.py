@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.folder import free_bytes, write_synced
 from pretrain.errors import CheckpointError, DataError
+from pretrain.screen import on_screen
 from tools.checkpoints import stream
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
 from tools.checkpoints.hf_config import to_config_json
@@ -175,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

@@ -26,6 +26,7 @@ from torch import Tensor
 from pretrain.checkpoint.folder import step_folder, write_synced
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
+from pretrain.screen import on_screen
 from smet import SmetConfig
 from smet.ages import AgeTable
 from smet.config import CHOICES, PRESETS
@@ -223,4 +224,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

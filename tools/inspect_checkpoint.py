@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pretrain.screen import on_screen
 from smet.store import state_kind
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
 from tools.checkpoints.reader import Checkpoint
@@ -146,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

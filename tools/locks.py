@@ -17,7 +17,7 @@ def claim(path: Path, busy: str) -> IO[str]:
     Raises:
         DataError: another process holds it; ``busy`` is what is said then.
     """
-    lock = path.open("w")
+    lock = path.open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,6 +16,7 @@ from pretrain.config import RunConfig, load_config
 from pretrain.errors import LaunchError, UserError
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
+from pretrain.screen import on_screen
 from pretrain.startup import check_world
 from tools.planner.search import Found, search
 from tools.planner.timing import Machine, StepTime, slowest_stage
@@ -150,4 +151,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

@@ -22,6 +22,7 @@ import numpy as np
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
+from pretrain.screen import on_screen
 from tools.corpus.assemble import Output, assemble, outputs_for, write_rejects
 from tools.corpus.chunks import part_chunks
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
@@ -173,4 +174,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
+from pretrain.screen import on_screen
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
 from tools.corpus.extract import RejectedError, Settings, text_of, unescape
 from tools.corpus.probe import check_columns
@@ -183,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

@@ -42,7 +42,9 @@ def project(folder: str) -> dict[str, Any]:
     # Another user's checkout on a shared folder is no danger here: git is only asked to read.
     git = ["git", "-c", "safe.directory=*", "-C", root]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, timeout=20)
         found["revision"] = revision.stdout.strip()[:12] + ("+" if changed.returncode else "")
     except (OSError, subprocess.SubprocessError):
@@ -105,7 +107,9 @@ def devices(wanted: str, timeout: float) -> dict[str, Any]:
     if wanted == "cpu":
         return {"count": None, "names": [], "broken": {}}
     try:
-        done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            [sys.executable, "-c", DEVICES], capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
     except subprocess.TimeoutExpired:

@@ -23,7 +23,9 @@ def environment(pid: int) -> dict[str, str]:
 def parent(pid: int) -> int:
     """Parent of a process; 0 where it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+        )
     except (OSError, IndexError, ValueError):
         return 0
 

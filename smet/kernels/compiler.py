@@ -60,7 +60,9 @@ def compiler() -> tuple[tuple[str, ...], str]:
 
 def _run(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     if done.returncode:
@@ -73,7 +75,7 @@ def processor() -> str:
     """What this processor is and can do, as the system tells it."""
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     found: dict[str, str] = {}
-    with suppress(OSError), open("/proc/cpuinfo") as lines:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")
             if name.strip() in names:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.run_folder import write_atomically
+from pretrain.screen import on_screen
 from tools.ablate import collect, pool, text
 from tools.ablate.matrix import Cell, Matrix, load_matrix
 from tools.locks import claim
@@ -139,4 +140,4 @@ def _render(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

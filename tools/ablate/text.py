@@ -69,7 +69,9 @@ def _tokens(corpora: list[dict[str, Any] | None]) -> str:
 
 
 def _tool(module: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(f"{module} could not make the experiment's text: {last.removeprefix('error: ')}")

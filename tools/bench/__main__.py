@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pretrain.errors import DataError, UserError
 from pretrain.run_folder import write_atomically
+from pretrain.screen import on_screen
 from tools.bench import report
 
 
@@ -82,4 +83,4 @@ def read(path: Path) -> report.Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))

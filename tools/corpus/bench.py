@@ -104,7 +104,12 @@ def _preprocess(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
         command += ["--tokenizer", os.path.abspath(tokenizer), "--output", f"{folder}/corpus"]
         started = time.perf_counter()
         with subprocess.Popen(
-            [*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--workers", str(workers)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
         ) as process:
             cpu = _processor_seconds(process)
             wall = time.perf_counter() - started

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pretrain.errors import ConfigError, UserError
 from pretrain.run_folder import write_atomically
+from pretrain.screen import on_screen
 from tools import plan
 
 MARKED = re.compile(r"(<!-- plan: (?P<arguments>[^\n]*?) -->\n).*?(<!-- /plan -->)", re.DOTALL)
@@ -71,4 +72,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_screen(main))
