@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
 from launch.attempt import Watch
 from launch.supervisor import Policy
+from pretrain.paths import path_text
 
 EPILOG = """other commands:
   python -m launch check CONFIG ...       see whether every host is fit for the run (same options; also --check)
@@ -24,11 +27,11 @@ def run_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="run file (YAML), such as configs/quickstart.yaml")
+    parser.add_argument("config", type=path_text, help="run file (YAML), such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 parallel.tensor=2")
     where = parser.add_argument_group("where")
     where.add_argument("--local", action="store_true", help="this machine (the default)")
-    where.add_argument("--hostfile", metavar="FILE", help="hosts over ssh (pdsh): lines 'NAME slots=N'")
+    where.add_argument("--hostfile", type=path_text, metavar="FILE", help="hosts over ssh (pdsh): lines 'NAME slots=N'")
     where.add_argument("--mpi", action="store_true", help="start with OpenMPI's mpirun, on --hostfile or this machine")
     where.add_argument("--slurm", action="store_true", help="submit a Slurm job; inside one, start with srun")
     where.add_argument("--nodes", type=_positive, metavar="N", help="hosts to use; default all of --hostfile")
@@ -55,7 +58,9 @@ def _environment(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--interface", metavar="NAME", help="network interface between hosts, such as eth0")
     group.add_argument("--master-addr", metavar="HOST", help="address at which all hosts reach the first")
     group.add_argument("--master-port", type=_positive, default=29500, metavar="PORT", help="default 29500")
-    group.add_argument("--ssh-args", default="", metavar="ARGS", help="options for ssh, such as '-F file -p 2222'")
+    group.add_argument(
+        "--ssh-args", type=_with_home, default="", metavar="ARGS", help="options for ssh, such as '-F file -p 2222'"
+    )
     group.add_argument("--launcher-args", default="", metavar="ARGS", help="options for pdsh, mpirun or srun")
 
 
@@ -105,9 +110,14 @@ def status_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch status", description="How a run is doing; it is not touched."
     )
-    parser.add_argument("run", help="run folder (train.output_dir)")
+    parser.add_argument("run", type=path_text, help="run folder (train.output_dir)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _with_home(text: str) -> str:
+    """Options for another program, with ``~/`` at the beginning of a word filled in, as a shell would."""
+    return re.sub(r"(?<!\S)~(?=/)", lambda _: str(Path.home()), text)
 
 
 def _positive(text: str) -> int:

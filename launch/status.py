@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from launch.progress import events, heartbeats, published, step_of, tail
-from pretrain.config.load import read_yaml
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import LaunchError
 
 RECENT = 50

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.config.load import config_from_dict, read_yaml
+from pretrain.config.load import config_from_dict
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import CheckpointError, ConfigError
 
 MAY_CHANGE = {

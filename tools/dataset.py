@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.paths import path_text
 from pretrain.screen import on_screen
 from tools.corpus import inspect
 from tools.corpus.cli import Summary, add_json_argument, make_parser, run_tool
@@ -44,7 +45,7 @@ def _command(commands: Any, name: str, work: Any, help: str) -> argparse.Argumen
 
 def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", _verify, "check everything about corpora; exit code 2 if one is not sound")
-    parser.add_argument("prefixes", nargs="+", metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("prefixes", nargs="+", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
     parser.add_argument("--vocab-size", type=int, help="ids must be below it (default: the manifest's)")
     parser.add_argument("--eos-id", type=int, help="documents must end with it (default: the manifest's)")
 
@@ -59,8 +60,8 @@ def _verify(args: argparse.Namespace) -> Summary:
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
-    parser.add_argument("prefix", metavar="PREFIX", help="path without .bin and .idx")
-    parser.add_argument("--tokenizer", help="shows text instead of token ids")
+    parser.add_argument("prefix", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("--tokenizer", type=path_text, help="shows text instead of token ids")
     parser.add_argument("--top", type=int, default=10, help="how many of the commonest tokens to show (default 10)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--document", type=int, metavar="N", help="show document N")
@@ -79,8 +80,12 @@ def _inspect(args: argparse.Namespace) -> Summary:
 
 def _add_merge(commands: Any) -> None:
     parser = _command(commands, "merge", _merge, "write the documents of several corpora, in order, as one")
-    parser.add_argument("inputs", nargs="+", metavar="PREFIX", help="corpora made with one tokenizer, in order")
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json")
+    parser.add_argument(
+        "inputs", nargs="+", type=path_text, metavar="PREFIX", help="corpora made with one tokenizer, in order"
+    )
+    parser.add_argument(
+        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
+    )
     parser.add_argument(
         "--validation-fraction",
         type=float,
@@ -101,8 +106,8 @@ def _merge(args: argparse.Namespace) -> Summary:
 
 def _add_split(commands: Any) -> None:
     parser = _command(commands, "split", _split, "write one corpus as PREFIX_train and PREFIX_validation")
-    parser.add_argument("input", metavar="PREFIX", help="path without .bin and .idx")
-    parser.add_argument("--output", metavar="PREFIX", help="default: the input's prefix")
+    parser.add_argument("input", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("--output", type=path_text, metavar="PREFIX", help="default: the input's prefix")
     parser.add_argument("--validation-fraction", type=float, default=0.02, metavar="F", help="default: 0.02")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
@@ -116,8 +121,8 @@ def _split(args: argparse.Namespace) -> Summary:
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", _bench, "throughput of tools.preprocess against bare tokenizer processes")
-    parser.add_argument("input", metavar="FILE", help="JSON lines with a column 'text'")
-    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model")
+    parser.add_argument("input", type=path_text, metavar="FILE", help="JSON lines with a column 'text'")
+    parser.add_argument("--tokenizer", type=path_text, required=True, help="SentencePiece .model")
     parser.add_argument(
         "--workers", type=int, default=default_workers(), help="processes on either side (default: all processors)"
     )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.folder import free_bytes, write_synced
 from pretrain.errors import CheckpointError, DataError
+from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
 from tools.checkpoints import stream
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
@@ -38,11 +39,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("export_hf", __doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="step, checkpoints or run folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("checkpoint", type=path_argument, metavar="CHECKPOINT", help="step, checkpoints or run folder")
+    parser.add_argument("out", type=path_argument, metavar="OUT", help="folder to make")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the weights (default: fp32)")
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="instead of the run's data.tokenizer; none = export without one"
+        "--tokenizer",
+        type=path_text,
+        metavar="FILE",
+        help="instead of the run's data.tokenizer; none = export without one",
     )
     parser.add_argument(
         "--max-shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="bytes per file (default: 5G)"

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from pretrain.checkpoint.folder import step_folder, write_synced
 from pretrain.config.schema import ModelConfig
+from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
+from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
 from smet import SmetConfig
 from smet.ages import AgeTable
@@ -43,8 +44,8 @@ from tools.checkpoints.writer import LazyVector, Vectors, require_space, write_c
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("import_hf", __doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder, or name on the Hugging Face hub")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("model", type=path_text, metavar="MODEL", help="folder, or name on the Hugging Face hub")
+    parser.add_argument("out", type=path_argument, metavar="OUT", help="folder to make")
     parser.add_argument(
         "--density", type=float, required=True, metavar="D", help="fraction of blocks that stay active; 1 = dense"
     )
@@ -178,7 +179,7 @@ def _run_file(sections: dict[str, Any], options: argparse.Namespace) -> str:
     preset = {**vars(SmetConfig()), **PRESETS[sparsity["method"]]}
     kept = ("method", "density", "block", "distribution")
     brief = {key: value for key, value in sparsity.items() if key in kept or value != _plain(preset[key])}
-    text: str = yaml.safe_dump({**sections, "sparsity": brief}, sort_keys=False, width=120)
+    text = to_yaml({**sections, "sparsity": brief})
     return (
         f"# {options.model}, imported by tools.import_hf: what a run file that starts from it says of the model.\n"
         "# Use it as `base:` of a run file with data, optimizer and train sections, and start that once with\n"

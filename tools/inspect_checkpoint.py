@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 from smet.store import state_kind
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
@@ -26,7 +26,7 @@ LINES = 10
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("inspect_checkpoint", __doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="step, checkpoints or run folder")
+    parser.add_argument("checkpoint", type=path_argument, metavar="CHECKPOINT", help="step, checkpoints or run folder")
     return parser
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 
 KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
@@ -65,7 +66,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.memory_table", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, dense ones among them")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN_DIR", help="run folders, dense ones among them"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args(arguments)
     try:

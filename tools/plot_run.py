@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 
 Rows = list[dict[str, Any]]
@@ -143,8 +144,8 @@ def _draw_topology(axis: Any, updates: Rows) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.plot_run", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder (train.output_dir)")
-    parser.add_argument("--output", type=Path, help="the PNG to write (default: RUN_DIR/run.png)")
+    parser.add_argument("run", type=path_argument, metavar="RUN_DIR", help="run folder (train.output_dir)")
+    parser.add_argument("--output", type=path_argument, help="the PNG to write (default: RUN_DIR/run.png)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     options = parser.parse_args(arguments)
     picture = options.output or options.run / "run.png"

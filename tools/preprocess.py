@@ -22,6 +22,7 @@ import numpy as np
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
+from pretrain.paths import path_text
 from pretrain.screen import on_screen
 from tools.corpus.assemble import Output, assemble, outputs_for, write_rejects
 from tools.corpus.chunks import part_chunks
@@ -43,9 +44,13 @@ from tools.corpus.work import Job
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("preprocess", __doc__)
-    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
+    )
     parser.add_argument("--eos-token", metavar="TOKEN", help="end-of-document token (default: the tokenizer's own)")
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json")
+    parser.add_argument(
+        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
+    )
     parser.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F",
         help="keep this fraction of the documents apart, by their hash: writes PREFIX_train and PREFIX_validation",

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
+from pretrain.paths import path_text
 from pretrain.screen import on_screen
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
 from tools.corpus.extract import RejectedError, Settings, text_of, unescape
@@ -37,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("train_tokenizer", __doc__)
     add_source_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab and .json")
+    parser.add_argument(
+        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab and .json"
+    )
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones and 256 bytes included")
     parser.add_argument(
         "--pad-to-multiple", type=int, default=128, metavar="N",

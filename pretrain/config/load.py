@@ -13,34 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.config.checks import cross_problems
 from pretrain.config.run import RunConfig
 from pretrain.config.typed import build
+from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError, nearest
+from pretrain.paths import expanded, expanded_within
 from smet.config import PRESETS, SmetConfig
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: ``1e-3`` is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key_node.value}' twice", problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
-
-
-_Loader.yaml_implicit_resolvers = {key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),  # YAML 1.1 wants a dot and a sign
-    list("-+.0123456789"),
-)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int | None = None) -> RunConfig:
@@ -52,7 +31,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int
         ConfigError: a file is missing or no YAML, or with every problem of the settings at once.
     """
     problems: list[str] = []
-    merged = merge(_read_with_bases(Path(path), ()), _from_overrides(overrides, problems))
+    merged = merge(_read_with_bases(_expanded(str(path), "run file"), ()), _from_overrides(overrides, problems))
     return _checked(merged, problems, world_size)
 
 
@@ -63,40 +42,6 @@ def config_from_dict(given: dict[str, Any]) -> RunConfig:
         ConfigError: with every problem at once.
     """
     return _checked(given, [])
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, no YAML, or no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path} does not exist, expected a YAML run file{nearest(path.name, siblings)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text ({error}), expected a YAML run file") from None
-    content = parse_yaml(text, str(path))
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, expected a mapping of sections")
-    return content
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML; ``where`` names its origin in the error.
-
-    Raises:
-        ConfigError: ``text`` is no YAML, in one line with the line number.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{where}{line} is no valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
 
 
 def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +88,24 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} has base {bases}, expected a path or a list of paths relative to the file")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read_with_bases(path.parent / base, (*parents, resolved)))
+        merged = merge(merged, _read_with_bases(beside(path, base), (*parents, resolved)))
     return merge(merged, content)
+
+
+def beside(path: Path, base: str) -> Path:
+    """The file that the file ``path`` names as its base: relative to its folder.
+
+    Raises:
+        ConfigError: it names no path.
+    """
+    return path.parent / _expanded(base, f"{path} base")
+
+
+def _expanded(text: str, what: str) -> Path:
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise ConfigError(f"{what} is {error}") from None
 
 
 def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, Any]:
@@ -154,6 +115,9 @@ def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, 
         keys = name.strip().split(".")
         if not equals or not all(keys):
             problems.append(f"override '{text}' is malformed, expected section.key=value, such as train.steps=100")
+            continue
+        if not value.strip():
+            problems.append(f"override '{text}' has no value; write {name}=null to leave it at its default")
             continue
         try:
             nested: Any = parse_yaml(value, f"override '{text}'")
@@ -179,7 +143,7 @@ def _checked(given: dict[str, Any], problems: list[str], world_size: int | None 
             problems.append(f"{name} is {raw!r} ({type(raw).__name__}), expected a mapping of keys")
             continue
         if name == "deepspeed":
-            sections[name] = sound[name] = raw
+            sections[name] = sound[name] = expanded_within(raw, problems, name)
             continue
         section, is_sound = build(kind, _prepared(name, raw), name, problems)
         sections[name] = section

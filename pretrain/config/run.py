@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.config.checks import cross_problems
 from pretrain.config.operation import GuardConfig, OperationConfig
 from pretrain.config.schema import (
@@ -22,6 +20,7 @@ from pretrain.config.schema import (
     ParallelConfig,
     TrainConfig,
 )
+from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from smet.config import SmetConfig
 
@@ -84,8 +83,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The resolved settings as a run file that loads back to an equal object."""
-        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, width=120)
-        return text
+        return to_yaml(self.to_dict())
 
     def save(self, path: str | Path) -> None:
         """Write ``to_yaml()`` to ``path``; a reader sees the old file or the whole new one."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.errors import nearest
+from pretrain.paths import LocalPath
 
 
 def _below(section: str, config: Any, minimum: int, names: Iterable[str]) -> list[str]:
@@ -117,7 +118,7 @@ class ModelConfig:
 class Source:
     """One corpus of a blend."""
 
-    path: str
+    path: LocalPath
     """Prefix of the corpus: ``<path>.bin`` and ``<path>.idx``, relative to the working directory."""
     weight: float = 1.0
     """Share of the samples drawn from this corpus, relative to the other weights."""
@@ -157,7 +158,7 @@ class DataConfig:
     """Training blends one after another, each ``until_tokens``, the last until the end."""
     validation: tuple[Source, ...] = ()
     """Corpora of the validation blend; empty = no evaluation."""
-    tokenizer: str | None = None
+    tokenizer: LocalPath | None = None
     """Path of a SentencePiece ``.model`` or Hugging Face ``tokenizer.json``; checked against the corpus."""
     seq_length: int
     """Tokens that one training sequence predicts (a sample holds one more)."""
@@ -262,7 +263,7 @@ class TrainConfig:
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
     seed: int = 0
     """Seed of the initial weights."""
-    output_dir: str
+    output_dir: LocalPath
     """Run folder, relative to the working directory."""
     consistency_interval: int = 500
     """Optimizer steps between comparisons of what several ranks must hold alike; 0 = never."""
@@ -338,7 +339,7 @@ class CheckpointConfig:
     """Newest checkpoints that are kept; 0 = all."""
     keep_every: int = 0
     """Checkpoints at multiples of so many steps are kept for good; 0 = none."""
-    resume: str = "auto"
+    resume: LocalPath = "auto"
     """``auto``: from the run folder's latest, if any; ``never``; or the path of a checkpoint."""
     asynchronous: bool = True
     """Write in the background while training goes on."""

@@ -9,9 +9,11 @@ import typing
 from typing import Any, TypeVar
 
 from pretrain.errors import nearest
+from pretrain.paths import LocalPath, expanded
 
 T = TypeVar("T")
-_STAND_INS: dict[Any, Any] = {int: 1, float: 1.0, str: "missing", bool: False}
+LARGEST_INTEGER = 2**63 - 1
+_STAND_INS: dict[Any, Any] = {int: 1, float: 1.0, str: "missing", LocalPath: "missing", bool: False}
 
 
 def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) -> tuple[T, bool]:
@@ -24,7 +26,7 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
         The object, and whether every key was sound; if not, the object is good for checks only.
     """
     known = {part.name: part for part in dataclasses.fields(typing.cast(Any, cls))}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     before = len(problems)
     values: dict[str, Any] = {}
     excused = set()  # required keys that were given, though wrongly: they are reported once
@@ -51,21 +53,44 @@ def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
     Raises:
         TypeError: with text ``"<found>, expected <kind>"``.
     """
-    if isinstance(kind, types.UnionType):  # only "X | None" is used, and null never comes here
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # only "X | None" is used; null never comes here
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is typing.Annotated:
+        return _coerce_path(value, where, problems)
     if typing.get_origin(kind) is tuple:
         return _coerce_tuple(value, typing.get_args(kind), where, problems)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         made, _ = build(typing.cast(type[Any], kind), value, where, problems)
         return made
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if kind in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise TypeError(f"{_show(value)}, expected {_describe(kind)} that fits 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
     if (isinstance(value, kind) and not (kind is int and isinstance(value, bool))) and _finite(value):
         return value
-    quote = "; quote it to make it text" if kind is str and isinstance(value, (int, float)) else ""
-    raise TypeError(f"{_show(value)}, expected {_describe(kind)}{quote}")
+    raise TypeError(f"{_show(value)}, expected {_describe(kind)}{_advice(value, kind)}")
+
+
+def _coerce_path(value: Any, where: str, problems: list[str]) -> str:
+    text: str = coerce(value, str, where, problems)
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise TypeError(str(error)) from None
+
+
+def _advice(value: Any, kind: Any) -> str:
+    """For values that YAML read otherwise than they were meant."""
+    if kind is str and isinstance(value, bool):
+        words = "true, yes and on" if value else "false, no and off"
+        return f"; YAML reads {words} alike, quote it to make it text"
+    if kind is str and isinstance(value, (int, float)):
+        return "; quote it to make it text"
+    if isinstance(value, str) and value.lower() in ("none", "nil", "undefined"):
+        return "; nothing is null in YAML"
+    return ""
 
 
 def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list[str]) -> tuple[Any, ...]:
@@ -97,6 +122,8 @@ def _finite(value: Any) -> bool:
 def _show(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest ones
+        return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.ablate import collect, pool, text
@@ -42,9 +43,11 @@ def parser() -> argparse.ArgumentParser:
         "write results.json, a page and its figures. Started again, it goes on: finished cells are not run twice. "
         "`python -m tools.ablate render RESULTS.json PAGE.md` makes the page from the JSON.",
     )
-    made.add_argument("matrix", nargs="?", type=Path, default=DEFAULT, help=f"matrix file (default: {DEFAULT})")
+    made.add_argument(
+        "matrix", nargs="?", type=path_argument, default=DEFAULT, help=f"matrix file (default: {DEFAULT})"
+    )
     made.add_argument("--quick", action="store_true", help="take MATRIX-quick.yaml: two cores, under an hour")
-    made.add_argument("--out", type=Path, help="folder of cells and results (default: runs/ablation-NAME)")
+    made.add_argument("--out", type=path_argument, help="folder of cells and results (default: runs/ablation-NAME)")
     made.add_argument("--jobs", type=int, default=_cores(), help="cells at a time (default: cores, here %(default)s)")
     made.add_argument(
         "--launcher", default="", metavar="COMMAND",
@@ -127,8 +130,8 @@ def _render(arguments: list[str]) -> int:
     from tools.ablate import page
 
     made = argparse.ArgumentParser(prog="python -m tools.ablate render", description=page.write.__doc__)
-    made.add_argument("results", type=Path, help="results.json of a matrix")
-    made.add_argument("page", type=Path, help="Markdown file to write; figures go to images/ beside it")
+    made.add_argument("results", type=path_argument, help="results.json of a matrix")
+    made.add_argument("page", type=path_argument, help="Markdown file to write; figures go to images/ beside it")
     made.add_argument("--json", action="store_true", help="print {results, page, images}")
     options = made.parse_args(arguments)
     if not options.page.absolute().parent.is_dir():

@@ -18,6 +18,7 @@ from typing import Any
 from pretrain.errors import DataError, UserError
 from pretrain.exit_codes import DONE, STOPPED, USER
 from pretrain.leaving import leave_with
+from pretrain.paths import path_argument
 from pretrain.stopping import REQUEST
 
 SPEC, RESULT, RUN = "cell.json", "result.json", "run"
@@ -26,7 +27,7 @@ SPEC, RESULT, RUN = "cell.json", "result.json", "run"
 def main(arguments: list[str] | None = None) -> int:
     """Returns one of ``pretrain.exit_codes``."""
     parser = argparse.ArgumentParser(prog="python -m tools.ablate.cell", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the cell's folder, as python -m tools.ablate makes it")
+    parser.add_argument("folder", type=path_argument, help="the cell's folder, as python -m tools.ablate makes it")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
     options = parser.parse_args(arguments)

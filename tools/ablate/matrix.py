@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import load_config, merge, read_yaml
+from pretrain.config.load import beside, load_config, merge
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
 
 SECTIONS = ("notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
@@ -66,7 +67,7 @@ def load_matrix(path: Path) -> Matrix:
     content = read_yaml(path)
     for size in (content.get("sizes") or {}).values():
         if "base" in size:
-            size["run"] = load_config(path.parent / size["base"]).to_dict()
+            size["run"] = load_config(beside(path, size["base"])).to_dict()
     problems = [
         f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
     ]

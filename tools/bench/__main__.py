@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pretrain.errors import DataError, UserError
+from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.bench import report
@@ -50,8 +51,8 @@ def _measure(arguments: list[str]) -> int:
 
 def _render(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench render", description=report.page.__doc__)
-    parser.add_argument("result", type=Path, help="what --json wrote")
-    parser.add_argument("page", type=Path, help="Markdown file to write")
+    parser.add_argument("result", type=path_argument, help="what --json wrote")
+    parser.add_argument("page", type=path_argument, help="Markdown file to write")
     parser.add_argument("--json", action="store_true", help="print {result, page, missed}")
     given = parser.parse_args(arguments)
     result = read(given.result)

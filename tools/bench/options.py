@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import read_yaml
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, LaunchError, nearest
+from pretrain.paths import path_argument
 from tools.planner.timing import Machine
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences of 256 tokens per rank; default 8")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     parser.add_argument("--quick", action="store_true", help="tiny model, few steps: does it run, not how fast")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write every figure to FILE")
     for option in fields(Machine):
         flag = "--" + option.name.replace("_", "-")
         parser.add_argument(

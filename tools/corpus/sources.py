@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import DataError
+from pretrain.paths import path_text
 
 KINDS = ("text", "jsonl", "parquet")
 LARGEST_UNIT, SMALLEST_UNIT = 32 << 20, 1 << 20
@@ -87,7 +88,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what to read."""
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--input", nargs="+", action="extend", default=[], metavar="PATH",
+        "--input", nargs="+", action="extend", type=path_text, default=[], metavar="PATH",
         help="files, folders, glob patterns (quote them; ** goes into sub-folders), or - for standard input",
     )  # fmt: skip
     group.add_argument(
@@ -98,7 +99,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="leave out paths that fit one"
     )
     group.add_argument("--format", choices=("auto", *KINDS), default="auto", help="default: by the file's name")
-    group.add_argument("--dataset", help="name on the Hugging Face hub, or a local path, read through `datasets`")
+    group.add_argument(
+        "--dataset", type=path_text, help="name on the Hugging Face hub, or a local path, read through `datasets`"
+    )
     group.add_argument("--dataset-config", metavar="NAME", help="configuration of the dataset, such as en")
     group.add_argument("--split", default="train", help="split of the dataset (default: train)")
     group.add_argument("--text-column", default="text", help="column that holds the text (default: text)")

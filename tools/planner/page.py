@@ -16,9 +16,9 @@ import io
 import json
 import re
 import sys
-from pathlib import Path
 
 from pretrain.errors import ConfigError, UserError
+from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools import plan
@@ -48,7 +48,7 @@ def printed(arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.planner.page", description="Fill the planner's tables in.")
-    parser.add_argument("page", type=Path, help="Markdown file with markers, such as docs/layouts.md")
+    parser.add_argument("page", type=path_argument, help="Markdown file with markers, such as docs/layouts.md")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is out of date")
     parser.add_argument("--json", action="store_true", help="print {page, commands, changed}")
     options = parser.parse_args(arguments)

@@ -253,7 +253,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ("model:\n  [1", "line 2 is no valid YAML"),
         ("train: {}\ntrain: {}\n", "line 2 is no valid YAML: key 'train' twice"),
         ("- a\n", "holds list, expected a mapping of sections"),
-        ("", "holds NoneType, expected a mapping of sections"),
+        ("", "holds nothing, expected a mapping of sections"),
         ("base: 3\n", "has base [3], expected a path or a list of paths"),
         ("a: *x\n", "line 1 is no valid YAML"),
         ("base: none.yaml\n", "none.yaml does not exist"),

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pretrain.config.load import read_yaml
+from pretrain.config.yaml_text import read_yaml
 from tools.ablate.__main__ import main
 from tools.ablate.collect import read
 
