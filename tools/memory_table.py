@@ -10,33 +10,42 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.paths import path_argument
+from pretrain.records import misfit, read_document
 from pretrain.screen import on_screen
 
 KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
+REMEDY = "a run writes it when its first step is done"
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The memory report of a run folder.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or something else.
     """
-    path = folder / "memory.json"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist, expected a run that finished a step")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
+    return read_document(folder / "memory.json", REMEDY)
 
 
 def row(folder: Path) -> dict[str, Any]:
-    """The sparse layers of the fullest rank of one run: bytes by kind, measured, and their sum."""
+    """The sparse layers of the fullest rank of one run: bytes by kind, measured, and their sum.
+
+    Raises:
+        DataError: the run has no report, or it is damaged.
+    """
     report = read_report(folder)
+    try:
+        return _row(folder, report)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / 'memory.json'} is no memory report ({misfit(error)}); {REMEDY}") from None
+
+
+def _row(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     fullest = max((rank["sparse"] for rank in report["measured_per_rank"]), key=lambda kinds: sum(kinds.values()))
     return {
         "run": folder.name,
-        "density": report["density"],
-        "zero_stage": report["zero_stage"],
-        "ranks": report["world_size"],
+        "density": float(report["density"]),
+        "zero_stage": int(report["zero_stage"]),
+        "ranks": int(report["world_size"]),
         **{kind: fullest[kind] for kind in KINDS},
         "total": sum(fullest[kind] for kind in KINDS),
     }

@@ -10,20 +10,11 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.paths import path_argument
+from pretrain.records import Rows, misfit, read_document, read_rows
 from pretrain.screen import on_screen
 
-Rows = list[dict[str, Any]]
-
-
-def read_rows(path: Path) -> Rows:
-    """The JSON objects of a ``.jsonl`` file; a last line cut off by a crash is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+NUMBERS = ("step", "loss", "tokens_per_second")
 
 
 def read_run(folder: Path) -> tuple[Rows, Rows, dict[str, Any]]:
@@ -32,16 +23,12 @@ def read_run(folder: Path) -> tuple[Rows, Rows, dict[str, Any]]:
     Raises:
         DataError: the folder holds no run, or one without a finished step.
     """
-    metrics = folder / "metrics.jsonl"
-    rows = read_rows(metrics) if metrics.is_file() else []
+    rows = read_rows(folder / "metrics.jsonl", NUMBERS)
     if not rows:
         raise DataError(f"{folder} holds no finished step in metrics.jsonl, expected a run folder (train.output_dir)")
-    updates, memory = folder / "topology.jsonl", folder / "memory.json"
-    return (
-        rows,
-        read_rows(updates) if updates.is_file() else [],
-        json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {},
-    )
+    memory = folder / "memory.json"
+    report = read_document(memory, f"remove it to draw {folder} without its memory") if memory.is_file() else {}
+    return rows, read_rows(folder / "topology.jsonl", ("step", "fraction")), report
 
 
 def summarize(folder: Path, rows: Rows, updates: Rows, memory: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +128,20 @@ def _draw_topology(axis: Any, updates: Rows) -> None:
     axis.legend(loc="upper right", frameon=False, ncols=2)
 
 
+def picture_of(run: Path, picture: Path) -> dict[str, Any]:
+    """Draw the run folder ``run`` and return its summary.
+
+    Raises:
+        DataError: it is no run.
+        OSError: ``picture`` cannot be written.
+    """
+    if picture.suffix.lower() not in PICTURES:
+        raise DataError(f"--output {picture} is no picture's name, expected one that ends in {', '.join(PICTURES)}")
+    rows, updates, memory = read_run(run)
+    draw(rows, updates, picture, run.resolve().name)
+    return {**summarize(run, rows, updates, memory), "plot": str(picture)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.plot_run", description=__doc__)
@@ -150,13 +151,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     picture = options.output or options.run / "run.png"
     try:
-        rows, updates, memory = read_run(options.run)
-        draw(rows, updates, picture, options.run.name)
+        summary = picture_of(options.run, picture)
+        text = json.dumps(summary) if options.json else describe(summary, picture)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    summary = {**summarize(options.run, rows, updates, memory), "plot": str(picture)}
-    print(json.dumps(summary) if options.json else describe(summary, picture))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        print(f"error: a file of the run {options.run} is damaged: {misfit(error)}", file=sys.stderr)
+        return 2
+    print(text)
     return 0
 
 

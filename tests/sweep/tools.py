@@ -26,8 +26,8 @@ TOOLS = {
         "tools.preprocess",
         (
             "--input text.jsonl --tokenizer tok.model --workers 1 --output out",
-            "--input more --tokenizer tok.model --workers 1 --output out --validation-fraction 0.1 --deduplicate --json",
-            "--input more/b.txt --format text --text-mode line --tokenizer tok.model --workers 1 --output out --min-chars 3",
+            "--input more --tokenizer tok.model --workers 1 --output out --validation-fraction 0.1 --deduplicate",
+            "--input more/b.txt --format text --text-mode line --tokenizer tok.model --workers 1 --output out --json",
         ),
         ("text.jsonl", "more", "tok.model"),
     ),

@@ -18,7 +18,7 @@ from tests.tools.texts import make_documents, write_jsonl
 
 
 def build(folder: Path) -> Path:
-    """Make text, tokenizer, corpora, a finished run with two checkpoints, an export, a matrix and a result in ``folder``."""
+    """Make text, tokenizer, corpora, a run with two checkpoints, an export, a matrix and a result in ``folder``."""
     folder.mkdir(parents=True)
     write_jsonl(folder / "text.jsonl", make_documents(120, seed=1))
     (folder / "more").mkdir()
@@ -26,8 +26,8 @@ def build(folder: Path) -> Path:
     (folder / "more" / "b.txt").write_text("\n".join(make_documents(5, seed=3)))
     _tool("tools.train_tokenizer", "--input", "text.jsonl", "--vocab-size", "384", "--pad-to-multiple", "128",
           "--character-coverage", "1.0", "--output", "tok", folder=folder)  # fmt: skip
-    _tool("tools.preprocess", "--input", "text.jsonl", "--tokenizer", "tok.model", "--workers", "1", "--output", "corpus",
-          folder=folder)  # fmt: skip
+    _tool("tools.preprocess", "--input", "text.jsonl", "--tokenizer", "tok.model", "--workers", "1",
+          "--output", "corpus", folder=folder)  # fmt: skip
     write_corpus(folder / "noise", tokens=4000)
     shutil.copy(folder / "tok.model", folder / "run-tok.model")
     _run(folder)

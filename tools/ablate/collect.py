@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.records import read_document
 from tools.ablate.cell import RESULT
 from tools.ablate.matrix import Matrix
 
@@ -60,13 +61,7 @@ def read(path: Path) -> Results:
     Raises:
         DataError: it is missing, or something else.
     """
-    try:
-        content: Results = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"] == FORMAT and isinstance(content["cells"], list)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no result of the experiment ({error}); make it with python -m tools.ablate"
-        ) from None
-    if not known:
+    content: Results = read_document(path, "make it with python -m tools.ablate")
+    if content.get("format") != FORMAT or not isinstance(content.get("cells"), list):
         raise DataError(f"{path} is not of format {FORMAT} of the experiment's results; make it anew")
     return content

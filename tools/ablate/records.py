@@ -6,20 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pretrain.records import read_rows
 from pretrain.run_folder import write_atomically
-
-Rows = list[dict[str, Any]]
-
-
-def read_rows(path: Path) -> Rows:
-    """The JSON objects of a ``.jsonl`` file; nothing if there is none, and without a line cut off by a crash."""
-    rows: Rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

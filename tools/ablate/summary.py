@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pretrain.checkpoint.manifest import git_revision
-from tools.ablate.records import Rows, read_rows
+from pretrain.records import Rows, read_rows
 
 CURVE_POINTS = 40
 DIGITS = 5

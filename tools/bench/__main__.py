@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pretrain.errors import DataError, UserError
 from pretrain.paths import path_argument
+from pretrain.records import misfit, read_document
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.bench import report
@@ -70,16 +71,12 @@ def read(path: Path) -> report.Result:
     Raises:
         DataError: it is missing, or something else.
     """
+    remedy = f"make it with python -m tools.bench --json {path}"
+    result: report.Result = read_document(path, remedy)
     try:
-        result: report.Result = json.loads(path.read_text(encoding="utf-8"))
         report.page(result)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); make it with python -m tools.bench --json {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path} is no result of the benchmark ({type(error).__name__}: {error}); make it with python -m "
-            f"tools.bench --json {path}"
-        ) from None
+        raise DataError(f"{path} is no result of the benchmark ({misfit(error)}); {remedy}") from None
     return result
 
 
