@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from smet.compute.dense import Dense
+from smet.compute.tiles import Tiles
 from smet.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Compute(Protocol):
 
 
 DENSE: Compute = Dense()
-TABLE: list[Compute] = [DENSE]
+TABLE: list[Compute] = [Tiles(), DENSE]
 """In the order in which they are asked; the last one serves everything."""
 
 

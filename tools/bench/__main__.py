@@ -1,4 +1,5 @@
-"""Command line: ``python -m tools.bench [options]``, and ``python -m tools.bench render RESULT.json PAGE.md``."""
+"""Command line: ``python -m tools.bench [options]``, ``python -m tools.bench gpu [options]`` for one GPU, and
+``python -m tools.bench render RESULT.json PAGE.md``."""
 
 from __future__ import annotations
 
@@ -14,13 +15,19 @@ from pretrain.records import misfit, read_document
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.bench import report
+from tools.bench.card import page
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 measured (whether or not thresholds are met), 2 bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if any("cuda" in word for word in arguments) else "cpu")
+    gpu = arguments[:1] == ["gpu"] or any("cuda" in word for word in arguments)
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     try:
+        if arguments[:1] == ["gpu"]:
+            from tools.bench.card import command
+
+            return command.main(arguments[1:])
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
@@ -34,7 +41,8 @@ def _measure(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench",
         description="SMET against dense AdamW under DeepSpeed, every figure with its threshold, in one run. "
-        "`python -m tools.bench render RESULT.json PAGE.md` makes the page from the JSON.",
+        "`python -m tools.bench gpu` measures one GPU; `python -m tools.bench render RESULT.json PAGE.md` makes the "
+        "page from the JSON of either.",
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
@@ -59,10 +67,18 @@ def _render(arguments: list[str]) -> int:
     result = read(given.result)
     if not given.page.absolute().parent.is_dir():
         raise DataError(f"{given.page.absolute().parent} does not exist; create the page's folder first")
-    write_atomically(given.page, report.page(result))
-    said = {"result": str(given.result), "page": str(given.page), "missed": result["missed"]}
-    print(json.dumps(said) if given.json else f"{given.page} written from {given.result}; {report.verdict(result)}")
+    write_atomically(given.page, page_of(result))
+    gpu = result.get("kind") == "gpu"
+    missed = page.missed(result) if gpu else result["missed"]
+    verdict = f"missed: {'; '.join(missed) or 'none'}" if gpu else report.verdict(result)
+    said = {"result": str(given.result), "page": str(given.page), "missed": missed}
+    print(json.dumps(said) if given.json else f"{given.page} written from {given.result}; {verdict}")
     return 0
+
+
+def page_of(result: report.Result) -> str:
+    """The page of a result of either command."""
+    return page.page(result) if result.get("kind") == "gpu" else report.page(result)
 
 
 def read(path: Path) -> report.Result:
@@ -74,7 +90,7 @@ def read(path: Path) -> report.Result:
     remedy = f"make it with python -m tools.bench --json {path}"
     result: report.Result = read_document(path, remedy)
     try:
-        report.page(result)
+        page_of(result)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is no result of the benchmark ({misfit(error)}); {remedy}") from None
     return result

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from pretrain.callbacks.base import Callback
 from pretrain.config import RunConfig, load_config
 from pretrain.data.writer import IndexedWriter
+from pretrain.layout import Layout
 from pretrain.run import prepare
 from pretrain.trainer import Trainer
 from tools.bench.figures import Figure
@@ -93,7 +95,7 @@ def checkpoint_steps(rank: Rank) -> dict[str, list[float]]:
     """Seconds of steps that start a save, of those beside a save, and of all others. Collective."""
     options = rank.options
     config = options.config(rank.folder / "run")
-    config = options.config(rank.folder / "run", _corpus(rank, "saving", config.model.vocab_size))
+    config = options.config(rank.folder / "run", corpus(rank.folder, "saving", config.model.vocab_size, rank.layout))
     steps = _saving_steps(options)
     config = dataclasses.replace(
         config,
@@ -128,7 +130,7 @@ def quickstart(rank: Rank) -> dict[str, Any]:
 
 def _quickstart_config(rank: Rank, side: str, overrides: list[str]) -> RunConfig:
     quick = rank.options.quick
-    train, validation = (_corpus(rank, name, VOCABULARY) for name in ("train", "validation"))
+    train, validation = (corpus(rank.folder, name, VOCABULARY, rank.layout) for name in ("train", "validation"))
     steps = _quickstart_steps(rank.options)
     interval = steps // 3
     given = [
@@ -156,15 +158,15 @@ def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, f
     return time.perf_counter() - begin, steps.seconds, dict(parts)
 
 
-def _corpus(rank: Rank, name: str, vocabulary: int) -> str:
-    """The prefix of a corpus of random tokens. Collective."""
-    prefix = rank.folder / name
-    if rank.layout.is_main and not prefix.with_suffix(".idx").exists():
+def corpus(folder: Path, name: str, vocabulary: int, layout: Layout) -> str:
+    """The prefix of a corpus of random tokens in ``folder``. Collective."""
+    prefix = folder / name
+    if layout.is_main and not prefix.with_suffix(".idx").exists():
         tokens = np.random.default_rng(0).integers(0, vocabulary, 1 << 20)
         with IndexedWriter(prefix, np.dtype(np.uint16)) as writer:
             for document in np.array_split(tokens.astype(np.uint16), 64):
                 writer.add(document)
-    rank.layout.barrier()
+    layout.barrier()
     return str(prefix)
 
 

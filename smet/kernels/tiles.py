@@ -1,0 +1,272 @@
+"""Products over the active tiles of a matrix, in Triton.
+
+*spread* is a vector product: every output block is the sum over the active tiles of its row (or column) of tiles.
+*sample* is the gradient of the values: of ``a^T b``, the active tiles only. Sums are fp32 whatever the dtype, and in
+one fixed order, so results are equal from call to call. Tiles are powers of two from 16 to 128; tokens any number.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (the arguments of a Triton kernel have no Python types)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from smet.kernels.tuning import fastest
+
+SIDES = (16, 32, 64, 128)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@triton.jit
+def _spread(
+    x, values, y, begin, inner, slots, tokens, inputs, outputs,
+    W: tl.constexpr, K: tl.constexpr, ALONG: tl.constexpr, TOKENS: tl.constexpr, STEP: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``(TOKENS, W)`` of y. ALONG: stored tiles are (W, K), else (K, W). STEP inputs at a time, of one tile or several.
+
+    With TMA, x and values are descriptors of blocks that the copy engine fetches.
+    """
+    blocks = outputs // W
+    block = tl.program_id(0) % blocks  # neighbours share their tokens
+    first_token = tl.program_id(0) // blocks * TOKENS
+    t = first_token + tl.arange(0, TOKENS)
+    w, k = tl.arange(0, W), tl.arange(0, STEP)
+    inside = (t < tokens)[:, None]
+    first, last = tl.load(begin + block), tl.load(begin + block + 1)
+    total = tl.zeros((TOKENS, W), tl.float32)
+    PARTS: tl.constexpr = K // STEP
+    if TMA:
+        for part in range(first * PARTS, last * PARTS):
+            entry, off = part // PARTS, part % PARTS * STEP
+            place, slot = tl.load(inner + entry), tl.load(slots + entry)
+            a = x.load([first_token, place * K + off])
+            if ALONG:
+                total = tl.dot(a, values.load([slot * W, off]).T, total)
+            else:
+                total = tl.dot(a, values.load([slot * K + off, 0]), total)
+    elif STEP <= K:
+        rows = x + t.to(tl.int64)[:, None] * inputs + k[None, :]
+        at = w[None, :] * K + k[:, None] if ALONG else k[:, None] * W + w[None, :]
+        for part in range(first * PARTS, last * PARTS):
+            entry, off = part // PARTS, part % PARTS * STEP
+            place, slot = tl.load(inner + entry), tl.load(slots + entry)
+            a = tl.load(rows + (place * K + off), mask=inside, other=0)
+            b = tl.load(values + slot.to(tl.int64) * (W * K) + off * (1 if ALONG else W) + at)
+            total = tl.dot(a, b, total, input_precision=PRECISION)
+    else:
+        rows = x + t.to(tl.int64)[:, None] * inputs
+        for begun in range(first * K, last * K, STEP):
+            at = begun + k
+            entry, held = at // K, at < last * K
+            place = tl.load(inner + entry, mask=held, other=0)
+            slot = tl.load(slots + entry, mask=held, other=0)
+            column = tl.max_contiguous(tl.multiple_of(place * K + k % K, K), K)
+            a = tl.load(rows + column[None, :], mask=inside & held[None, :], other=0)
+            if ALONG:
+                along = tl.max_contiguous(tl.multiple_of(slot * (W * K) + k % K, K), K)
+                b = tl.load(values + along[:, None] + w[None, :] * K, mask=held[:, None], other=0)
+            else:
+                across = tl.multiple_of(slot * (W * K) + k % K * W, W)
+                b = tl.load(values + across[:, None] + w[None, :], mask=held[:, None], other=0)
+            total = tl.dot(a, b, total, input_precision=PRECISION)
+    place_out = y + t.to(tl.int64)[:, None] * outputs + block * W + w[None, :]
+    tl.store(place_out, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sample(
+    a, b, out, begin, inner, group_row, group_first, tokens, a_width, b_width,
+    R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Up to GROUP active tiles of one row of tiles of ``a^T b``, which share their part of a."""
+    row, first = tl.load(group_row + tl.program_id(0)), tl.load(group_first + tl.program_id(0))
+    last = tl.load(begin + row + 1)
+    if first >= last:
+        return
+    r, lane = tl.arange(0, R), tl.arange(0, GROUP * C)
+    entry = first + lane // C
+    held = entry < last
+    column = tl.load(inner + entry, mask=held, other=0) * C + lane % C
+    column = tl.max_contiguous(tl.multiple_of(column, C), C)
+    SWAP: tl.constexpr = R < GROUP * C  # the larger side comes first: matrix units want 64 there
+    total = tl.zeros((GROUP * C, R) if SWAP else (R, GROUP * C), tl.float32)
+    for begun in range(0, tokens, STEP):
+        t = begun + tl.arange(0, STEP)
+        inside, at = (t < tokens)[:, None], t.to(tl.int64)[:, None]
+        left = tl.load(a + at * a_width + (row * R + r)[None, :], mask=inside, other=0)
+        right = tl.load(b + at * b_width + column[None, :], mask=inside & held[None, :], other=0)
+        if SWAP:
+            total = tl.dot(tl.trans(right), left, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+    start = out + entry.to(tl.int64) * (R * C) + lane % C
+    if SWAP:
+        tl.store(start[:, None] + r[None, :] * C, total.to(out.dtype.element_ty), mask=held[:, None])
+    else:
+        tl.store(start[None, :] + r[:, None] * C, total.to(out.dtype.element_ty), mask=held[None, :])
+
+
+class SpreadConfig(NamedTuple):
+    """How one program of *spread* works."""
+
+    tokens: int
+    step: int
+    """Inputs at a time: a part of a tile, or several tiles."""
+    warps: int
+    stages: int
+    tma: bool = False
+
+
+class SampleConfig(NamedTuple):
+    """How one program of *sample* works."""
+
+    group: int
+    """Tiles of one row of tiles."""
+    step: int
+    """Tokens at a time."""
+    warps: int
+    stages: int
+
+
+class Lists(NamedTuple):
+    """The active tiles of each row of tiles, or of each column: int32 vectors."""
+
+    begin: Tensor
+    """Where a row's entries begin, ``(rows + 1,)``."""
+    inner: Tensor
+    """Column of each entry, ``(active,)``."""
+    slots: Tensor
+    """Number of each entry's tile in the order in which values are stored, ``(active,)``."""
+
+
+class Groups(NamedTuple):
+    """Which tiles the programs of *sample* work on."""
+
+    row: Tensor
+    first: Tensor
+
+
+def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> list[SpreadConfig]:
+    """What is worth trying for tiles of ``width`` outputs and ``inner`` inputs; the first is the safest guess."""
+    if dtype == torch.float32:
+        return [SpreadConfig(64, min(inner, 32), 4, 2)]
+    step = max(min(inner, 64), 32) if inner >= 32 else 32
+    wide = 8 if width >= 64 else 4
+    found = [SpreadConfig(128, step, 4 if width < 128 else 8, 4), SpreadConfig(256, step, wide, 3)]
+    if inner < 64:
+        found.append(SpreadConfig(256, 64, wide, 3))
+    if tma and inner >= 32 and width >= 32:
+        step = min(inner, 64)
+        found += [SpreadConfig(128, step, 4, 4, True), SpreadConfig(256, step, 8, 4, True)]
+    return found
+
+
+def sample_configs(rows: int, cols: int, dtype: torch.dtype) -> list[SampleConfig]:
+    """What is worth trying for tiles of ``rows x cols``; the first is the safest guess."""
+    if dtype == torch.float32:
+        return [SampleConfig(max(1, 32 // cols), 32, 4, 2)]
+    found = [SampleConfig(max(1, 128 // cols), 64, 4 if rows < 128 else 8, 3)]
+    if rows < 128:
+        found.append(SampleConfig(max(1, 256 // cols), 64, 8, 3))
+    else:
+        found.append(SampleConfig(1, 64, 4, 4))
+    return found
+
+
+def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, inner: int, along: bool) -> Tensor:
+    """Sums over active tiles: ``(tokens, inputs)`` to ``(tokens, outputs)``; blocks without tiles are 0.
+
+    Args:
+        values: tile by tile, ``(active * width * inner,)``, in the dtype of ``x``.
+        lists: of each output block.
+        width: outputs of a tile.
+        inner: inputs of a tile.
+        along: whether stored tiles are ``(width, inner)``, else ``(inner, width)``.
+    """
+    _check(x, values)
+    x, values, tokens = x.contiguous(), values.contiguous(), x.shape[0]
+    y = x.new_empty(tokens, outputs)
+    if not y.numel():
+        return y
+
+    def launch(config: SpreadConfig) -> None:
+        given: tuple[Any, Any] = (x, values)
+        if config.tma:
+            tile = [width, config.step] if along else [config.step, width]
+            given = (
+                TensorDescriptor.from_tensor(x, [config.tokens, config.step]),
+                TensorDescriptor.from_tensor(values.view(-1, inner if along else width), tile),
+            )
+        _spread[(outputs // width * triton.cdiv(tokens, config.tokens),)](
+            *given, y, *lists, tokens, x.shape[1], outputs, W=width, K=inner, ALONG=along, TOKENS=config.tokens,
+            STEP=config.step, TMA=config.tma, PRECISION=_precision(x), num_warps=config.warps,
+            num_stages=config.stages,
+        )  # fmt: skip
+
+    key = ("spread", width, inner, along, x.dtype, x.shape[1], outputs, triton.next_power_of_2(tokens))
+    with torch.cuda.device_of(x):
+        launch(fastest(key, spread_configs(width, inner, x.dtype, _has_tma(x, values)), launch, x.device))
+    return y
+
+
+def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: int, cols: int) -> Tensor:
+    """Active tiles of ``a^T b``, ``(active * rows * cols,)`` in the order of values.
+
+    Args:
+        a, b: ``(tokens, rows of the matrix)`` and ``(tokens, columns of it)``.
+        lists: of each row of tiles.
+        groups: kept from call to call; see ``groups_of``.
+    """
+    _check(a, b)
+    a, b = a.contiguous(), b.contiguous()
+    out = a.new_empty(lists.inner.numel() * rows * cols)
+
+    def launch(config: SampleConfig) -> None:
+        if config.group not in groups:
+            groups[config.group] = groups_of(lists, config.group)
+        chosen = groups[config.group]
+        _sample[(chosen.row.numel(),)](
+            a, b, out, lists.begin, lists.inner, *chosen, a.shape[0], a.shape[1], b.shape[1], R=rows, C=cols,
+            GROUP=config.group, STEP=config.step, PRECISION=_precision(a), num_warps=config.warps,
+            num_stages=config.stages,
+        )  # fmt: skip
+
+    key = ("sample", rows, cols, a.dtype, a.shape[1], b.shape[1], triton.next_power_of_2(a.shape[0]))
+    with torch.cuda.device_of(a):
+        launch(fastest(key, sample_configs(rows, cols, a.dtype), launch, a.device))
+    return out
+
+
+def groups_of(lists: Lists, size: int) -> Groups:
+    """Tiles of each row of tiles in groups of ``size``. A few empty groups come last: how many there are in all is
+    not known without waiting for the device."""
+    begin = lists.begin.long()
+    counts = (begin.diff() + size - 1) // size
+    ends = counts.cumsum(0)
+    number = torch.arange(lists.inner.numel() // size + counts.numel(), device=begin.device)
+    row = torch.searchsorted(ends, number, right=True).clamp_(max=counts.numel() - 1)
+    first = begin[row] + (number - ends[row] + counts[row]) * size
+    return Groups(row.int(), first.int())
+
+
+def _precision(x: Tensor) -> str:
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _has_tma(*tensors: Tensor) -> bool:
+    """Whether the device has a copy engine for blocks, and these tensors begin where it can read."""
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    return aligned and tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device)[0] >= 9
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.dtype != b.dtype or a.device != b.device:
+        raise RuntimeError(f"expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}")

@@ -1,0 +1,62 @@
+"""The fastest of a few configurations of a kernel, measured once and remembered while the process lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+Config = TypeVar("Config")
+ROUNDS = 5
+chosen: dict[Hashable, object] = {}
+"""By key and device; see ``fastest``."""
+
+
+def fastest(
+    key: Hashable, candidates: Sequence[Config], launch: Callable[[Config], None], device: torch.device
+) -> Config:
+    """The candidate whose ``launch`` takes the least time on ``device``; without a GPU the first one.
+
+    Candidates that need more of a multiprocessor than it has are passed over.
+
+    Args:
+        key: what the choice depends on; it is made once for each.
+
+    Raises:
+        RuntimeError: none can run.
+    """
+    key = (key, device)
+    if key not in chosen:
+        chosen[key] = candidates[0] if device.type != "cuda" else _measured(candidates, launch)
+    return chosen[key]  # type: ignore[return-value]
+
+
+def _measured(candidates: Sequence[Config], launch: Callable[[Config], None]) -> Config:
+    from triton.runtime.errors import OutOfResources
+
+    times: dict[Config, float] = {}
+    why: Exception | None = None
+    for candidate in candidates:
+        try:
+            times[candidate] = _milliseconds(lambda candidate=candidate: launch(candidate))  # type: ignore[misc]
+        except OutOfResources as error:
+            why = error
+    if not times:
+        raise RuntimeError(f"no configuration of the kernel fits this GPU: {why}")
+    return min(times, key=times.__getitem__)
+
+
+def _milliseconds(action: Callable[[], None]) -> float:
+    for _ in range(2):
+        action()
+    taken = []
+    for _ in range(ROUNDS):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        action()
+        end.record()
+        end.synchronize()
+        taken.append(begin.elapsed_time(end))
+    return median(taken)

@@ -1,0 +1,162 @@
+"""docs/performance-gpu.md from docs/performance-gpu.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tools.bench.report import table
+
+BANDWIDTH = 0.7
+"""The fraction of a copy's bandwidth that expand, compress and Adam are to reach."""
+Result = dict[str, Any]
+
+
+def page(result: Result) -> str:
+    """The page of one result."""
+    title = "# Performance on one GPU" + (
+        " (a rehearsal on a CPU: sizes are tiny, times mean nothing)" * result["rehearsal"]
+    )
+    return "\n\n".join([title, _intro(result), *_sections(result)]) + "\n"
+
+
+def _intro(result: Result) -> str:
+    machine = result["machine"]
+    card = machine["gpu"] or machine["processor"]
+    memory = f", {result['memory'] / 2**30:.0f} GiB" if result["memory"] else ""
+    lines = [
+        "This page is made by `python -m tools.bench render docs/performance-gpu.json docs/performance-gpu.md` from "
+        "the result of `python -m tools.bench gpu --json docs/performance-gpu.json`, one command on one card. Ratios "
+        "are times of SMET over times of the dense side on the same card in the same minute, medians and quartiles "
+        "over rounds in which the sides take turns; below 1 SMET is faster.",
+        f"Card: {card}{memory}; {result['date']}; Python {machine['python']}, torch {machine['torch']}, DeepSpeed "
+        f"{machine['deepspeed']}; {machine['kernels']}; revision {machine['revision']}; {result['seconds']:.0f} s in "
+        "all.",
+        _verdict(result),
+    ]
+    return "\n\n".join(lines)
+
+
+def missed(result: Result) -> list[str]:
+    """What falls short: bandwidths, wrong results, failed sections and tests."""
+    sections = result["sections"]
+    found = [f"{name} failed ({why.splitlines()[-1] if why else why})" for name, why in result["failed"].items()]
+    if (tests := sections.get("tests")) and tests["failed"]:
+        found.append(f"{tests['failed']} tests")
+    for name, kernel in sections.get("kernels", {}).get("kernels", {}).items():
+        if not kernel["right"]:
+            found.append(f"{name}: wrong results")
+        if kernel["fraction"] < BANDWIDTH and not result["rehearsal"]:
+            found.append(f"{name}: {kernel['fraction']:.2f} of a copy's bandwidth, expected {BANDWIDTH}")
+    wrong = sum(not row["right"] for row in sections.get("products", {}).get("rows", []))
+    if wrong:
+        found.append(f"{wrong} cases of products are wrong")
+    if "resume" in sections and not sections["resume"]["equal"]:
+        found.append("a resumed run differs from the uninterrupted one")
+    return found
+
+
+def _verdict(result: Result) -> str:
+    short, left = missed(result), result["left_out"]
+    return f"Missed: {'; '.join(short) or 'nothing'}. Left out for want of time: {', '.join(left) or 'nothing'}."
+
+
+def _sections(result: Result) -> Iterator[str]:
+    sections = result["sections"]
+    if "training" in sections:
+        yield "## Whole steps"
+        yield from _training(sections["training"])
+    if "products" in sections:
+        yield "## Products over active tiles against cuBLAS"
+        yield from _products(sections["products"])
+    if "kernels" in sections:
+        yield "## Expand, compress and Adam"
+        yield from _kernels(sections["kernels"])
+    if "resume" in sections:
+        found = sections["resume"]
+        said = "equal to the bit" if found["equal"] else "NOT equal"
+        yield "## Resume"
+        yield (
+            f"A run with tiles of {found['steps']} steps and {found['updates']} topology updates, and one that goes on "
+            f"from its checkpoint after step {found['stopped_after']} in a new process: weights, moments, masks and "
+            f"losses are {said} (torch's deterministic algorithms on)."
+        )
+    if "tests" in sections:
+        found = sections["tests"]
+        yield "## Tests that need a GPU"
+        yield f"{found['passed']} passed, {found['failed']} failed."
+
+
+def _ratio(found: dict[str, Any], key: str = "median") -> str:
+    low, high = found["quartiles"]
+    return f"{found[key]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _training(settings: list[dict[str, Any]]) -> Iterator[str]:
+    rows = []
+    for setting in settings:
+        dense = setting["peaks"][setting["dense"]]["bytes"]
+        for side, step in setting["steps"].items():
+            peak = setting["peaks"][side]
+            rows.append(
+                [
+                    f"{setting['title']}, ZeRO-{setting['zero_stage']}, {setting['tokens']:,} tokens", side,
+                    f"{1e3 * step['seconds']:.1f} ms", _ratio(step, "ratio"),
+                    "" if peak["bytes"] is None else f"{peak['bytes'] / 1e9:.2f} GB",
+                    "" if peak["bytes"] is None else f"{peak['bytes'] / dense:.2f}",
+                    "" if peak["bytes"] is None else f"{peak['ratio']:.2f}",
+                ]
+            )  # fmt: skip
+    heads = ["model", "side", "step", "step / dense step", "peak memory", "peak / dense", "peak / planned"]
+    yield table(heads, rows)
+    yield (
+        "One process, bf16, optimizer step and all; dense is torch's fused AdamW under the same DeepSpeed stage. The "
+        "1b-shaped stack is four layers of the 1b model with a vocabulary of a sixth, so that its head takes its real "
+        "share; the 350m model has a feed-forward width of 2,816 = 22 x 128 on all sides."
+    )
+    for setting in settings:
+        if any(setting["where"].values()):
+            yield from _where(setting)
+
+
+def _where(setting: dict[str, Any]) -> Iterator[str]:
+    where = setting["where"]
+    names = list(where)
+    kinds = [kind for kind in where[names[0]] if kind != "clock"]
+    rows = [[kind, *(f"{1e3 * where[name].get(kind, 0.0):.1f}" for name in names)] for kind in kinds]
+    rows.append(["clock", *(f"{1e3 * where[name]['clock']:.1f}" for name in names)])
+    yield f"Milliseconds of one profiled step by kind of kernel, {setting['title']}, ZeRO-{setting['zero_stage']}:"
+    yield table(["kernels", *names], rows)
+
+
+def _products(found: dict[str, Any]) -> Iterator[str]:
+    rows = []
+    for row in found["rows"]:
+        tile = f"{row['tile'][0]} x {row['tile'][1]}"
+        ratios = row["ratios"]
+        rows.append(
+            [
+                f"{row['out']} x {row['in']}, {row['tokens']:,} tokens", tile, f"{row['density']:g}",
+                *(f"{ratios[name]['median']:.2f}" for name in ("forward", "input gradient", "values gradient")),
+                _ratio(ratios["all"]), f"{max(row['errors'].values()):.4f}" + ("" if row["right"] else " WRONG"),
+            ]
+        )  # fmt: skip
+    yield table(
+        ["out x in", "tile", "density", "forward", "input gradient", "values gradient", "all three", "error"], rows
+    )
+    yield (
+        "Time of the tiles' product over cuBLAS's on the whole matrix, bf16, played back from a recording, so that "
+        "none waits for Python; error: the largest relative one of the three against fp32."
+    )
+
+
+def _kernels(found: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        [name, _ratio(kernel, "fraction"), f"{kernel['microseconds']:.1f} us", "equal" if kernel["right"] else "WRONG"]
+        for name, kernel in found["kernels"].items()
+    ]
+    yield table(["kernel", "fraction of a copy's bandwidth", "time", "against plain torch"], rows)
+    yield (
+        f"A copy moves {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s, counting bytes read and written; kernels "
+        f"count what they must move at least. To be reached: {BANDWIDTH}."
+    )

@@ -1,0 +1,133 @@
+"""What is measured: sizes of a GPU, or tiny ones that rehearse the whole command on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.config.load import read_yaml
+from tools.bench.options import MODELS, Options
+
+Case = tuple[int, int, int, tuple[int, int], float]
+"""Outputs, inputs, tokens, tile, density."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One engine of a comparison: dense, or SMET with tiles of ``block`` at ``density``."""
+
+    block: tuple[int, int] | None = None
+    density: float = 0.25
+
+    @property
+    def title(self) -> str:
+        """As in tables."""
+        return "dense" if self.block is None else f"SMET {self.block[0]} x {self.block[1]}, density {self.density:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Options):
+    """One model under one ZeRO stage, and the engines that take turns on it."""
+
+    title: str
+    shape: dict[str, Any]
+    length: int = 1024
+    sides: tuple[Side, ...] = ()
+    rounds: int = 10
+    ranks: int = 1
+    folder: str = ""
+    """Where runs that belong together write."""
+
+    @property
+    def sequence(self) -> int:
+        """See ``Options``."""
+        return self.length
+
+    def _model(self) -> object:
+        return self.shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Everything that differs between a measurement and its rehearsal."""
+
+    device: str
+    rehearsal: bool
+    cases: tuple[Case, ...]
+    rounds: int
+    calls: int
+    """Launches between two readings of the clock."""
+    matrix: tuple[int, int]
+    elements: int
+    """Of the vectors that Adam steps over."""
+    settings: tuple[Setting, ...]
+    resumed: Setting
+
+
+DENSE = Side()
+LAYERS = 4
+"""Of the 1b-shaped stack."""
+
+
+def on_a_gpu() -> Sizes:
+    """The sizes of docs/performance-gpu.md."""
+    return Sizes(
+        device="cuda", rehearsal=False, cases=_cases(), rounds=15, calls=4, matrix=(11008, 4096), elements=1 << 26,
+        settings=_settings(), resumed=_resumed("cuda", (32, 32), 128, 1024),
+    )  # fmt: skip
+
+
+def on_a_cpu() -> Sizes:
+    """Tiny: whether everything runs, not how fast."""
+    tiny = Setting(
+        title="tiny", shape=_tiny(32, 16), length=16, sides=(DENSE, Side(block=(1, 1)), Side(block=(16, 16))), rounds=2,
+        device="cpu", micro_batch=1, zero_stage=2,
+    )  # fmt: skip
+    return Sizes(
+        device="cpu", rehearsal=True, cases=((64, 32, 40, (16, 16), 0.5), (32, 64, 16, (32, 32), 0.5)), rounds=2,
+        calls=1, matrix=(48, 32), elements=3000, settings=(tiny,), resumed=_resumed("cpu", (16, 16), 32, 16),
+    )  # fmt: skip
+
+
+def _cases() -> tuple[Case, ...]:
+    shapes = ((4096, 4096), (11008, 4096), (2048, 2048))
+    found = [
+        (out, inputs, tokens, (side, side), density)
+        for tokens in (8192, 2048)
+        for out, inputs in shapes
+        for side in (128, 64, 32)
+        for density in (0.25, 0.1, 0.5)
+    ]
+    odd = [(4096, 4096, 8192, tile, 0.25) for tile in ((64, 128), (128, 64), (32, 128), (16, 16))]
+    return (*found, *odd)
+
+
+def _settings() -> tuple[Setting, ...]:
+    stack = read_yaml(MODELS / "1b.yaml")["model"]
+    layers = stack["num_hidden_layers"]
+    # As many logits for each layer as the whole model has, so that the head takes its real share.
+    vocabulary = round(stack["vocab_size"] * LAYERS / layers / 128) * 128
+    stack |= {"num_hidden_layers": LAYERS, "vocab_size": vocabulary}
+    medium = read_yaml(MODELS / "350m.yaml")["model"] | {"intermediate_size": 2816}  # 22 x 128; 2736 is 171 x 16
+    one, tiles = Side(block=(1, 1)), Side(block=(128, 128))
+    every = (DENSE, one, tiles, Side(block=(64, 64)), Side(block=(32, 32)), Side(block=(128, 128), density=0.1))
+    made = [("1b-shaped stack", stack, 2, every), ("350m", medium, 2, every[:4])]
+    made += [("1b-shaped stack", stack, stage, (DENSE, one, tiles)) for stage in (1, 3)]
+    return tuple(
+        Setting(title=title, shape=shape, sides=sides, device="cuda", micro_batch=8, zero_stage=stage)
+        for title, shape, stage, sides in made
+    )
+
+
+def _resumed(device: str, block: tuple[int, int], hidden: int, length: int) -> Setting:
+    return Setting(
+        title="resume", shape=_tiny(hidden, length), length=length, device=device, block=block, density=0.5,
+        micro_batch=1, zero_stage=2,
+    )  # fmt: skip
+
+
+def _tiny(hidden: int, length: int = 32) -> dict[str, Any]:
+    return {
+        "vocab_size": 256, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": length,
+    }  # fmt: skip
