@@ -13,7 +13,9 @@ from pretrain.engine import Engine, PipelineEngine, PlainEngine
 from pretrain.errors import ConfigError, nearest
 from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM
-from pretrain.parallel.pipeline import block_costs, build_stages
+from pretrain.parallel.groups import fill_up
+from pretrain.parallel.pipeline import build_stages
+from pretrain.plan.cut import stage_bounds
 from smet import Remedies, SmetAdamW, parameter_groups
 
 
@@ -29,11 +31,11 @@ class LossModel(nn.Module):
         return self.llama.loss(tokens)
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> SmetAdamW:
+def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> SmetAdamW:
     """``SmetAdamW`` over dense and sparse groups, on the engine's clock."""
     settings, sparsity = config.optimizer, config.sparsity
     return SmetAdamW(
-        parameter_groups(model, sparsity, settings.weight_decay),
+        groups,
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
@@ -76,7 +78,6 @@ def build_engine(
     layout: Layout,
     settings: dict[str, Any],
     saved: SavedMasks | None = None,
-    costs: list[float] | None = None,
 ) -> Engine:
     """The engine of this rank, with its part of the model. Collective.
 
@@ -85,27 +86,25 @@ def build_engine(
         layout: this rank's place.
         settings: DeepSpeed's JSON.
         saved: see ``Builder``.
-        costs: relative costs of the blocks, for the cut into pipeline stages; None = measure them.
     """
     import deepspeed
     import pydantic
 
     builder = Builder(config, layout, saved)
     if layout.stages == 1:
-        costs = None
         whole = builder.whole()
         model: nn.Module = whole
         runnable: nn.Module = LossModel(whole)
     else:
-        costs = costs or block_costs(builder, config, layout)
-        runnable, model = build_stages(config.model, builder, layout, costs)
-    optimizer = build_optimizer(model, config)
+        runnable, model = build_stages(config.model, builder, layout, stage_bounds(config))
+    groups = parameter_groups(model, config.sparsity, config.optimizer.weight_decay)
+    optimizer = build_optimizer(fill_up(groups, runnable, layout), config)
     mpu = None if layout.stages > 1 else layout.mpu()  # a pipeline brings its own
     try:
         engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
     except pydantic.ValidationError as error:
         raise ConfigError([_deepspeed_problem(problem) for problem in error.errors()]) from None
-    return PlainEngine(engine, model, layout) if costs is None else PipelineEngine(engine, model, layout, costs)
+    return (PlainEngine if layout.stages == 1 else PipelineEngine)(engine, model, layout)
 
 
 def _deepspeed_problem(problem: Any) -> str:

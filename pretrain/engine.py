@@ -22,8 +22,6 @@ class Engine(Protocol):
     """This rank's part of the LLaMA, under the names of the whole model."""
     fixed_rows: bool
     """Whether every micro-batch must have the same number of rows."""
-    costs: list[float] | None
-    """Relative costs by which the blocks were dealt out to pipeline stages; None without stages."""
 
     def train_step(self, batches: list[Tensor]) -> float:
         """One optimizer step over micro-batches ``(b, s + 1)``; the mean loss over all ranks."""
@@ -40,7 +38,6 @@ class PlainEngine:
 
     def __init__(self, engine: Any, model: nn.Module, layout: Layout):
         self.deepspeed, self.model, self.layout = engine, model, layout
-        self.costs: list[float] | None = None
         self.fixed_rows = False
         self._total = torch.zeros(())
 
@@ -71,9 +68,8 @@ class PlainEngine:
 class PipelineEngine:
     """Pipeline parallelism with ZeRO-1. Only the first and the last stage look at the tokens."""
 
-    def __init__(self, engine: Any, model: nn.Module, layout: Layout, costs: list[float]):
+    def __init__(self, engine: Any, model: nn.Module, layout: Layout):
         self.deepspeed, self.model, self.layout = engine, model, layout
-        self.costs: list[float] | None = costs
         self.fixed_rows = True
 
     def train_step(self, batches: list[Tensor]) -> float:

@@ -4,6 +4,10 @@ Each rank's thread writes ``heartbeat/rank-00003.json`` every few seconds. When 
 moved for ``stuck_after`` seconds, its watchdog writes that thread's stack beside it. In a stuck run every rank gets
 there, because all wait for the one that lags; the first rank that is still alive names it, and the processes end with
 exit code 70. Nothing is written before the run folder is this run's; until then each rank speaks for itself.
+
+Start-up and the first step are where a wrong layout or a lost host shows. There the lagging rank is named after
+``start_within`` seconds already; the run goes on, since a first step may be slow, unless its ranks all wait for
+each other: then nobody will ever come.
 """
 
 from __future__ import annotations
@@ -16,16 +20,19 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
+from pretrain.laggards import is_deadlock, is_waiting, laggards, own_report
 from pretrain.run_folder import RunFolder, write_atomically
 
-WAITING = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
-"""A main thread whose innermost frames are in these files waits for other ranks."""
+ALIVE = 60.0
+"""Seconds, at least, between two signs of life of a rank on a busy host, other hosts' clocks included."""
+TRAINING = "training"
+"""The phase of forward and backward passes and the optimizer's step."""
 
 
 class Heartbeat:
@@ -37,15 +44,21 @@ class Heartbeat:
         world_size: number of processes.
         interval: seconds between two writes.
         stuck_after: seconds without progress that count as stuck; 0 = never.
+        start_within: seconds of start-up or of the first step without progress that are worth a line; 0 = never.
     """
 
-    def __init__(self, folder: RunFolder, rank: int, world_size: int, interval: float, stuck_after: float):
+    def __init__(
+        self, folder: RunFolder, rank: int, world_size: int, interval: float, stuck_after: float, start_within: float
+    ):
         self.folder, self.rank, self.world_size = folder, rank, world_size
-        self.interval, self.stuck_after = interval, stuck_after
+        self.interval, self.stuck_after, self.start_within = interval, stuck_after, start_within
         self.phase, self.step = "starting", 0
         self.progress, self.moved = 0, time.time()
         self._main = threading.main_thread().ident
         self._published = False
+        self._first_step: int | None = None
+        self._told = -1
+        """The progress about which a line was said."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -63,6 +76,8 @@ class Heartbeat:
     def mark(self, phase: str, step: int) -> None:
         """Note that the main thread got to ``phase``; costs nothing, so it is called often."""
         self.phase, self.step = phase, step
+        if phase == TRAINING and self._first_step is None:
+            self._first_step = step
         self.progress += 1
         self.moved = time.time()
 
@@ -81,10 +96,40 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            stuck = 0 < self.stuck_after < time.time() - self.moved
-            self._write(stuck)
+            still = time.time() - self.moved
+            stuck = 0 < self.stuck_after < still
+            slow = self._is_starting and 0 < self.start_within < still
+            self._write(stuck or slow)
             if stuck:
                 self._end_run()
+            elif slow and still > self.start_within + 3 * self.interval:  # by now the other ranks have written it too
+                self._tell_of_start(still)
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether this process has not done its first step yet."""
+        return self._first_step is None or self.step <= self._first_step
+
+    def _tell_of_start(self, still: float) -> None:
+        """Say, once per place, who is waited for; end the process if in the first step all wait for each other."""
+        states = self.read_all() if self._published else {self.rank: self.state(stuck=True)}
+        locked = self.phase == TRAINING and len(states) == self.world_size > 1 and is_deadlock(states)
+        if self._told != self.progress and self._may_speak(states):
+            self._told = self.progress
+            report = self._report(states)
+            where = "the first step" if self._first_step is not None else "start-up"
+            kind = "error" if locked else "warning"
+            print(f"{kind}: no progress for {still:.0f} s in {where}: {report['text']}", file=sys.stderr, flush=True)
+            if locked:
+                self.folder.append_event("stuck", self.step, **report)
+        if locked:
+            self._leave()
+
+    def _may_speak(self, states: dict[int, dict[str, Any]]) -> bool:
+        """One rank speaks for all; before they know of each other, the main one and those that others may wait for."""
+        if not self._published:
+            return self.rank == 0 or not states[self.rank]["waiting"]
+        return self.rank == min((rank for rank, state in states.items() if state.get("stuck")), default=self.rank)
 
     def _write(self, stuck: bool = False) -> None:
         if not self._published:
@@ -102,7 +147,7 @@ class Heartbeat:
         }  # fmt: skip
         if stuck:
             stack = self._stack()
-            content["waiting"] = any(place in frame.filename for frame in stack[-4:] for place in WAITING)
+            content["waiting"] = any(is_waiting(frame.filename) for frame in stack[-4:])
             content["stack"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in stack]
         return content
 
@@ -114,12 +159,19 @@ class Heartbeat:
         """Give the other ranks time to see it too, tell who lags if that is up to this rank, and end the process."""
         time.sleep(3 * self.interval)
         states = self.read_all() if self._published else {self.rank: self.state(stuck=True)}
-        alive = [rank for rank, state in states.items() if state.get("stuck")]
-        if self.rank == min(alive, default=self.rank):
-            report = laggards(states, self.world_size) if self._published else _own(states[self.rank])
+        if not self._published or self._may_speak(states):
+            report = self._report(states)
             print(f"error: no progress for {self.stuck_after:.0f} s: {report['text']}", file=sys.stderr, flush=True)
             if self._published:
                 self.folder.append_event("stuck", self.step, **report)
+        self._leave()
+
+    def _report(self, states: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        if not self._published:
+            return own_report(states[self.rank])
+        return laggards(states, self.world_size, time.time() - max(ALIVE, 4 * self.interval))
+
+    def _leave(self) -> NoReturn:
         time.sleep(self.interval)  # launchers kill the rest as soon as one rank ends: let the report get out first
         os._exit(STUCK)
 
@@ -161,42 +213,3 @@ def require_free(folder: RunFolder) -> None:
             f"output folder {folder.path} is in use: process {pid} of this machine trains in it, at step {step}; let "
             f"it finish, ask it to stop (kill -TERM {pid}), or choose another train.output_dir"
         )
-
-
-def laggards(states: dict[int, dict[str, Any]], world_size: int) -> dict[str, Any]:
-    """Which ranks hold the others up, why that is thought, and where they are.
-
-    Ranks that show no sign of life come first, then those that got least far, then, among equals, those that
-    do not wait for others.
-    """
-    missing = [rank for rank in range(world_size) if rank not in states]
-    silent = [rank for rank, state in states.items() if not state.get("stuck")]
-    if missing or silent:
-        ranks, why = missing + silent, "shows no sign of life (process gone, frozen, or host cut off)"
-    else:
-        least = min(state["progress"] for state in states.values())
-        ranks = [rank for rank, state in states.items() if state["progress"] == least]
-        busy = [rank for rank in ranks if not states[rank].get("waiting")]
-        if len(ranks) < world_size:
-            why = "got least far"
-        elif busy and len(busy) < world_size:
-            ranks, why = busy, "does not wait for the others"
-        else:
-            why = "all ranks are at the same place; see the stacks in heartbeat/"
-    places = [_place(rank, states.get(rank)) for rank in ranks[:8]]
-    return {"ranks": ranks, "why": why, "text": f"{'; '.join(places)}: {why}", "stacks": _stacks(ranks, states)}
-
-
-def _own(state: dict[str, Any]) -> dict[str, Any]:
-    why = "waits for others" if state["waiting"] else "does not wait for others"
-    return {"text": f"{_place(state['rank'], state)}: {why}; at {state['stack'][-1]}"}
-
-
-def _place(rank: int, state: dict[str, Any] | None) -> str:
-    if state is None:
-        return f"rank {rank}, which never wrote a heartbeat"
-    return f"rank {rank} on {state['host']} (pid {state['pid']}) in {state['phase']} of step {state['step'] + 1}"
-
-
-def _stacks(ranks: list[int], states: dict[int, dict[str, Any]]) -> dict[str, list[str]]:
-    return {str(rank): states[rank]["stack"][-12:] for rank in ranks[:4] if "stack" in states.get(rank, {})}

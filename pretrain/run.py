@@ -19,8 +19,7 @@ from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.callbacks.traffic import TrafficCallback
-from pretrain.checkpoint.content import saved_costs
-from pretrain.checkpoint.load import choose, read_state
+from pretrain.checkpoint.load import choose
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
@@ -32,6 +31,8 @@ from pretrain.engine import Engine
 from pretrain.errors import DataError
 from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
+from pretrain.parallel.groups import require_alike
+from pretrain.plan import cut
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
@@ -66,7 +67,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     accumulation = config.accumulation(layout.dp_size)
     train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
     layout.agree(lambda: require_free(folder) if layout.is_main else None)
-    heartbeat = Heartbeat(folder, layout.rank, layout.world_size, operation.heartbeat, operation.stuck_after)
+    limits = (operation.heartbeat, operation.stuck_after, operation.start_within)
+    heartbeat = Heartbeat(folder, layout.rank, layout.world_size, *limits)
     heartbeat.start()
     heartbeat.mark("verifying checkpoints", 0)
     checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
@@ -75,6 +77,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     settings = deepspeed_config(config, layout.dp_size)
     engine = _engine(config, layout, settings, checkpoint)
     store = ZeroStore(engine.deepspeed)
+    require_alike(store.collective_facts(), layout)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(
         engine.model, config.sparsity, store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size
@@ -92,8 +95,9 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         resume(trainer, checkpoint)
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()
+    weights = layout.gather_objects(_sparse_weights(trainer))
     if layout.is_main:
-        print(_summary(trainer), flush=True)
+        print(_summary(trainer, weights), flush=True)
     return trainer
 
 
@@ -102,7 +106,7 @@ def _engine(config: RunConfig, layout: Layout, settings: dict[str, Any], checkpo
     if checkpoint is None:
         return build_engine(config, layout, settings)
     masks = layout.agree(lambda: SavedMasks(checkpoint))
-    return build_engine(config, layout, settings, masks, saved_costs(read_state(checkpoint), config))
+    return build_engine(config, layout, settings, masks)
 
 
 def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | None]:
@@ -162,19 +166,23 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
     ]
 
 
-def _summary(trainer: Trainer) -> str:
-    """One resolved line: what trains, how, on what."""
+def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
+    """Active and all weights of this rank's sparse layers, 0 where another data-parallel rank counts them."""
+    layers = trainer.topology.all_layers.values() if trainer.layout.is_first_replica else ()
+    return sum(la.active * la.grid.block_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
+
+
+def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
+    """One resolved line: what trains, how, on what. ``counts``: what ``_sparse_weights`` is on each rank."""
     config, layout = trainer.config, trainer.layout
-    layers = trainer.topology.all_layers.values()
-    weights = sum(layer.active * layer.grid.block_size for layer in layers)
-    total = sum(layer.grid.rows * layer.grid.cols for layer in layers)
+    weights, total = (sum(numbers) for numbers in zip(*counts, strict=True))
     rows, cols = config.sparsity.block
     degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
     ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
-    share = " on this rank" if layout.tensor_size * layout.stages > 1 else ""
+    stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
     return (
-        f"SMET: {weights:,} of {total:,} sparse-layer weights active{share} (density {weights / total:.4g}, block "
-        f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}; "
+        f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
+        f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "
         f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
         f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
         f"per step; {kernels.describe(layout.device.type)}"

@@ -11,7 +11,7 @@ from pretrain.callbacks.base import Callback, Record
 from pretrain.config import RunConfig
 from pretrain.data.loader import BatchLoader
 from pretrain.engine import Engine
-from pretrain.heartbeat import Heartbeat
+from pretrain.heartbeat import TRAINING, Heartbeat
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
 from pretrain.schedule import learning_rate
@@ -51,7 +51,7 @@ class Trainer:
         """Samples (from, to) that are left out, since training did not get over them."""
         self.stop_request, self.heartbeat = stop_request, heartbeat
         self.stop_reason = ""
-        store.before_each_step(lambda: self._call("before_update"))
+        store.before_each_step(self._before_update)
 
     @property
     def last_step(self) -> int:
@@ -105,6 +105,10 @@ class Trainer:
             self.heartbeat.mark(callback.name, self.step)
             getattr(callback, hook)(self, *arguments)
 
+    def _before_update(self) -> None:
+        self._call("before_update")
+        self.heartbeat.mark(TRAINING, self.step)
+
     def _next_batches(self) -> list[Tensor]:
         """This rank's micro-batches; here every rank learns what went wrong on one of them since the last step."""
         self.folder.require_written()
@@ -124,7 +128,7 @@ class Trainer:
         self.consumed_samples = self._pass_over(self.consumed_samples)
         self.heartbeat.mark("reading data", self.step)
         batches = self.layout.agree(self._next_batches)
-        self.heartbeat.mark("training", self.step)
+        self.heartbeat.mark(TRAINING, self.step)
         loss = self.engine.train_step(batches)
         self.step += 1
         self.consumed_samples += self.config.train.global_batch_size

@@ -8,7 +8,7 @@ parameter may be cut at any offset. Stage 3 pads and cuts each parameter by itse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class ZeroStore:
         self.stage3 = kind == "DeepSpeedZeroOptimizer_Stage3"
         ranks = dist.get_world_size(self.zero.dp_process_group)
         self.group: dist.ProcessGroup | None = self.zero.dp_process_group if ranks > 1 else None
+        self._vetoed = False
         for flat, options in self._partitions():
             self.optimizer.ensure_state(flat, options["aged"])
         self.optimizer.start()
@@ -57,6 +58,25 @@ class ZeroStore:
                 yield flat, self.optimizer.param_groups[zero.sub_group_to_group_id[index]]
         else:
             yield from zip(zero.single_partition_of_fp32_groups, self.optimizer.param_groups, strict=True)
+
+    def collective_facts(self) -> dict[str, list[str]]:
+        """What must be alike on all ranks, or they wait in different calls: a norm is one all-reduce per group.
+
+        ``groups``: name and dtypes of each parameter group (at stage 3, sub-group) in order; ``tied``: name, shape and
+        dtype of each parameter that pipeline stages share, on the ranks that have it.
+        """
+        weights = self.zero.fp16_groups if self.stage3 else self.zero.bit16_groups
+        groups = [
+            f"{options.get('name', 'all')} ({_dtypes(params)}, master weights {_dtypes([flat])})"
+            for params, (flat, options) in zip(weights, self._partitions(), strict=True)
+        ]
+        tied = [
+            f"{key}.{attribute} ({_dtypes([weight])} {list(weight.shape)})"
+            for key, shared in sorted(getattr(self.engine.module, "tied_comms", {}).items())
+            for attribute in shared["weight_attr"]
+            for weight in [shared["module"].get_parameter(attribute)]
+        ]
+        return {"groups": groups, "tied": tied}
 
     def fragment(self, param: nn.Parameter) -> Fragment:
         """This rank's fragment of ``param``; empty where it owns nothing."""
@@ -115,7 +135,8 @@ class ZeroStore:
     def decide_each_step(self, skip: Callable[[float], bool]) -> None:
         """Ask ``skip`` at every step, with the global gradient norm, whether to leave it out as after an overflow.
 
-        Every rank must give the same answer. Steps whose gradients are not finite are left out unasked.
+        Every rank must give the same answer. Steps whose gradients are not finite are left out unasked. DeepSpeed
+        takes a step that ``skip`` leaves out for an overflow too, but neither says so nor lowers its loss scale.
         """
         from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
 
@@ -123,13 +144,21 @@ class ZeroStore:
             norms = original(*arguments, **options)
             norm = combine_grad_norm_groups(norms if self.stage3 else [norms])
             scale = self.zero.loss_scale
-            if is_invalid_grad_norm(norm) or not skip(float(norm) / float(scale)):
+            self._vetoed = not is_invalid_grad_norm(norm) and skip(float(norm) / float(scale))
+            if not self._vetoed:
                 return norms
             return [float("inf")] if self.stage3 else torch.full_like(norm, float("inf"))
 
         name = "_get_norm_groups" if self.stage3 else "scaled_global_norm"
         original = getattr(self.zero, name)
         setattr(self.zero, name, asked)
+        update_scale = self.zero._update_scale
+
+        def told(has_overflow: bool = False) -> None:
+            update_scale(has_overflow and not self._vetoed)
+            self._vetoed = False
+
+        self.zero._update_scale = told
 
     def step_applied(self) -> bool:
         """Whether the engine's last ``step`` changed weights."""
@@ -143,6 +172,8 @@ class ZeroStore:
     def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """See ``smet.store.ParameterStore``. Call it at a step's last backward to see its gradients."""
         for index, (flat, options) in enumerate(self._partitions()):
+            if options.get(PLACEHOLDER):
+                continue
             name = options.get("name", "all")
             yield "master", name, flat
             if flat.grad is not None:  # ZeRO-Offload's copy in host memory; without it, gone when the step is done
@@ -176,21 +207,60 @@ class ZeroStore:
         yield from (added_up[number] for number in owned if number in added_up)
 
 
-def pipeline_module(specs: list[Any], costs: Sequence[float], **options: Any) -> Any:
-    """A ``PipelineModule`` whose stages are cut so that the dearest one is as cheap as possible.
+PLACEHOLDER = "placeholder"
+"""Key of the parameter groups that are on this rank only because other ranks have something in them."""
+
+
+def fill_up_groups(
+    groups: list[dict[str, Any]], everyones: Sequence[list[dict[str, Any]]], module: nn.Module
+) -> list[dict[str, Any]]:
+    """``groups``, and one with a placeholder of one element for each group that only other ranks have.
+
+    DeepSpeed drops groups without parameters, and its norm does one all-reduce per group: ranks with different
+    groups, such as pipeline stages without a sparse layer, would wait in different calls.
+
+    Args:
+        groups: optimizer groups of this rank.
+        everyones: options of the groups of each rank, this one among them, without their ``params``.
+        module: what the engine runs; gets the placeholders as parameters. No norm counts them.
+    """
+    own = {_options(group): group for group in groups}
+    filled: list[dict[str, Any]] = []
+    for options, example in {_options(group): group for other in everyones for group in other}.items():
+        if options not in own:
+            param: Any = nn.Parameter(torch.zeros(1))
+            param.ds_pipe_replicated = True  # in DeepSpeed's norm, another rank's part
+            module.register_parameter(f"{PLACEHOLDER}_{len(filled)}", param)
+            own[options] = {**example, "params": [param], PLACEHOLDER: True}
+        filled.append(own[options])
+    return filled
+
+
+def _options(group: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, repr(value)) for key, value in group.items() if key != "params"))
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+
+
+def pipeline_module(specs: list[Any], bounds: Sequence[int], **options: Any) -> Any:
+    """A ``PipelineModule`` that is cut where its caller says.
 
     Args:
         specs: one ``LayerSpec`` per block.
-        costs: relative cost of each block, in any unit.
+        bounds: first block of each stage, and the number of blocks at the end.
         options: of ``PipelineModule`` (topology, loss function, seeds).
     """
     from deepspeed.pipe import PipelineModule
 
-    class Weighted(PipelineModule):
-        def _count_layer_params(self) -> list[int]:
-            return [max(1, round(1000 * cost)) for cost in costs]
+    class Cut(PipelineModule):
+        def _partition_layers(self, method: str = "") -> None:
+            self.parts = list(bounds)
+            stage = self._topo.get_coord(self.global_rank).pipe
+            self._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
 
-    return Weighted(specs, partition_method="parameters", **options)
+    return Cut(specs, **options)
 
 
 def quiet_cpu_collectives() -> None:

@@ -192,7 +192,7 @@ def _plain(value: Any) -> Any:
 
 
 def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
-    """The small state of a run before its first step; neither data, costs nor a probe batch belong to it yet."""
+    """The small state of a run before its first step; neither data nor a probe batch belong to it yet."""
     ages = AgeTable(0.9, 0.999).state_dict()  # no births yet, whatever the decay rates
     return {
         "step": 0,
@@ -200,7 +200,6 @@ def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
         "topology": {"steps_done": 0, "updates_done": 0, "last_code": 0, "ages": ages},
         "callbacks": {},
         "passed_over": [],
-        "block_costs": None,
         "data_fingerprint": None,
         "probe": None,
         "torch_rng": torch.Generator().manual_seed(0).get_state().numpy().tobytes().hex(),

@@ -20,12 +20,9 @@ class MetricsCallback(Callback):
         self.folder, self.tensorboard = folder, tensorboard
         self._writer: Any = None
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Open TensorBoard's event file."""
-        if self.tensorboard and trainer.layout.is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=trainer.step + 1)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gone back, perhaps to steps that are in TensorBoard: its next file begins with what takes their place."""
+        self.close()
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Write the record of this step."""
@@ -35,14 +32,23 @@ class MetricsCallback(Callback):
         # JSON has no infinity: an overflow's gradient norm is written as null.
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in numbers.items()}
         self.folder.append("metrics.jsonl", finite)
-        if self._writer is not None:
-            for key, value in numbers.items():
-                self._writer.add_scalar(key, value, record["step"])
+        if self.tensorboard:
+            self._write_events(numbers, trainer.step)
+
+    def _write_events(self, numbers: dict[str, float], step: int) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # TensorBoard drops what earlier files have of this step and later ones.
+            self._writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=step)
+        for key, value in numbers.items():
+            self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
 
 class ProgressCallback(Callback):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain.checkpoint.vectors import LogicalVector, Vectors
-from pretrain.config import RunConfig
 from pretrain.engine import Engine
 from pretrain.layout import Layout
 from pretrain.parallel.tensor import is_replicated, offsets
@@ -58,22 +57,11 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "consumed_samples": trainer.consumed_samples,
         "passed_over": trainer.passed_over,
         "topology": trainer.topology.state_dict(),
-        "block_costs": trainer.engine.costs,
         "callbacks": {callback.name: callback.state_dict() for callback in trainer.callbacks},
         "data_fingerprint": trainer.loader.corpus.fingerprint,
         "torch_rng": torch.get_rng_state().numpy().tobytes().hex(),
         "config": trainer.config.to_dict(),
     }
-
-
-def saved_costs(state: dict[str, Any], config: RunConfig) -> list[float] | None:
-    """Costs of the blocks by which the run that wrote ``state`` cut its pipeline, if ``config`` has the same layout.
-
-    With the same cut, gradient norms are summed in the same order, so a resumed run repeats every bit.
-    """
-    same = state["config"].get("parallel") == config.to_dict()["parallel"]
-    costs: list[float] | None = state.get("block_costs") if same else None
-    return costs
 
 
 def restore_state(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -46,12 +46,15 @@ class OperationConfig:
     """Seconds between two writes of a rank's heartbeat file."""
     stuck_after: float = 1800.0
     """Seconds without any progress after which the watchdog ends the run; 0 = never."""
+    start_within: float = 120.0
+    """The same for start-up and the first step, where it says at once which ranks are waited for, and ends the run only
+    if they all wait for each other; 0 = never."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         found = [
             f"operation.{name} is {getattr(self, name)}, expected 0 or more"
-            for name in ("time_limit", "time_margin", "stuck_after")
+            for name in ("time_limit", "time_margin", "stuck_after", "start_within")
             if not getattr(self, name) >= 0
         ]
         if not self.heartbeat > 0:

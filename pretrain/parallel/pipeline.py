@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.builder import Builder, nest
-from pretrain.config import RunConfig
 from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.layout import Layout
 from pretrain.model.llama import blocks
@@ -89,13 +87,13 @@ def head_of(embedding: StageBlock, hidden: Tensor) -> Tensor:
     return nn.functional.linear(hidden, embedding.block.weight)  # type: ignore[arg-type]
 
 
-def build_stages(model: Any, builder: Builder, layout: Layout, costs: list[float]) -> tuple[Any, nn.Module]:
+def build_stages(model: Any, builder: Builder, layout: Layout, bounds: Sequence[int]) -> tuple[Any, nn.Module]:
     """This rank's stage as a ``PipelineModule``, and its blocks under canonical names. Collective.
 
     Args:
         model: a ``ModelConfig``.
         builder: builds one block by (name, maker), with initial weights and sparse layers.
-        costs: relative cost of each block.
+        bounds: first block of each stage, and the number of blocks at the end.
     """
     from deepspeed.pipe import LayerSpec, TiedLayerSpec
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
@@ -111,39 +109,6 @@ def build_stages(model: Any, builder: Builder, layout: Layout, costs: list[float
         specs[0] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, **weight)
         specs[-1] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, forward_fn=head_of, **weight)
     topology = PipeModelDataParallelTopology(num_pp=layout.stages, num_mp=layout.tensor_size, num_dp=layout.dp_size)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition; ours is in the run's summary
-        stage = pipeline_module(specs, costs, topology=topology, loss_fn=builder.parts.cross_entropy)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its topology; ours is in the run's summary
+        stage = pipeline_module(specs, bounds, topology=topology, loss_fn=builder.parts.cross_entropy)
     return stage, nest({named[number][0]: block for number, block in _own_blocks(stage)})
-
-
-def block_costs(builder: Builder, config: RunConfig, layout: Layout) -> list[float]:
-    """Measured time of each block's forward and backward pass, in quarters of a decoder layer's. Collective.
-
-    Coarse on purpose: the cut must not change from one start to the next.
-    """
-    named = blocks(config.model, builder.parts, builder.recompute)
-    rows, length, hidden = config.train.micro_batch_size, config.data.seq_length, config.model.hidden_size
-    stream = torch.randn(rows, length // (layout.tensor_size if config.parallel.sequence else 1), hidden)
-    stream = stream.to(layout.device)
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device=layout.device)
-    kinds = {0: tokens, 1: stream, len(named) - 2: stream, len(named) - 1: stream}
-    if config.parallel.sequence:
-        kinds[len(named) - 1] = torch.randn(rows, length, hidden, device=layout.device)
-    times = {number: _time(builder.block(*named[number]).to(layout.device), x) for number, x in kinds.items()}
-    times = layout.gather_objects(times)[0]
-    layer = times[1]
-    return [round(4 * times.get(number, layer) / layer) / 4 for number in range(len(named))]
-
-
-def _time(block: nn.Module, x: Tensor) -> float:
-    """Seconds of one forward and backward pass: the fastest of three, after one to warm up."""
-    best = float("inf")
-    for attempt in range(4):
-        begin = time.perf_counter()
-        y = block(x.clone().requires_grad_(x.is_floating_point()))
-        y.float().sum().backward()
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        if attempt:
-            best = min(best, time.perf_counter() - begin)
-    return best

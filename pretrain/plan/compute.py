@@ -41,13 +41,11 @@ def head_flops(config: RunConfig) -> float:
     return 2 * config.model.vocab_size * config.model.hidden_size / config.parallel.tensor
 
 
-def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[float]:
-    """Relative cost of each block in quarters of a decoder layer, where a run measures its time.
-
-    Both are coarse on purpose, so that they cut a pipeline alike unless the head is a borderline case.
-    """
-    layer = next(block for block in blocks if block.is_layer)
+def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[int]:
+    """FLOPs per token of each block, forward and backward, as the hardware computes them."""
     again = 4 if config.train.activation_checkpointing else 3
-    one = again * layer_flops(config, layer)
-    costs = {"lm_head": 3 * head_flops(config)}
-    return [1.0 if block.is_layer else round(4 * costs.get(block.name, 0.0) / one) / 4 for block in blocks]
+    head = round(3 * head_flops(config))
+    return [
+        round(again * layer_flops(config, block)) if block.is_layer else head if block.name == "lm_head" else 0
+        for block in blocks
+    ]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.plan.compute import Flops, block_costs, flops
+from pretrain.plan.compute import Flops, flops
+from pretrain.plan.cut import stage_bounds
 from pretrain.plan.memory import Activations, activations, host_gradient, offloaded, parts_of, transients
 from pretrain.plan.sending import sending, topology_sending
-from pretrain.plan.sizes import Block, blocks_of, cut, stage_blocks
+from pretrain.plan.sizes import Block, blocks_of, stage_blocks
 from smet.memory import OFFLOADED, Table, plan
 
 
@@ -89,16 +90,10 @@ class RankPlan:
         }
 
 
-def stages_of(config: RunConfig, bounds: Sequence[int] | None = None) -> list[list[Block]]:
-    """The blocks of every pipeline stage.
-
-    Args:
-        bounds: first block of each stage, and the number of blocks; default is the cut by FLOPs.
-    """
-    blocks = blocks_of(config)
-    stages = config.parallel.pipeline
-    bounds = bounds or cut(block_costs(config, blocks), stages)
-    return [stage_blocks(config, blocks, bounds, stage) for stage in range(stages)]
+def stages_of(config: RunConfig) -> list[list[Block]]:
+    """The blocks of every pipeline stage."""
+    blocks, bounds = blocks_of(config), stage_bounds(config)
+    return [stage_blocks(config, blocks, bounds, stage) for stage in range(config.parallel.pipeline)]
 
 
 def plan_rank(

@@ -110,18 +110,6 @@ def _linear(config: RunConfig, name: str, elements: int, density: float | None) 
     )  # fmt: skip
 
 
-def cut(costs: Sequence[float], stages: int) -> list[int]:
-    """First block of each stage, and the number of blocks at the end, as DeepSpeed cuts them."""
-    return [0, len(costs)] if stages == 1 else list(_cut(tuple(max(1, round(1000 * cost)) for cost in costs), stages))
-
-
-@lru_cache(maxsize=64)
-def _cut(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
-    from deepspeed.runtime.utils import partition_balanced
-
-    return tuple(int(bound) for bound in partition_balanced(list(costs), stages))
-
-
 def stage_blocks(config: RunConfig, blocks: Sequence[Block], bounds: Sequence[int], stage: int) -> list[Block]:
     """The blocks of one stage. A tied head in another stage than the embedding holds a copy of it."""
     own = list(blocks[bounds[stage] : bounds[stage + 1]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pretrain.config import RunConfig
+from pretrain.plan.cut import describe
 from pretrain.plan.rank import RankPlan
 
 
@@ -21,6 +22,7 @@ def layout_line(config: RunConfig, world_size: int) -> str:
     parallel, train = config.parallel, config.train
     data = world_size // (parallel.tensor * parallel.pipeline)
     extras = [
+        *([describe(config)] if parallel.pipeline > 1 else []),
         *(["sequence parallel"] if parallel.sequence else []),
         *(["activation checkpointing"] if train.activation_checkpointing else []),
     ]

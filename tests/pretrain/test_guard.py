@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,28 @@ class Disagreeing(Callback):
         self.guard._spike = (lambda loss, norm: "imagined") if now else self.original  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def announcements() -> Iterator[list[str]]:
+    """What DeepSpeed warns of on this rank meanwhile."""
+    logger, texts = logging.getLogger("DeepSpeed"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def train(case: dict[str, Any]) -> dict[str, Any]:
     """One run with trouble planted on ``case["rank"]``; what it did, as this rank knows it."""
     config = config_from_dict(case["job"])
     layout = layout_of(config)
     screen = io.StringIO()
-    with contextlib.redirect_stdout(screen):
+    with contextlib.redirect_stdout(screen), announcements() as announced:
         trainer = prepare(config, layout)
         (guard,) = (callback for callback in trainer.callbacks if isinstance(callback, GuardCallback))
         if layout.rank == case["rank"]:
@@ -77,6 +95,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
         "passed_over": trainer.passed_over,
         "masks": trainer.topology.mask_digest(),
         "screen": screen.getvalue(),
+        "announced": [text for text in announced if "kipping step" in text],
     }
 
 
@@ -87,6 +106,14 @@ def train_all(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def events(folder: Path) -> list[dict[str, Any]]:
     path = folder / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def charted(folder: Path) -> list[int]:
+    """The steps of the losses that TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return [event.step for event in accumulator.Scalars("loss")]
 
 
 LAYOUTS = {
@@ -127,6 +154,9 @@ def test_trouble_of_one_rank_is_skipped_by_all(corpus: str, tmp_path: Path) -> N
         assert told[2]["why"].startswith("gradient norm") and "deviations above the last 17 steps" in told[2]["why"]
         assert "step 20: gradient norm" in ranks[0]["screen"]
         assert "step skipped (3 skipped so far)" in ranks[0]["screen"]
+        # Step 3 had gradients that are not finite; steps 5 and 20 had not, and nobody may say so.
+        assert len(ranks[0]["announced"]) == 1 and "non-finite" in ranks[0]["announced"][0], (name, ranks)
+        assert ranks[1]["announced"] == [], name
 
 
 def test_after_going_back_steps_are_saved_again(corpus: str, tmp_path: Path) -> None:
@@ -143,7 +173,8 @@ def test_after_going_back_steps_are_saved_again(corpus: str, tmp_path: Path) -> 
 def test_a_run_that_keeps_spiking_goes_back_and_passes_over(corpus: str, tmp_path: Path) -> None:
     bad = {8 * step: 1e5 for step in (18, 19, 20)}  # first samples of steps 19 to 21
     guard = {"max_skips": 3, "max_rollbacks": 1}
-    back = {**job(corpus, tmp_path / "back", checkpoint__interval=4), "guard": guard}
+    told = {"checkpoint__interval": 4, "logging__tensorboard": True}
+    back = {**job(corpus, tmp_path / "back", **told), "guard": guard}
     stop = {**job(corpus, tmp_path / "stop", checkpoint__interval=4), "guard": {**guard, "max_rollbacks": 0}}
     none = {**job(corpus, tmp_path / "none"), "guard": guard}
     cases = [{"job": given, "rank": 1, "factors": bad, "by": "consumed_samples"} for given in (back, stop, none)]
@@ -157,6 +188,7 @@ def test_a_run_that_keeps_spiking_goes_back_and_passes_over(corpus: str, tmp_pat
     assert events(tmp_path / "back")[-1]["to"] == 16
     steps = [json.loads(line)["step"] for line in (tmp_path / "back" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 25))
+    assert charted(tmp_path / "back") == steps, "each step once, as in metrics.jsonl"
     assert "back to step-00000016, passing over the samples of those steps" in first[0]["screen"]
     for i, text in ((1, "guard.max_rollbacks 0 are used up"), (2, "there is no checkpoint from before")):
         assert text in first[i]["error"] and first[i]["error"] == second[i]["error"]

@@ -13,9 +13,11 @@ import pytest
 
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
-from pretrain.heartbeat import Heartbeat, laggards, require_free
+from pretrain.heartbeat import Heartbeat, require_free
+from pretrain.laggards import laggards
 from pretrain.run_folder import RunFolder
 from tests.pretrain.attempts import launch, start, write_run_file
+from tests.pretrain.programs import Program
 from tests.pretrain.runs import write_corpus
 
 
@@ -35,7 +37,8 @@ def state(rank: int, **changes: Any) -> dict[str, Any]:
         ([state(0), state(1), state(2, waiting=False)], [2], "rank 2 on node2 (pid 102)"),
         ([state(0), state(1, stuck=False), state(2)], [1], "shows no sign of life"),
         ([state(0), state(2)], [1], "rank 1, which never wrote a heartbeat: shows no sign"),
-        ([state(0), state(1), state(2)], [0, 1, 2], "all ranks are at the same place"),
+        ([state(rank, waiting=False) for rank in range(3)], [0, 1, 2], "all ranks are at the same place"),
+        ([state(rank) for rank in range(3)], [0, 1, 2], "all ranks wait for each other, rank 0 at a.py:1 f, rank 1 at"),
     ],
 )
 def test_the_rank_that_lags_is_named(states: list[dict[str, Any]], ranks: list[int], text: str) -> None:
@@ -44,8 +47,14 @@ def test_the_rank_that_lags_is_named(states: list[dict[str, Any]], ranks: list[i
     assert text in report["text"]
 
 
+def test_a_rank_that_got_there_later_is_told_from_a_dead_one() -> None:
+    states = {0: state(0), 1: state(1, stuck=False, alive=1000.0)}
+    assert laggards(states, 2, since=990.0)["text"].endswith("of step 7: got there later, and is at work")
+    assert "shows no sign of life" in laggards(states, 2, since=1001.0)["text"]
+
+
 def test_files_follow_the_run(tmp_path: Path) -> None:
-    heart = Heartbeat(RunFolder(tmp_path), 1, 2, interval=0.02, stuck_after=0)
+    heart = Heartbeat(RunFolder(tmp_path), 1, 2, interval=0.02, stuck_after=0, start_within=0)
     heart.start()
     time.sleep(0.1)
     assert not heart.path.exists(), "nothing is written before the folder is this run's"
@@ -95,6 +104,69 @@ def test_a_hang_on_one_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
     (event,) = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert (event["kind"], event["ranks"]) == ("stuck", [1])
     assert any("hang.py" in frame for frame in event["stacks"]["1"])
+
+
+def test_start_up_that_stands_still_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    heart = Heartbeat(RunFolder(tmp_path), 0, 2, interval=0.02, stuck_after=0, start_within=0.1)
+    heart.start()
+    heart.mark("building the model", 0)
+    time.sleep(0.6)
+    heart.mark("training", 0)
+    heart.mark("topology", 1)
+    time.sleep(0.4)  # the first step is done: what stands still now is the business of stuck_after
+    heart.close()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: no progress for 0 s in start-up: rank 0 on ")
+    assert "in building the model of step 1: does not wait for others; at " in line and "test_heartbeat.py" in line
+
+
+def lonely_stage() -> None:
+    """What hung once: the last stage has nothing sparse, so its ranks wait in another all-reduce of the norm."""
+    import pretrain.build
+    import pretrain.plan.cut
+    import pretrain.run
+
+    pretrain.plan.cut.cut = lambda *_: [0, 3, 5]
+    pretrain.build.fill_up = lambda groups, *_: groups
+    pretrain.run.require_alike = lambda *_: None
+
+
+def slow_start() -> None:
+    """Rank 1 reads its first batch for seconds."""
+    from pretrain.data.loader import BatchLoader
+
+    original = BatchLoader.batches
+
+    def batches(self: Any, first: int) -> Any:
+        if os.environ["RANK"] == "1" and first == 0:
+            time.sleep(5)
+        return original(self, first)
+
+    BatchLoader.batches = batches  # type: ignore[method-assign]
+
+
+def test_ranks_that_wait_for_each_other_in_the_first_step_end_soon(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"parallel__pipeline": 2, "parallel__zero_stage": 1, "operation__start_within": 2.0}
+    file = write_run_file(tmp_path / "run.yaml", corpus, tmp_path / "run", **changes)
+    with Program(tmp_path / "screen", 2, [file, "operation.heartbeat=0.5"], prepare=(lonely_stage,)) as program:
+        assert program.wait(60) == [STUCK, STUCK], program.errors()
+        (line,) = [line for line in program.errors() if "no progress" in line]
+    assert line.startswith("error: no progress for ") and " s in the first step: rank 0 on " in line
+    assert "rank 1 on " in line and "all ranks wait for each other, rank 0 at stage_1_and_2.py:" in line
+    (event,) = [json.loads(text) for text in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert (event["kind"], event["ranks"], event["step"]) == ("stuck", [0, 1], 0)
+
+
+def test_a_slow_first_step_is_told_and_goes_on(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"train__steps": 2, "operation__start_within": 1.5, "evaluation__interval": 0}
+    file = write_run_file(tmp_path / "run.yaml", corpus, tmp_path / "run", **changes)
+    with Program(tmp_path / "screen", 2, [file, "operation.heartbeat=0.3"], prepare=(slow_start,)) as program:
+        assert program.wait(60) == [0, 0], program.errors()
+        (line,) = [line for line in program.errors() if "in reading data" in line]
+    assert line.startswith("warning: no progress for ") and " in start-up: rank 1 on " in line
+    assert line.endswith("in reading data of step 1: does not wait for the others")
 
 
 def test_a_run_that_is_started_twice_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
