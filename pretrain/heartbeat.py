@@ -57,8 +57,8 @@ class Heartbeat:
         self._main = threading.main_thread().ident
         self._published = False
         self._first_step: int | None = None
-        self._told = -1
-        """The progress about which a line was said."""
+        self._told = (-1, False)
+        """(progress, whether it was the last word) of the line that was said."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -114,8 +114,8 @@ class Heartbeat:
         """Say, once per place, who is waited for; end the process if in the first step all wait for each other."""
         states = self.read_all() if self._published else {self.rank: self.state(stuck=True)}
         locked = self.phase == TRAINING and len(states) == self.world_size > 1 and is_deadlock(states)
-        if self._told != self.progress and self._may_speak(states):
-            self._told = self.progress
+        if self._told != (self.progress, locked) and self._may_speak(states):
+            self._told = self.progress, locked
             report = self._report(states)
             where = "the first step" if self._first_step is not None else "start-up"
             kind = "error" if locked else "warning"
