@@ -70,7 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, asked for stage cuts, else looks for a GPU
     from pretrain.config import load_config
     from pretrain.dry_run import dry_run
 

@@ -57,6 +57,8 @@ class Heartbeat:
         self._main = threading.main_thread().ident
         self._published = False
         self._first_step: int | None = None
+        self._is_starting = True
+        """Whether this process has not done its first step yet."""
         self._told = (-1, False)
         """(progress, whether it was the last word) of the line that was said."""
         self._stop = threading.Event()
@@ -78,6 +80,8 @@ class Heartbeat:
         self.phase, self.step = phase, step
         if phase == TRAINING and self._first_step is None:
             self._first_step = step
+        if self._first_step is not None and step > self._first_step:
+            self._is_starting = False
         self.progress += 1
         self.moved = time.time()
 
@@ -104,11 +108,6 @@ class Heartbeat:
                 self._end_run()
             elif slow and still > self.start_within + 3 * self.interval:  # by now the other ranks have written it too
                 self._tell_of_start(still)
-
-    @property
-    def _is_starting(self) -> bool:
-        """Whether this process has not done its first step yet."""
-        return self._first_step is None or self.step <= self._first_step
 
     def _tell_of_start(self, still: float) -> None:
         """Say, once per place, who is waited for; end the process if in the first step all wait for each other."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import fields
 
@@ -127,7 +126,6 @@ def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, asked for stage cuts, else looks for a GPU
     machine = Machine(**{option.name: getattr(options, option.name) for option in fields(Machine)})
     try:
         world = options.gpus or options.world_size

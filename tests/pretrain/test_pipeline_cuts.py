@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from itertools import combinations
 from pathlib import Path
@@ -12,13 +14,15 @@ import pytest
 
 import pretrain.callbacks.checkpointing
 import pretrain.plan.cut
-from pretrain.config import checks
+from pretrain.config import checks, config_from_dict
 from pretrain.config.layouts import _stages_fit
+from pretrain.dry_run import dry_run
 from pretrain.errors import LaunchError
 from pretrain.parallel.groups import require_alike
+from pretrain.run import prepare
 from tests.distributed import run_ranks
 from tests.pretrain.attempts import Attempt, attempt, write_run_file
-from tests.pretrain.runs import settings, train, write_corpus
+from tests.pretrain.runs import layout_of, settings, train, write_corpus
 
 STEPS = 3
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -140,6 +144,27 @@ def test_any_cut_goes_on_from_any_other(outcomes: Any, corpus: str, tmp_path: Pa
     found = run_ranks(go_on, 2, (first, [0, 1, 5]), (second, [0, 4, 5]))[0][-1]
     assert found["steps"] == [1, 2, 3] and "resumed from" in found["screen"]
     assert found["losses"] == pytest.approx(outcomes[1, list(VARIANTS).index("tied")]["losses"], rel=1e-5)
+
+
+def names_held(given: dict[str, Any]) -> list[str]:
+    """In every rank: the modules of its stage."""
+    config = config_from_dict(given)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = prepare(config, layout_of(config))
+    trainer.heartbeat.close()
+    return [name for name, _ in trainer.engine.model.named_modules()]
+
+
+def test_run_and_dry_run_cut_alike(corpus: str, tmp_path: Path) -> None:
+    """A head that costs more than the layers: a stopwatch put all of these into the first stage."""
+    given = job(corpus, tmp_path / "run", "untied", pipeline=2)
+    given["model"].update(num_hidden_layers=3, vocab_size=4096)
+    for rank, held in enumerate(run_ranks(names_held, 2, given)):
+        planned = json.loads(dry_run(config_from_dict(given), rank, 2, as_json=True))["plan"]["blocks"]
+        assert [name for name in held if name in planned] == list(planned)
+        others = {"model.embed_tokens", *(f"model.layers.{n}" for n in range(3)), "model.norm", "lm_head"}
+        assert not others.difference(planned).intersection(held)
+        assert len([name for name in planned if ".layers." in name]) == 2 - rank
 
 
 GROUPS = "dense (float32, master weights float32); vectors (float32, master weights float32)"
