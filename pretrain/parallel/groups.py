@@ -12,7 +12,8 @@ from smet.zero import fill_up_groups
 
 REMEDY = (
     "ranks would wait for each other for ever; see that every host runs the same revision of this program and the same "
-    "versions of torch and deepspeed"
+    "versions of torch and deepspeed; at ZeRO-3, raise deepspeed.zero_optimization.sub_group_size, so that shards of "
+    "different lengths make as many sub-groups"
 )
 
 
