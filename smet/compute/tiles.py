@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 FEWEST_TOKENS = 512
 """With fewer, the dense product is as fast or faster."""
 
+BREAK_EVEN = {16: 11.0, 32: 4.2, 64: 2.6, 128: 1.7}
+"""Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
+tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
+
 
 @dataclass
 class Index:
@@ -123,7 +127,7 @@ class Tiles:
 
 def worth_it(layer: SparseLinear) -> bool:
     """Whether tiles of this size and density are faster than cuBLAS on the whole matrix."""
-    return min(layer.grid.block) >= 32
+    return layer.density * BREAK_EVEN[min(layer.grid.block)] < 1
 
 
 def _available(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from smet.kernels.launch import run
 from smet.kernels.tuning import fastest
 
 SIDES = (16, 32, 64, 128)
@@ -30,7 +31,7 @@ def _spread(
     W: tl.constexpr, K: tl.constexpr, ALONG: tl.constexpr, TOKENS: tl.constexpr, STEP: tl.constexpr,
     TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``(TOKENS, W)`` of y. ALONG: stored tiles are (W, K), else (K, W). STEP inputs at a time, of one tile or several.
+    """``(TOKENS, W)`` of y. ALONG: stored tiles are (W, K), else (K, W). STEP inputs at a time.
 
     With TMA, x and values are descriptors of blocks that the copy engine fetches.
     """
@@ -40,11 +41,11 @@ def _spread(
     t = first_token + tl.arange(0, TOKENS)
     w, k = tl.arange(0, W), tl.arange(0, STEP)
     inside = (t < tokens)[:, None]
-    first, last = tl.load(begin + block), tl.load(begin + block + 1)
-    total = tl.zeros((TOKENS, W), tl.float32)
     PARTS: tl.constexpr = K // STEP
+    first, last = tl.load(begin + block) * PARTS, tl.load(begin + block + 1) * PARTS
+    total = tl.zeros((TOKENS, W), tl.float32)
     if TMA:
-        for part in range(first * PARTS, last * PARTS):
+        for part in range(first, last):
             entry, off = part // PARTS, part % PARTS * STEP
             place, slot = tl.load(inner + entry), tl.load(slots + entry)
             a = x.load([first_token, place * K + off])
@@ -52,30 +53,14 @@ def _spread(
                 total = tl.dot(a, values.load([slot * W, off]).T, total)
             else:
                 total = tl.dot(a, values.load([slot * K + off, 0]), total)
-    elif STEP <= K:
+    else:
         rows = x + t.to(tl.int64)[:, None] * inputs + k[None, :]
         at = w[None, :] * K + k[:, None] if ALONG else k[:, None] * W + w[None, :]
-        for part in range(first * PARTS, last * PARTS):
+        for part in range(first, last):
             entry, off = part // PARTS, part % PARTS * STEP
             place, slot = tl.load(inner + entry), tl.load(slots + entry)
             a = tl.load(rows + (place * K + off), mask=inside, other=0)
             b = tl.load(values + slot.to(tl.int64) * (W * K) + off * (1 if ALONG else W) + at)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
-    else:
-        rows = x + t.to(tl.int64)[:, None] * inputs
-        for begun in range(first * K, last * K, STEP):
-            at = begun + k
-            entry, held = at // K, at < last * K
-            place = tl.load(inner + entry, mask=held, other=0)
-            slot = tl.load(slots + entry, mask=held, other=0)
-            column = tl.max_contiguous(tl.multiple_of(place * K + k % K, K), K)
-            a = tl.load(rows + column[None, :], mask=inside & held[None, :], other=0)
-            if ALONG:
-                along = tl.max_contiguous(tl.multiple_of(slot * (W * K) + k % K, K), K)
-                b = tl.load(values + along[:, None] + w[None, :] * K, mask=held[:, None], other=0)
-            else:
-                across = tl.multiple_of(slot * (W * K) + k % K * W, W)
-                b = tl.load(values + across[:, None] + w[None, :], mask=held[:, None], other=0)
             total = tl.dot(a, b, total, input_precision=PRECISION)
     place_out = y + t.to(tl.int64)[:, None] * outputs + block * W + w[None, :]
     tl.store(place_out, total.to(y.dtype.element_ty), mask=inside)
@@ -84,9 +69,10 @@ def _spread(
 @triton.jit
 def _sample(
     a, b, out, begin, inner, group_row, group_first, tokens, a_width, b_width,
-    R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Up to GROUP active tiles of one row of tiles of ``a^T b``, which share their part of a."""
+    """Up to GROUP active tiles of one row of tiles of ``a^T b``, which share their part of a. With TMA it is one."""
     row, first = tl.load(group_row + tl.program_id(0)), tl.load(group_first + tl.program_id(0))
     last = tl.load(begin + row + 1)
     if first >= last:
@@ -94,19 +80,24 @@ def _sample(
     r, lane = tl.arange(0, R), tl.arange(0, GROUP * C)
     entry = first + lane // C
     held = entry < last
-    column = tl.load(inner + entry, mask=held, other=0) * C + lane % C
-    column = tl.max_contiguous(tl.multiple_of(column, C), C)
-    SWAP: tl.constexpr = R < GROUP * C  # the larger side comes first: matrix units want 64 there
+    SWAP: tl.constexpr = R < GROUP * C and not TMA  # the larger side comes first: matrix units want 64 there
     total = tl.zeros((GROUP * C, R) if SWAP else (R, GROUP * C), tl.float32)
-    for begun in range(0, tokens, STEP):
-        t = begun + tl.arange(0, STEP)
-        inside, at = (t < tokens)[:, None], t.to(tl.int64)[:, None]
-        left = tl.load(a + at * a_width + (row * R + r)[None, :], mask=inside, other=0)
-        right = tl.load(b + at * b_width + column[None, :], mask=inside & held[None, :], other=0)
-        if SWAP:
-            total = tl.dot(tl.trans(right), left, total, input_precision=PRECISION)
-        else:
-            total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+    if TMA:
+        place = tl.load(inner + first) * C
+        for begun in range(0, tokens, STEP):
+            total = tl.dot(a.load([begun, row * R]).T, b.load([begun, place]), total)
+    else:
+        column = tl.load(inner + entry, mask=held, other=0) * C + lane % C
+        column = tl.max_contiguous(tl.multiple_of(column, C), C)
+        for begun in range(0, tokens, STEP):
+            t = begun + tl.arange(0, STEP)
+            inside, at = (t < tokens)[:, None], t.to(tl.int64)[:, None]
+            left = tl.load(a + at * a_width + (row * R + r)[None, :], mask=inside, other=0)
+            right = tl.load(b + at * b_width + column[None, :], mask=inside & held[None, :], other=0)
+            if SWAP:
+                total = tl.dot(tl.trans(right), left, total, input_precision=PRECISION)
+            else:
+                total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
     start = out + entry.to(tl.int64) * (R * C) + lane % C
     if SWAP:
         tl.store(start[:, None] + r[None, :] * C, total.to(out.dtype.element_ty), mask=held[:, None])
@@ -119,7 +110,7 @@ class SpreadConfig(NamedTuple):
 
     tokens: int
     step: int
-    """Inputs at a time: a part of a tile, or several tiles."""
+    """Inputs at a time."""
     warps: int
     stages: int
     tma: bool = False
@@ -134,6 +125,7 @@ class SampleConfig(NamedTuple):
     """Tokens at a time."""
     warps: int
     stages: int
+    tma: bool = False
 
 
 class Lists(NamedTuple):
@@ -155,30 +147,25 @@ class Groups(NamedTuple):
 
 
 def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> list[SpreadConfig]:
-    """What is worth trying for tiles of ``width`` outputs and ``inner`` inputs; the first is the safest guess."""
+    """What is worth trying for tiles of ``width`` outputs and ``inner`` inputs; what reads x least often comes last."""
     if dtype == torch.float32:
         return [SpreadConfig(64, min(inner, 32), 4, 2)]
-    step = max(min(inner, 64), 32) if inner >= 32 else 32
-    wide = 8 if width >= 64 else 4
-    found = [SpreadConfig(128, step, 4 if width < 128 else 8, 4), SpreadConfig(256, step, wide, 3)]
-    if inner < 64:
-        found.append(SpreadConfig(256, 64, wide, 3))
-    if tma and inner >= 32 and width >= 32:
-        step = min(inner, 64)
-        found += [SpreadConfig(128, step, 4, 4, True), SpreadConfig(256, step, 8, 4, True)]
-    return found
+    step = min(inner, 64)
+    if width == 128:
+        found = [SpreadConfig(128, step, 4, 3), SpreadConfig(128, step, 8, 3)]
+        return [*found, SpreadConfig(128, step, 4, 3, True)] if tma and inner >= 32 else found
+    found = [SpreadConfig(128, step, 4, 3), SpreadConfig(256, step, 4, 3), SpreadConfig(256, step, 8, 3)]
+    return [*found, SpreadConfig(256, step, 4, 3, True)] if tma and min(width, inner) >= 32 else found
 
 
-def sample_configs(rows: int, cols: int, dtype: torch.dtype) -> list[SampleConfig]:
-    """What is worth trying for tiles of ``rows x cols``; the first is the safest guess."""
+def sample_configs(rows: int, cols: int, dtype: torch.dtype, tma: bool) -> list[SampleConfig]:
+    """What is worth trying for tiles of ``rows x cols``."""
     if dtype == torch.float32:
         return [SampleConfig(max(1, 32 // cols), 32, 4, 2)]
-    found = [SampleConfig(max(1, 128 // cols), 64, 4 if rows < 128 else 8, 3)]
-    if rows < 128:
+    found = [SampleConfig(max(1, 128 // cols), 64, 4, 3)]
+    if cols < 128:
         found.append(SampleConfig(max(1, 256 // cols), 64, 8, 3))
-    else:
-        found.append(SampleConfig(1, 64, 4, 4))
-    return found
+    return [*found, SampleConfig(1, 64, 4, 3, True)] if tma and rows >= 64 <= cols else found
 
 
 def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, inner: int, along: bool) -> Tensor:
@@ -194,8 +181,10 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
     _check(x, values)
     x, values, tokens = x.contiguous(), values.contiguous(), x.shape[0]
     y = x.new_empty(tokens, outputs)
-    if not y.numel():
-        return y
+    if not y.numel() or not values.numel():
+        return y.zero_()
+    tma = _has_tma(x, values)
+    key = ("spread", width, inner, along, x.dtype, tokens, x.shape[1], outputs, tma)
 
     def launch(config: SpreadConfig) -> None:
         given: tuple[Any, Any] = (x, values)
@@ -205,15 +194,12 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
                 TensorDescriptor.from_tensor(x, [config.tokens, config.step]),
                 TensorDescriptor.from_tensor(values.view(-1, inner if along else width), tile),
             )
-        _spread[(outputs // width * triton.cdiv(tokens, config.tokens),)](
-            *given, y, *lists, tokens, x.shape[1], outputs, W=width, K=inner, ALONG=along, TOKENS=config.tokens,
-            STEP=config.step, TMA=config.tma, PRECISION=_precision(x), num_warps=config.warps,
-            num_stages=config.stages,
-        )  # fmt: skip
+        constants = (width, inner, along, config.tokens, config.step, config.tma, _precision(x))
+        programs = outputs // width * triton.cdiv(tokens, config.tokens)
+        run(_spread, programs, (*given, y, *lists, tokens, x.shape[1], outputs), constants, (key, config), config)
 
-    key = ("spread", width, inner, along, x.dtype, x.shape[1], outputs, triton.next_power_of_2(tokens))
     with torch.cuda.device_of(x):
-        launch(fastest(key, spread_configs(width, inner, x.dtype, _has_tma(x, values)), launch, x.device))
+        launch(fastest(key, spread_configs(width, inner, x.dtype, tma), launch, x.device))
     return y
 
 
@@ -226,22 +212,26 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
         groups: kept from call to call; see ``groups_of``.
     """
     _check(a, b)
-    a, b = a.contiguous(), b.contiguous()
+    a, b, tokens = a.contiguous(), b.contiguous(), a.shape[0]
     out = a.new_empty(lists.inner.numel() * rows * cols)
+    if not out.numel() or not tokens:
+        return out.zero_()
+    tma = _has_tma(a, b)
+    key = ("sample", rows, cols, a.dtype, tokens, a.shape[1], b.shape[1], tma)
 
     def launch(config: SampleConfig) -> None:
         if config.group not in groups:
             groups[config.group] = groups_of(lists, config.group)
-        chosen = groups[config.group]
-        _sample[(chosen.row.numel(),)](
-            a, b, out, lists.begin, lists.inner, *chosen, a.shape[0], a.shape[1], b.shape[1], R=rows, C=cols,
-            GROUP=config.group, STEP=config.step, PRECISION=_precision(a), num_warps=config.warps,
-            num_stages=config.stages,
-        )  # fmt: skip
+        chosen, given = groups[config.group], (a, b)
+        if config.tma:
+            tiles = [config.step, rows], [config.step, cols]
+            given = tuple(TensorDescriptor.from_tensor(*pair) for pair in zip((a, b), tiles, strict=True))
+        constants = (rows, cols, config.group, config.step, config.tma, _precision(a))
+        arguments = (*given, out, lists.begin, lists.inner, *chosen, tokens, a.shape[1], b.shape[1])
+        run(_sample, chosen.row.numel(), arguments, constants, (key, config), config)
 
-    key = ("sample", rows, cols, a.dtype, a.shape[1], b.shape[1], triton.next_power_of_2(a.shape[0]))
     with torch.cuda.device_of(a):
-        launch(fastest(key, sample_configs(rows, cols, a.dtype), launch, a.device))
+        launch(fastest(key, sample_configs(rows, cols, a.dtype, tma), launch, a.device))
     return out
 
 

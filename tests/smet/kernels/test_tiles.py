@@ -106,9 +106,14 @@ def kernels_of(block: tuple[int, int], element: str, dtype: torch.dtype, tma: bo
                 types["x"] = f"tensordesc<{element}[{config.tokens}, {config.step}]>"
                 types["values"] = f"tensordesc<{element}[{tile[0]}, {tile[1]}]>"
             yield tiles._spread, types, constants, config
-    for config in tiles.sample_configs(r, c, dtype):
-        constants = {"R": r, "C": c, "GROUP": config.group, "STEP": config.step, "PRECISION": "ieee"}
-        yield tiles._sample, dict.fromkeys(("a", "b", "out"), f"*{element}"), constants, config
+    for config in tiles.sample_configs(r, c, dtype, tma):
+        constants = {
+            "R": r, "C": c, "GROUP": config.group, "STEP": config.step, "TMA": config.tma, "PRECISION": "ieee",
+        }  # fmt: skip
+        types = dict.fromkeys(("a", "b", "out"), f"*{element}")
+        if config.tma:
+            types |= {name: f"tensordesc<{element}[{config.step}, {side}]>" for name, side in (("a", r), ("b", c))}
+        yield tiles._sample, types, constants, config
 
 
 @pytest.mark.parametrize(

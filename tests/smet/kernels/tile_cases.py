@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smet import compute
-from smet.kernels import tiles
+from smet.kernels import tiles, tuning
 from smet.linear import SparseLinear
 from smet.mask import BlockGrid, pack
 
@@ -85,16 +85,16 @@ def check_every_configuration(block: tuple[int, int], dtype: torch.dtype, tma: b
     cases = [
         (tiles.spread_configs(r, c, dtype, tma), "spread_configs", 0),
         (tiles.spread_configs(c, r, dtype, tma), "spread_configs", 1),
-        (tiles.sample_configs(r, c, dtype), "sample_configs", 2),
+        (tiles.sample_configs(r, c, dtype, tma), "sample_configs", 2),
     ]
     for configs, name, which in cases:
         for config in configs:
             original = getattr(tiles, name)
             setattr(tiles, name, lambda *_, config=config: [config])
-            tiles.chosen.clear()
+            tuning.chosen.clear()
             try:
                 found = products(layer, x, grad)[which]
             finally:
                 setattr(tiles, name, original)
-                tiles.chosen.clear()
+                tuning.chosen.clear()
             assert error(found, expected[which]) < BOUNDS[dtype], (config, block, dtype, error(found, expected[which]))
