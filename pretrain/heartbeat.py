@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ from pretrain.run_folder import RunFolder, write_atomically
 
 ALIVE = 60.0
 """Seconds, at least, between two signs of life of a rank on a busy host, other hosts' clocks included."""
+IDLE = 0.01
+"""Share of one processor that ranks without anything to do stay below, and a slow network's traffic does not."""
 TRAINING = "training"
 """The phase of forward and backward passes and the optimizer's step."""
 
@@ -61,6 +64,8 @@ class Heartbeat:
         """Whether this process has not done its first step yet."""
         self._told = (-1, False)
         """(progress, whether it was the last word) of the line that was said."""
+        self._beats: deque[tuple[float, float]] = deque(maxlen=5)
+        """(time, processor time of all threads but the heartbeat's) of the last beats."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -100,6 +105,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
+            self._beats.append((time.monotonic(), time.process_time() - time.thread_time()))
             still = time.time() - self.moved
             stuck = 0 < self.stuck_after < still
             slow = self._is_starting and 0 < self.start_within < still
@@ -122,6 +128,7 @@ class Heartbeat:
             if locked:
                 self.folder.append_event("stuck", self.step, **report)
         if locked:
+            time.sleep(3 * self.interval)  # until all have seen it: a rank that leaves makes the calls of others fail
             self._leave()
 
     def _may_speak(self, states: dict[int, dict[str, Any]]) -> bool:
@@ -147,8 +154,16 @@ class Heartbeat:
         if stuck:
             stack = self._stack()
             content["waiting"] = any(is_waiting(frame.filename) for frame in stack[-4:])
+            content["idle"] = self._is_idle()
             content["stack"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in stack]
         return content
+
+    def _is_idle(self) -> bool:
+        """Whether no thread of this process does anything; sending and adding up gradients is something."""
+        if len(self._beats) < 5:
+            return False
+        (begin, used), (end, used_by_then) = self._beats[0], self._beats[-1]
+        return used_by_then - used < IDLE * (end - begin)
 
     def _stack(self) -> traceback.StackSummary:
         frame = sys._current_frames().get(self._main or 0)

@@ -20,9 +20,9 @@ def is_waiting(file: str) -> bool:
 
 
 def is_deadlock(states: dict[int, State]) -> bool:
-    """Whether all ranks stand in the same step and wait for each other."""
+    """Whether all ranks stand in the same step and wait for each other, while none of them sends or computes."""
     alike = {(state["phase"], state["step"], state["progress"]) for state in states.values()}
-    return len(alike) == 1 and all(state.get("stuck") and state.get("waiting") for state in states.values())
+    return len(alike) == 1 and all(state.get(key) for state in states.values() for key in ("stuck", "waiting", "idle"))
 
 
 def laggards(states: dict[int, State], world_size: int, since: float = math.inf) -> dict[str, Any]:

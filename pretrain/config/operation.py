@@ -48,7 +48,7 @@ class OperationConfig:
     """Seconds without any progress after which the watchdog ends the run; 0 = never."""
     start_within: float = 120.0
     """The same for start-up and the first step, where it says at once which ranks are waited for, and ends the run only
-    if they all wait for each other; 0 = never."""
+    if they all wait for each other and none is at work; 0 = never."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""

@@ -47,7 +47,8 @@ CASES: dict[int, list[tuple[str, dict[str, Any], list[int]]]] = {
     1: [(variant, {}, [0, 5]) for variant in VARIANTS],
     2: [(variant, {}, bounds) for variant in ("untied", "tied") for bounds in every_cut(2)]
     + [(variant, {}, bounds) for variant in ("packed", "dense", "one-layer-dense", "erk", "by-gradient")
-       for bounds in ENDS],
+       for bounds in ENDS]
+    + [("one-layer-dense", {}, [0, 2, 5])],
     3: [(variant, {}, bounds) for variant in ("untied", "tied") for bounds in every_cut(3)],
     4: [(variant, {}, bounds) for variant in ("untied", "packed") for bounds in every_cut(4)]
     + [("tied", {"pipeline": 2}, bounds) for bounds in ENDS]
