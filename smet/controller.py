@@ -7,6 +7,7 @@ data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobo
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet.ages import AgeTable
+from smet.agreement import MaskMismatchError, require_same_result, require_same_start
 from smet.bank import MaskBank
 from smet.config import SmetConfig
 from smet.errors import ConfigError
@@ -23,14 +25,14 @@ from smet.exchange import Range, all_ranges, gather, redistribute
 from smet.growth import DenseGradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
+from smet.optimizer import TopologyPosition
 from smet.schedule import TopologySchedule
 from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
 from smet.topology import TopologyChange, block_scores, change_by_ranges
+from smet.wiring import fragments_of, require_served
 
-
-class MaskMismatchError(RuntimeError):
-    """Ranks that must hold the same masks do not."""
+__all__ = ["MaskMismatchError", "TopologyController", "UpdateReport"]
 
 
 @dataclass
@@ -76,7 +78,9 @@ class UpdateReport:
 class TopologyController:
     """Owns the masks' schedule and the clock of ``store.optimizer``.
 
-    Call ``before_step()`` before a step's first micro-batch and ``after_step()`` after its update.
+    Call ``before_step()`` before a step's first micro-batch and ``after_step()`` after its update. Both may also be
+    called around every micro-batch, and around steps that are skipped (``GradScaler``, accumulation in accelerate):
+    an update follows a step of the clock once.
 
     Args:
         model: has ``SparseLinear`` layers.
@@ -87,7 +91,8 @@ class TopologyController:
         shard, shards: which tensor-parallel part of how many the layers are.
 
     Raises:
-        ConfigError: ``topology_ranges`` is not a multiple of ``shards``, or does not divide a layer.
+        ConfigError: ``topology_ranges`` is not a multiple of ``shards``, or does not divide a layer; model, store and
+            bank do not belong together; replicas were built differently.
     """
 
     def __init__(
@@ -104,19 +109,36 @@ class TopologyController:
         self.shard, self.shards = shard, shards
         self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards
         self.schedule = TopologySchedule(config, total_steps)
-        self.updates_done = 0
-        self.last_code = 0
         all_layers = sparse_layers(model)
         self.all_layers = all_layers
         self.layers = {
             name: layer for name, layer in all_layers.items() if layer.values.requires_grad and not layer.is_full
         }
         self._check_ranges()
-        own = [store.fragment(layer.values).range for layer in self.layers.values()]
-        self._ranges = dict(zip(self.layers, all_ranges(own, store.group), strict=True))
-        self.gradients = DenseGradients(store.group)
+        dynamic = self.layers if config.dynamic else {}
+        require_served(dynamic, bank)
+        own = [fragment.range for fragment in fragments_of(dynamic, store).values()]
+        self._ranges = dict(zip(dynamic, all_ranges(own, store.group), strict=True))
+        self.gradients = DenseGradients(store.group, store.replicas)
         """Dense gradients of the step in progress, if it ends in an update that grows by them."""
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
+        self._ticks: int | None = store.ticks()
+        self._known: TopologyPosition | None = None
+        store.optimizer.driver = weakref.ref(self)
+        if store.optimizer.topology.seen is None:
+            store.optimizer.topology.seen = store.optimizer.steps_done
+        if store.group is None and store.replicas is not None:
+            require_same_start(self._settings(total_steps), store.replicas)
+
+    def _settings(self, total_steps: int) -> dict[str, str]:
+        """All that decides when the topology changes and how, beside the weights; to be compared over replicas."""
+        return {
+            "settings": repr(self.config),
+            "total_steps": str(total_steps),
+            "the optimizer's clocks": str(self.store.optimizer.steps_done),
+            "sparse layers": repr([(name, layer.grid, layer.active) for name, layer in self.layers.items()]),
+            "masks": self._all_masks(),
+        }
 
     def _check_ranges(self) -> None:
         found = []
@@ -139,25 +161,95 @@ class TopologyController:
         """The optimizer's age table."""
         return self.store.optimizer.ages
 
+    @property
+    def updates_done(self) -> int:
+        """Number of the last update, counted from 1; it travels with the optimizer's state."""
+        position = self.store.optimizer.topology
+        if position.updates_done is None:  # a state that was saved before it held the number
+            position.updates_done = self.schedule.updates_until(self.store.optimizer.steps_done)
+        return position.updates_done
+
+    @property
+    def last_code(self) -> int:
+        """Birth code of the blocks grown at the last update; 0 before the first."""
+        return self.store.optimizer.topology.last_code
+
     def before_step(self) -> None:
         """Ask the layers for dense gradients if this step ends in a gradient-grown update."""
+        self._take_position()
         if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
             return
+        if not self.store.optimizer.external_clock and self._gradients_are_zero():
+            self.gradients.stop(self.layers.values())  # of a step that was skipped
         self.gradients.collect(self.layers.values())
 
+    def _gradients_are_zero(self) -> bool:
+        grads = [layer.values.grad for layer in self.layers.values()]
+        return not any(grad is not None and bool(grad.any()) for grad in grads)
+
     def after_step(self) -> UpdateReport | None:
-        """Advance the clock if the step was applied, and update the topology when that is due."""
-        report = None
-        if self.store.step_applied():
-            optimizer = self.store.optimizer
-            if optimizer.external_clock:
-                optimizer.advance()
-            if self.schedule.due(optimizer.steps_done):
-                report = self.update()
+        """Advance the clock if the step was applied, and update the topology when that is due.
+
+        Raises:
+            ConfigError: the clock has run past an update since the last call, another controller has taken the
+                optimizer over, or masks and optimizer state were loaded from different steps.
+        """
+        self._take_position()
+        optimizer, ticks = self.store.optimizer, self.store.ticks()
+        stepped, self._ticks = ticks != self._ticks, ticks
+        if optimizer.external_clock and stepped and self.store.step_applied():
+            optimizer.advance()
+        report = self.update() if self._update_is_due() else None
         for layer in self.all_layers.values():
             layer.drop_dense_weight()
-        self.gradients.stop(self.layers.values())
+        if stepped or not self.gradients.finite():  # else the step goes on: its gradients are still being added up
+            self.gradients.stop(self.layers.values())
         return report
+
+    def _update_is_due(self) -> bool:
+        """Whether the clock has just come to a step that an update follows. True once per step."""
+        position, now = self.store.optimizer.topology, self.store.optimizer.steps_done
+        before, position.seen = position.seen, now
+        if before is None or before == now:
+            return False
+        following = self.schedule.next_due(before)
+        if following is not None and following < now:
+            raise ConfigError(
+                f"the optimizer took {now - before} steps since the last after_step(), past the topology update due "
+                f"after step {following}; call after_step() after every optimizer step"
+            )
+        return self.schedule.due(now)
+
+    def _take_position(self) -> None:
+        """Go on from the place in the schedule that the optimizer holds: it may have been loaded since."""
+        optimizer = self.store.optimizer
+        if optimizer.driver is None or optimizer.driver() is not self:
+            raise ConfigError(
+                "another TopologyController was made over this optimizer; keep one, over all layers of the optimizer"
+            )
+        if self._known is optimizer.topology:
+            return
+        self._require_own_masks()
+        self._known = optimizer.topology
+
+    def _all_masks(self) -> str:
+        """Digest of all masks, frozen layers' too. Collective where masks are sharded."""
+        own = {name: digest(self.bank.bits(layer)) for name, layer in self.all_layers.items() if not layer.is_full}
+        self.bank.release()
+        return combined_digest(own)
+
+    def _require_own_masks(self) -> None:
+        """Compare the masks with those by which the optimizer's state is stored; engines see to that themselves."""
+        position = self.store.optimizer.topology
+        if self.store.optimizer.external_clock or not self.config.dynamic:
+            return
+        masks = self._all_masks()
+        if position.masks not in ("", masks):
+            raise ConfigError(
+                "the masks are not those by which the optimizer's state is stored; load the model's and the "
+                "optimizer's state of the same step, or begin with a new optimizer"
+            )
+        position.masks = masks
 
     @torch.no_grad()
     def update(self) -> UpdateReport:
@@ -167,6 +259,7 @@ class TopologyController:
             MaskMismatchError: ranks ended with different masks.
         """
         begin = time.perf_counter()
+        self._require_own_masks()
         step = self.store.optimizer.steps_done
         report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
         young = self._young_codes(step)  # before open(), which may give one of the old codes out again
@@ -177,10 +270,12 @@ class TopologyController:
             digests[name] = digest(bits)
             report.density[name] = layer.density
         self.store.publish()
-        self.updates_done += 1
-        self.last_code = code
+        position = self.store.optimizer.topology
+        position.updates_done, position.last_code = report.update, code
+        if position.masks:
+            position.masks = self._all_masks()
         report.digest = combined_digest(digests)
-        self._require_agreement(report.digest)
+        require_same_result(digests, self._whole_state(), self.store.replicas)
         report.seconds = time.perf_counter() - begin
         return report
 
@@ -232,13 +327,12 @@ class TopologyController:
             tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
         fragment.state["birth"][own_grown] = code
 
-    def _require_agreement(self, own: str) -> None:
-        if self.store.group is None:
-            return
-        digests: list[Any] = [None] * dist.get_world_size(self.store.group)
-        dist.all_gather_object(digests, own, group=self.store.group)
-        if len(set(digests)) > 1:
-            raise MaskMismatchError(f"masks differ over data-parallel ranks after a topology update: {digests}")
+    def _whole_state(self) -> dict[str, list[Tensor]]:
+        """Weights and their state by layer, where every rank has all of them."""
+        if self.store.group is not None:
+            return {}
+        fragments = {name: self.store.fragment(layer.values) for name, layer in self.layers.items()}
+        return {name: [part.master, *part.state.values()] for name, part in fragments.items()}
 
     def mask_digest(self) -> str:
         """Digest of all masks of this rank's layers. Collective where masks are sharded."""
@@ -257,6 +351,11 @@ class TopologyController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
-        self.store.optimizer.steps_done = state["steps_done"]
-        self.updates_done, self.last_code = state["updates_done"], state["last_code"]
+        optimizer = self.store.optimizer
+        loaded = optimizer.topology is not self._known  # by the optimizer's own state, which also names the masks
+        optimizer.steps_done = state["steps_done"]
+        optimizer.topology = TopologyPosition(
+            state["updates_done"], state["last_code"], optimizer.topology.masks if loaded else "", state["steps_done"]
+        )
         self.ages.load_state_dict(state["ages"])
+        self._ticks = None  # an engine may have gone back too

@@ -12,6 +12,7 @@ With every weight at age t and r = 1 this is torch.optim.AdamW.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,22 @@ from torch import Tensor
 
 from smet import kernels
 from smet.ages import AgeTable, Remedies
+from smet.errors import ConfigError
+from smet.kernels import checks
+
+
+@dataclass
+class TopologyPosition:
+    """Where the schedule of topology updates stands: it belongs to the state that the updates have moved."""
+
+    updates_done: int | None = 0
+    """Number of the last update; None after loading a state that was saved without it."""
+    last_code: int = 0
+    """Birth code of the blocks grown at the last update."""
+    masks: str = ""
+    """Digest of the masks in whose order the state is stored; empty where nobody has said."""
+    seen: int | None = None
+    """The optimizer step after which the topology was looked at last; None before anybody has."""
 
 
 class SmetAdamW(torch.optim.Optimizer):
@@ -35,6 +52,9 @@ class SmetAdamW(torch.optim.Optimizer):
         external_clock: True where an engine may call ``step`` any number of times per optimizer
             step (ZeRO-3 calls it once per sub-group, some engines once before training). Then
             nothing happens before ``start()``, and only ``advance()`` moves time.
+
+    Raises:
+        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor``, complex, sparse).
     """
 
     def __init__(
@@ -50,12 +70,31 @@ class SmetAdamW(torch.optim.Optimizer):
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_factor": 1.0, "aged": False,
         }  # fmt: skip
+        self.ages = AgeTable(0.0, 0.0, remedies or Remedies())
         super().__init__(params, defaults)
-        beta1, beta2 = (max(group["betas"][index] for group in self.param_groups) for index in (0, 1))
-        self.ages = AgeTable(beta1, beta2, remedies or Remedies())
         self.steps_done = 0
+        self.topology = TopologyPosition()
+        """Replaced by another object when a state is loaded."""
+        self.driver: Any = None
+        """Weak reference to the controller that changes the topology of what is optimized here, if there is one."""
         self.external_clock = external_clock
         self._running = not external_clock
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See ``torch.optim.Optimizer``. Parameters given at first come this way too, and all are checked here.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for index, param in enumerate(group["params"]):
+                _check_parameter(f"parameter {index} of group '{group.get('name', len(self.param_groups) - 1)}'", param)
+        except ConfigError:
+            del self.param_groups[-1]
+            raise
+        self._slowest_betas()
 
     def start(self) -> None:
         """Let ``step`` change weights from now on (with ``external_clock``)."""
@@ -70,13 +109,19 @@ class SmetAdamW(torch.optim.Optimizer):
         state = self.state[param]
         if "exp_avg" not in state:
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-            state["exp_avg"] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros(param.shape, dtype=dtype, device=param.device)
             if aged:
-                state["birth"] = torch.zeros_like(param, dtype=torch.uint8, requires_grad=False)
+                state["birth"] = torch.zeros(param.shape, dtype=torch.uint8, device=param.device)
             if param.dtype not in (torch.float32, torch.float64):
-                state["master"] = param.detach().to(dtype, copy=True)
+                state["master"] = param.detach().to(dtype, copy=True).contiguous()
         return state
+
+    def _slowest_betas(self) -> None:
+        """Codes mature by the slowest decay there has been: groups come later, and schedulers change betas."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            self.ages.beta1, self.ages.beta2 = max(self.ages.beta1, beta1), max(self.ages.beta2, beta2)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -91,6 +136,7 @@ class SmetAdamW(torch.optim.Optimizer):
                 loss = closure()
         if not self._running:
             return loss
+        self._slowest_betas()
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
@@ -101,28 +147,88 @@ class SmetAdamW(torch.optim.Optimizer):
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.ensure_state(param, group["aged"])
-        master = state.get("master", param)
+        master = state.get("master", param).detach()
+        _check_state(param, grad, master, state)
         beta1, beta2 = group["betas"]
         lr = float(group["lr"]) * group["lr_factor"]
         step_size, correction = self.ages.tables(self.steps_done + 1, lr, master, (beta1, beta2))
+        flat = master.reshape(-1)  # a copy where the memory has another order (channels_last)
         kernels.adamw(
-            master.detach().view(-1), grad.reshape(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1),
+            flat, grad.reshape(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1),
             state["birth"].view(-1) if "birth" in state else None,
             step_size, correction, beta1, beta2, group["eps"], lr * group["weight_decay"],
         )  # fmt: skip
+        if not master.is_contiguous():
+            master.copy_(flat.view_as(master))
         if "master" in state:
             param.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict, plus the clock and the age table under ``smet``."""
-        return {**super().state_dict(), "smet": {"steps_done": self.steps_done, **self.ages.state_dict()}}
+        """torch's state dict, plus the clock, the age table and the place in the topology's schedule under ``smet``."""
+        own = {"steps_done": self.steps_done, **self.ages.state_dict(), "topology": asdict(self.topology)}
+        return {**super().state_dict(), "smet": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore ``state_dict``; birth codes keep their one-byte type."""
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "smet"})
+        """Restore ``state_dict``; birth codes keep their one-byte type.
+
+        Raises:
+            ConfigError: it was not saved by this class, or by one over parameters of other sizes. Nothing is changed.
+        """
+        own = state_dict.get("smet")
+        if own is None:
+            raise ConfigError(
+                f"the optimizer state has the entries {', '.join(map(str, state_dict))} and no 'smet', expected one "
+                "saved by SmetAdamW: its clock and ages cannot be guessed"
+            )
         params = [param for group in self.param_groups for param in group["params"]]
+        if not self.external_clock:  # an engine's partitions may be cut anew before they are loaded
+            _check_sizes(state_dict["state"], params)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "smet"})
         for index, saved in state_dict["state"].items():  # torch casts state to the parameter's dtype: undo that
             for key, value in saved.items():
-                self.state[params[index]][key] = value.to(params[index].device, copy=True)
-        self.steps_done = state_dict["smet"]["steps_done"]
-        self.ages.load_state_dict(state_dict["smet"])
+                self.state[params[index]][key] = value.to(params[index].device, copy=True).contiguous()
+        self.steps_done = own["steps_done"]
+        self.ages.load_state_dict(own)
+        older = {"updates_done": None if self.steps_done else 0, "seen": self.steps_done}
+        self.topology = TopologyPosition(**own.get("topology", older))
+        if self.topology.seen is None:
+            self.topology.seen = self.steps_done
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles and copies carry: torch keeps only its own three entries."""
+        own = ("ages", "steps_done", "topology", "external_clock", "_running")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "driver": None}
+
+
+def _check_parameter(name: str, param: Tensor) -> None:
+    """Refuse what this optimizer has no rule for, before anything is trained."""
+    checks.real(name, param)
+    if param.is_meta:
+        raise ConfigError(f"{name} is on the meta device; materialise the model before you make its optimizer")
+
+
+def _check_state(param: Tensor, grad: Tensor, master: Tensor, state: dict[str, Tensor]) -> None:
+    """Refuse a gradient of another kind, and state that does not fit its parameter any more."""
+    checks.plain(f"the gradient of a parameter of shape {tuple(param.shape)}", grad)
+    moment = state["exp_avg"]
+    if (moment.dtype, moment.device, moment.shape) != (master.dtype, master.device, master.shape):
+        raise ConfigError(
+            f"a parameter is {_kind(master)} now and was {_kind(moment)} when its optimizer state was made; "
+            "convert or move the model before you make its optimizer"
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+
+def _check_sizes(state: dict[int, dict[str, Tensor]], params: list[Tensor]) -> None:
+    for index, saved in state.items():
+        if index >= len(params):
+            continue  # torch says how many there should be
+        for key, value in saved.items():
+            if value.shape != params[index].shape:
+                raise ConfigError(
+                    f"the optimizer state has '{key}' of shape {tuple(value.shape)} for parameter {index}, which has "
+                    f"{tuple(params[index].shape)}: it is of a model of another shape or density"
+                )

@@ -25,6 +25,16 @@ class TopologySchedule:
         config = self.config
         return config.dynamic and step > 0 and step % config.update_interval == 0 and step <= self.last_step
 
+    def next_due(self, step: int) -> int | None:
+        """The first step after ``step`` that an update follows; None where none does."""
+        interval = self.config.update_interval
+        following = (step // interval + 1) * interval if interval else 0
+        return following if self.due(following) else None
+
+    def updates_until(self, step: int) -> int:
+        """Updates that follow the steps up to ``step``."""
+        return min(step, self.last_step) // self.config.update_interval if self.config.dynamic else 0
+
     def prune_fraction(self, step: int) -> float:
         """zeta(t): the fraction of active blocks replaced at the update after ``step``.
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smet.agreement import default_replicas, usable
+from smet.errors import ConfigError
+from smet.kernels.checks import plain
 from smet.optimizer import SmetAdamW
 
 
@@ -40,6 +43,8 @@ class ParameterStore(Protocol):
     optimizer: SmetAdamW
     group: dist.ProcessGroup | None
     """Ranks over which fragments of a parameter are spread; None = this rank has all of it."""
+    replicas: dist.ProcessGroup | None
+    """Ranks that hold the same layers and average their gradients, so that they decide alike; None = this one alone."""
 
     def fragment(self, param: nn.Parameter) -> Fragment:
         """This rank's fragment of ``param``; empty where it owns nothing."""
@@ -50,6 +55,9 @@ class ParameterStore(Protocol):
     def step_applied(self) -> bool:
         """Whether the engine's last step changed weights (False after an overflow)."""
 
+    def ticks(self) -> int:
+        """A number that changes whenever gradients were used up: with a step, and with one that the engine left out."""
+
     def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """(kind, optimizer group name, tensor) of everything held on this rank now.
 
@@ -58,40 +66,82 @@ class ParameterStore(Protocol):
 
 
 class LocalStore:
-    """The whole of every parameter on this rank, updated by ``SmetAdamW`` itself."""
+    """The whole of every parameter on this rank, updated by ``SmetAdamW`` itself.
 
-    def __init__(self, optimizer: SmetAdamW):
+    Args:
+        optimizer: over ``parameter_groups(model, config)``.
+        replicas: ranks that train the same model together and average its gradients, as DistributedDataParallel
+            does; all ranks of torch.distributed where nothing is said and it is initialised. None = this rank trains
+            a model of its own. Where each rank holds another shard of the model, the ranks that hold this one's.
+
+    Raises:
+        ConfigError: another optimizer, or a group that this rank is not in.
+    """
+
+    def __init__(self, optimizer: SmetAdamW, replicas: dist.ProcessGroup | Literal["all"] | None = "all"):
+        if not isinstance(optimizer, SmetAdamW):
+            inside = getattr(optimizer, "optimizer", None)
+            raise ConfigError(
+                f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}, expected "
+                + ("the SmetAdamW inside it: LocalStore(optimizer.optimizer)" if isinstance(inside, SmetAdamW)
+                   else "smet.SmetAdamW over smet.parameter_groups(model, config)")
+            )  # fmt: skip
         self.optimizer = optimizer
         self.group: dist.ProcessGroup | None = None
-        self._group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
+        self.replicas = default_replicas() if isinstance(replicas, str) else usable(replicas)
+        self._group_of: dict[Tensor, dict[str, Any]] = {}
+
+    def _options(self, param: nn.Parameter) -> dict[str, Any]:
+        if param not in self._group_of:  # groups may be added later
+            self._group_of = {param: group for group in self.optimizer.param_groups for param in group["params"]}
+        if param not in self._group_of:
+            raise ConfigError(
+                f"a parameter of shape {tuple(param.shape)} is not in the optimizer; make the optimizer over "
+                "parameter_groups(model, config) of the model as it is now"
+            )
+        return self._group_of[param]
 
     def fragment(self, param: nn.Parameter) -> Fragment:
-        """The whole of ``param``."""
-        state = self.optimizer.ensure_state(param, self._group_of[param]["aged"])
+        """The whole of ``param``.
+
+        Raises:
+            ConfigError: it is not in the optimizer, or not an ordinary tensor.
+        """
+        options = self._options(param)
+        plain("a parameter", param)
+        state = self.optimizer.ensure_state(param, options["aged"])
         views = {key: value.view(-1) for key, value in state.items()}
-        master = views.pop("master", param.detach().view(-1))
-        return Fragment(0, param.numel(), master, views)
+        master = views.pop("master", param.detach())
+        if not master.is_contiguous():
+            raise ConfigError(f"values with strides {master.stride()} are no vector in memory; make them contiguous()")
+        return Fragment(0, param.numel(), master.view(-1), views)
 
     def publish(self) -> None:
         """Round fp32 masters into 16-bit parameters, where there are any."""
-        for param in self._group_of:
-            master = self.optimizer.state[param].get("master")
-            if master is not None:
-                param.detach().copy_(master)
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                master = self.optimizer.state[param].get("master")
+                if master is not None:
+                    param.detach().copy_(master)
 
     def step_applied(self) -> bool:
-        """Plain torch never skips a step."""
+        """Whether the clock has moved is all that there is to know: a step that was skipped is not seen here."""
         return True
+
+    def ticks(self) -> int:
+        """The optimizer's clock."""
+        return self.optimizer.steps_done
 
     def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """See ``ParameterStore``."""
-        for param, group in self._group_of.items():
+        for group in self.optimizer.param_groups:
             name = group.get("name", "all")
-            yield "weights", name, param.detach()
-            if param.grad is not None:
-                yield "gradients", name, param.grad
-            for key, value in self.optimizer.state[param].items():
-                yield state_kind(key), name, value
+            for param in group["params"]:
+                yield "weights", name, param.detach()
+                if param.grad is not None:
+                    yield "gradients", name, param.grad
+                for key, value in self.optimizer.state[param].items():
+                    yield state_kind(key), name, value
 
 
 def state_kind(key: str) -> str:

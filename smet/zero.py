@@ -45,6 +45,7 @@ class ZeroStore:
         self.stage3 = kind == "DeepSpeedZeroOptimizer_Stage3"
         ranks = dist.get_world_size(self.zero.dp_process_group)
         self.group: dist.ProcessGroup | None = self.zero.dp_process_group if ranks > 1 else None
+        self.replicas = self.group
         self._vetoed = False
         for flat, options in self._partitions():
             self.optimizer.ensure_state(flat, options["aged"])
@@ -163,6 +164,10 @@ class ZeroStore:
     def step_applied(self) -> bool:
         """Whether the engine's last ``step`` changed weights."""
         return bool(self.engine.was_step_applied())
+
+    def ticks(self) -> int:
+        """Steps of the engine, with those that it left out."""
+        return int(self.engine.global_steps)
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradients, before clipping; inf after an overflow."""

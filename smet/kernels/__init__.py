@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from smet.errors import ConfigError, nearest
-from smet.kernels import reference
+from smet.kernels import checks, reference
 from smet.mask import BlockGrid
 
 __all__ = ["adamw", "compress", "describe", "expand"]
@@ -108,14 +108,26 @@ def describe(device: str | None = None) -> str:
 
 
 def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
-    """Scatter active values into a dense matrix ``(rows, cols)``; see ``reference.expand``."""
+    """Scatter active values into a dense matrix ``(rows, cols)``; see ``reference.expand``.
+
+    Raises:
+        ConfigError: an argument is no plain tensor; see ``checks.plain``.
+    """
+    checks.plain("mask", bits)
+    checks.plain("values", values)
     if values.requires_grad and torch.is_grad_enabled():  # the fast versions leave no trace for autograd
         return reference.expand(bits, values, grid)
     return choose(values.device.type).kernels.expand(bits, values, grid)
 
 
 def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
-    """Gather the active tiles of ``matrix`` ``(rows, cols)``; see ``reference.compress``."""
+    """Gather the active tiles of ``matrix`` ``(rows, cols)``; see ``reference.compress``.
+
+    Raises:
+        ConfigError: an argument is no plain tensor; see ``checks.plain``.
+    """
+    checks.plain("mask", bits)
+    checks.plain("dense gradient", matrix)
     if matrix.requires_grad and torch.is_grad_enabled():
         return reference.compress(matrix, bits, grid, active)
     return choose(matrix.device.type).kernels.compress(matrix, bits, grid, active)
@@ -134,7 +146,12 @@ def adamw(
     eps: float,
     decay: float,
 ) -> None:
-    """One AdamW step in place over flat vectors, with per-age step sizes; see ``reference.adamw``."""
+    """One AdamW step in place over flat vectors, with per-age step sizes; see ``reference.adamw``.
+
+    Raises:
+        ConfigError, RuntimeError: arguments that do not fit; see ``checks.adamw``.
+    """
+    checks.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction)
     choose(weight.device.type).kernels.adamw(
         weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay
     )

@@ -84,7 +84,7 @@ def test_paper_pitfall_first_update_of_a_regrown_weight_has_age_one() -> None:
 def test_paper_pitfall_the_naive_first_update_is_3_lr() -> None:
     """What the test above excludes does happen late in a run without the remedy."""
     run = Run(warmup_steps=0, bias_correction="global")
-    run.optimizer.steps_done = 50_000
+    run.controller.load_state_dict({**run.controller.state_dict(), "steps_done": 50_000})
     run.until_update()
     grown = run.grown()
     run.step(0.7)

@@ -136,6 +136,7 @@ def test_a_loaded_state_shares_nothing_with_the_one_it_came_from() -> None:
     run, other = Run(torch.float32), Run(torch.float32)
     run.train(0, 4)
     state = run.optimizer.state_dict()
+    other.model.load_state_dict(run.model.state_dict())
     other.optimizer.load_state_dict(state)
     before = [tensor.clone() for tensor in tensors(run)]
     other.train(4, 8)

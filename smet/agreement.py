@@ -1,0 +1,108 @@
+"""Ranks that hold the same model have to decide alike: they compare what they decide from, and what came of it.
+
+*Replicas* are such ranks. They are not the ranks over which an engine cuts one parameter: under
+DistributedDataParallel every rank has the whole of every parameter, and all of them are replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smet.errors import ConfigError
+
+CHUNK = 1 << 20
+"""Words that ``fingerprint`` adds up at a time."""
+
+
+class MaskMismatchError(RuntimeError):
+    """Ranks that must hold the same masks, or the same weights, do not."""
+
+
+def default_replicas() -> dist.ProcessGroup | None:
+    """All ranks of the job where torch.distributed runs several, else None."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.group.WORLD
+    return None
+
+
+def usable(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """``group``, or None where it is this rank alone.
+
+    Raises:
+        ConfigError: this rank is not in it.
+    """
+    if group is None:
+        return None
+    if dist.get_rank(group) < 0:
+        raise ConfigError("this rank is not in the group of replicas that it was given; give each rank its own group")
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """Two int64 sums over the bits of ``tensors`` and their order; equal tensors give equal sums on every device.
+
+    Integers are added exactly in any order, so it needs one pass at the speed of memory, and nobody waits.
+    """
+    found = None
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().view(-1)
+        words = {8: torch.int64, 4: torch.int32, 2: torch.int16}.get(flat.element_size(), torch.uint8)
+        for number, chunk in enumerate(flat.view(words).split(CHUNK)):
+            numbers = chunk.long()
+            places = torch.arange(1, numbers.numel() + 1, device=flat.device)
+            sums = torch.stack([numbers.sum(), (numbers * places).sum() * (2 * number + 1)])
+            found = sums if found is None else found * 31 + sums
+    return torch.zeros(2, dtype=torch.int64) if found is None else found
+
+
+def differing(own: Mapping[str, Any], group: dist.ProcessGroup | None) -> list[str]:
+    """Keys whose values are not the same on all ranks of ``group``. Collective; the same list on every rank."""
+    if group is None:
+        return []
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, dict(own), group=group)
+    keys = dict.fromkeys(key for one in gathered for key in one)
+    return [key for key in keys if any(one.get(key) != gathered[0].get(key) for one in gathered)]
+
+
+def require_same_start(own: Mapping[str, str], group: dist.ProcessGroup | None) -> None:
+    """Refuse replicas that would decide differently from the first update on. Collective.
+
+    Raises:
+        ConfigError: ``own`` differs between ranks; on every rank.
+    """
+    if found := differing(own, group):
+        raise ConfigError(
+            f"{', '.join(found)} differ between the ranks of torch.distributed, which are taken for replicas of one "
+            "model; where they are not, say LocalStore(optimizer, replicas=None), or name the group of those that are"
+        )
+
+
+def require_same_result(
+    masks: Mapping[str, str], tensors: Mapping[str, Iterable[Tensor]], group: dist.ProcessGroup | None
+) -> None:
+    """Compare masks, and weights with their state, over ``group``. Collective.
+
+    Args:
+        masks: digest of each layer's mask.
+        tensors: what else must be equal, by layer.
+
+    Raises:
+        MaskMismatchError: they differ; on every rank.
+    """
+    if group is None:
+        return
+    own: dict[str, Any] = {f"mask of {name}": value for name, value in masks.items()}
+    own |= {f"weights and moments of {name}": fingerprint(parts).tolist() for name, parts in tensors.items()}
+    if found := differing(own, group):
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise MaskMismatchError(
+            f"{shown} differ over the {dist.get_world_size(group)} ranks of one model after a topology update: average "
+            "gradients over all of them (DistributedDataParallel), or say LocalStore(optimizer, replicas=None) where "
+            "each rank trains a model of its own"
+        )

@@ -1,0 +1,58 @@
+"""Whether model, optimizer, store and bank belong together: told at once, all of it, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smet.bank import MaskBank
+from smet.errors import ConfigError
+from smet.linear import SparseLinear
+from smet.store import Fragment, ParameterStore
+
+REMEDY = "make the optimizer over parameter_groups(model, config)"
+
+
+def fragments_of(layers: Mapping[str, SparseLinear], store: ParameterStore) -> dict[str, Fragment]:
+    """Each layer's fragment.
+
+    Raises:
+        ConfigError: ``store`` is no store, an optimizer does not hold a layer, does not age it, or has only part of
+            it where it should have all.
+    """
+    if not hasattr(store, "fragment"):
+        raise ConfigError(f"store is a {type(store).__name__}, expected LocalStore(optimizer) or ZeroStore(engine)")
+    found: dict[str, Fragment] = {}
+    problems, ageless = [], []
+    for name, layer in layers.items():
+        try:
+            found[name] = fragment = store.fragment(layer.values)
+        except ConfigError as error:
+            problems += [f"{name}: {text}" for text in error.problems]
+            continue
+        size = layer.active * layer.grid.block_size
+        if fragment.total != size:
+            problems.append(f"{name} has {size} active weights, its parameter {fragment.total}: it was cut by others")
+        if "birth" not in fragment.state:
+            ageless.append(name)
+    if ageless:
+        problems.append(
+            f"the optimizer's groups do not age the values of {len(ageless)} of {len(layers)} sparse layers "
+            f"({', '.join(ageless[:3])}), whose topology changes; {REMEDY}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def require_served(layers: Mapping[str, SparseLinear], bank: Any) -> None:
+    """Refuse a bank that was made of another model.
+
+    Raises:
+        ConfigError: a layer's mask is served by nobody, or by another bank.
+    """
+    if not isinstance(bank, MaskBank):
+        raise ConfigError(f"bank is a {type(bank).__name__}, expected MaskBank(model)")
+    for name, layer in layers.items():
+        if layer.source is not (bank if bank.sharded else None):
+            raise ConfigError(f"the mask of {name} is served by another MaskBank; make one of this model")
