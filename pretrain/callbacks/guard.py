@@ -82,6 +82,7 @@ class GuardCallback(Callback):
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Take note of the step, applied or skipped."""
         if record["skipped"]:
+            record["grad_norm"] = min(record["grad_norm"], self._norm)  # what stops DeepSpeed it calls infinite
             self._note_skip(trainer, record)
         else:
             self.loss.add(record["loss"])

@@ -154,6 +154,9 @@ def test_trouble_of_one_rank_is_skipped_by_all(corpus: str, tmp_path: Path) -> N
         assert told[2]["why"].startswith("gradient norm") and "deviations above the last 17 steps" in told[2]["why"]
         assert "step 20: gradient norm" in ranks[0]["screen"]
         assert "step skipped (3 skipped so far)" in ranks[0]["screen"]
+        metrics = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [metrics[step - 1]["skipped"] for step in (3, 5, 20)] == [True] * 3
+        assert metrics[2]["grad_norm"] is None and metrics[4]["grad_norm"] < 1e3 < metrics[19]["grad_norm"]
         # Step 3 had gradients that are not finite; steps 5 and 20 had not, and nobody may say so.
         assert len(ranks[0]["announced"]) == 1 and "non-finite" in ranks[0]["announced"][0], (name, ranks)
         assert ranks[1]["announced"] == [], name

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"sparsity__density": 1.0, "sparsity__update_interval": 0},
     "one-layer-dense": {"sparsity__exclude": ["*embed*", "*lm_head*", "*layers.1*"]},
     "erk": {"sparsity__distribution": "erk", "train__precision": "bf16"},
+    "offloaded": {"deepspeed__zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
     "by-gradient": {"sparsity__growth": "gradient", "train__activation_checkpointing": True},
 }
 
@@ -46,7 +47,7 @@ ENDS = [[0, 1, 5], [0, 4, 5]]
 CASES: dict[int, list[tuple[str, dict[str, Any], list[int]]]] = {
     1: [(variant, {}, [0, 5]) for variant in VARIANTS],
     2: [(variant, {}, bounds) for variant in ("untied", "tied") for bounds in every_cut(2)]
-    + [(variant, {}, bounds) for variant in ("packed", "dense", "one-layer-dense", "erk", "by-gradient")
+    + [(variant, {}, bounds) for variant in ("packed", "dense", "one-layer-dense", "erk", "offloaded", "by-gradient")
        for bounds in ENDS]
     + [("one-layer-dense", {}, [0, 2, 5])],
     3: [(variant, {}, bounds) for variant in ("untied", "tied") for bounds in every_cut(3)],
