@@ -7,44 +7,47 @@ time. Who knows that nothing which matters has changed since the last launch can
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor
 
 ALIGNED = 16
 """Bytes; Triton compiles one kernel for tensors that begin at a multiple, and others for those that do not."""
+NOTHING: AbstractContextManager[Any] = nullcontext()
 _kept: dict[Hashable, Any] = {}
 
 
-class Options(Protocol):
-    """Of how one program works, what Triton wants to know."""
-
-    @property
-    def warps(self) -> int: ...
-
-    @property
-    def stages(self) -> int: ...
-
-
 def run(
-    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: tuple[Any, ...], key: Hashable, options: Options
-) -> None:
+    kernel: Any, programs: tuple[int, int], arguments: tuple[Any, ...], constants: tuple[Any, ...],
+    key: Hashable | None, **options: int,
+) -> None:  # fmt: skip
     """Launch ``kernel`` over ``programs`` programs on the current device.
 
     Args:
         arguments: those before the constants.
         constants: the kernel's ``constexpr`` arguments, which come last.
-        key: tells everything that decides about the compiled kernel: all numbers, constants and dtypes. Where tensors
-            begin is looked at here.
+        key: tells everything that decides about the compiled kernel: all numbers, constants and dtypes, the device and
+            whether every tensor is ``aligned``; None = do not keep it.
+        options: as Triton takes them, such as ``num_warps``.
     """
-    first = arguments[0]
-    device = (first if isinstance(first, Tensor) else first.base).device
-    aligned = all(not (isinstance(given, Tensor) and given.data_ptr() % ALIGNED) for given in arguments)
-    key = (key, device)
-    known = _kept.get(key) if aligned else None
+    known = _kept.get(key) if key is not None else None
     if known is not None:
-        known[(programs, 1, 1)](*arguments, *constants)
+        known[programs + (1,)](*arguments, *constants)  # noqa: RUF005 (Python 3.10 knows no star in an index)
         return
-    made = kernel[(programs,)](*arguments, *constants, num_warps=options.warps, num_stages=options.stages)
-    if aligned and made is not None:  # the interpreter compiles nothing
+    made = kernel[programs](*arguments, *constants, **options)
+    if key is not None and made is not None:  # the interpreter compiles nothing
         _kept[key] = made
+
+
+def aligned(*tensors: Tensor) -> bool:
+    """Whether all of them begin where Triton's usual kernels expect it."""
+    return not any(tensor.data_ptr() % ALIGNED for tensor in tensors)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which the device of ``tensor`` is the current one; it mostly is, and then costs nothing."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return NOTHING
+    return torch.cuda.device(tensor.device)

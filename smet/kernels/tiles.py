@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from smet.kernels.launch import run
+from smet.kernels.launch import aligned, on_device_of, run
 from smet.kernels.tuning import fastest
 
 SIDES = (16, 32, 64, 128)
@@ -183,8 +183,9 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
     y = x.new_empty(tokens, outputs)
     if not y.numel() or not values.numel():
         return y.zero_()
-    tma = _has_tma(x, values)
-    key = ("spread", width, inner, along, x.dtype, tokens, x.shape[1], outputs, tma)
+    usual = aligned(x, values)
+    tma = usual and _worth_descriptors(x, tokens * values.numel())
+    key = ("spread", width, inner, along, x.dtype, tokens, x.shape[1], outputs, usual, x.device)
 
     def launch(config: SpreadConfig) -> None:
         given: tuple[Any, Any] = (x, values)
@@ -195,11 +196,14 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
                 TensorDescriptor.from_tensor(values.view(-1, inner if along else width), tile),
             )
         constants = (width, inner, along, config.tokens, config.step, config.tma, _precision(x))
-        programs = outputs // width * triton.cdiv(tokens, config.tokens)
-        run(_spread, programs, (*given, y, *lists, tokens, x.shape[1], outputs), constants, (key, config), config)
+        programs = (outputs // width * triton.cdiv(tokens, config.tokens), 1)
+        run(
+            _spread, programs, (*given, y, *lists, tokens, x.shape[1], outputs), constants,
+            (key, config, constants[-1]) if usual else None, num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
 
-    with torch.cuda.device_of(x):
-        launch(fastest(key, spread_configs(width, inner, x.dtype, tma), launch, x.device))
+    with on_device_of(x):
+        launch(fastest(key, lambda: spread_configs(width, inner, x.dtype, tma), launch, x.device))
     return y
 
 
@@ -216,8 +220,9 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
     out = a.new_empty(lists.inner.numel() * rows * cols)
     if not out.numel() or not tokens:
         return out.zero_()
-    tma = _has_tma(a, b)
-    key = ("sample", rows, cols, a.dtype, tokens, a.shape[1], b.shape[1], tma)
+    usual = aligned(a, b)
+    tma = usual and _worth_descriptors(a, tokens * out.numel())
+    key = ("sample", rows, cols, a.dtype, tokens, a.shape[1], b.shape[1], usual, a.device)
 
     def launch(config: SampleConfig) -> None:
         if config.group not in groups:
@@ -227,11 +232,14 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
             tiles = [config.step, rows], [config.step, cols]
             given = tuple(TensorDescriptor.from_tensor(*pair) for pair in zip((a, b), tiles, strict=True))
         constants = (rows, cols, config.group, config.step, config.tma, _precision(a))
-        arguments = (*given, out, lists.begin, lists.inner, *chosen, tokens, a.shape[1], b.shape[1])
-        run(_sample, chosen.row.numel(), arguments, constants, (key, config), config)
+        run(
+            _sample, (chosen.row.numel(), 1),
+            (*given, out, lists.begin, lists.inner, *chosen, tokens, a.shape[1], b.shape[1]), constants,
+            (key, config, constants[-1]) if usual else None, num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
 
-    with torch.cuda.device_of(a):
-        launch(fastest(key, sample_configs(rows, cols, a.dtype, tma), launch, a.device))
+    with on_device_of(a):
+        launch(fastest(key, lambda: sample_configs(rows, cols, a.dtype, tma), launch, a.device))
     return out
 
 
@@ -251,10 +259,10 @@ def _precision(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def _has_tma(*tensors: Tensor) -> bool:
-    """Whether the device has a copy engine for blocks, and these tensors begin where it can read."""
-    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
-    return aligned and tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device)[0] >= 9
+def _worth_descriptors(x: Tensor, products: int) -> bool:
+    """Whether the device has a copy engine for blocks, and enough to multiply: descriptors cost some 20 us of Python
+    for each launch."""
+    return products >= 1 << 34 and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
 
 
 def _check(a: Tensor, b: Tensor) -> None:

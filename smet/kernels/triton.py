@@ -3,6 +3,7 @@
 Expand and compress cut the mask into tiles. A first kernel counts each tile's active blocks, a
 prefix sum says where each tile's values begin, and then every tile moves its own blocks. Blocks
 are moved as integers, the widest that fit, so the result equals the reference bit for bit.
+How many blocks are active up to each tile is kept with the mask until it changes.
 
 Nothing here waits for the device. So, unlike the other versions, these do not notice a mask whose
 active blocks are not as many as said; they never touch memory outside the tensors because of it.
@@ -13,12 +14,16 @@ active blocks are not as many as said; they never touch memory outside the tenso
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from smet.kernels import reference
+from smet.kernels.launch import aligned, on_device_of, run
 from smet.mask import BlockGrid
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,6 +34,10 @@ MAX_LANES = 256
 COUNTED_TILES = 16
 """Tiles that one program counts."""
 ADAM_ELEMENTS = 1024
+
+
+_known_ends: Any = WeakIdKeyDictionary()
+"""Mask -> what was known of it, and its ``_ends``."""
 
 
 @triton.jit
@@ -154,16 +163,36 @@ def _launch(
     at_once = min(triton.next_power_of_2(lanes), MAX_LANES)
     in_tile = max(TILE_UNITS // at_once // 8, 1)
     tiles = triton.cdiv(grid.mask_bytes, in_tile)
-    with torch.cuda.device_of(source):
-        counts = torch.empty(tiles, dtype=torch.int32, device=bits.device)
-        _count[(triton.cdiv(tiles, COUNTED_TILES),)](
-            bits, counts, grid.blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES
-        )
-        kernel[(tiles, triton.cdiv(lanes, at_once))](
-            bits, counts.cumsum(0), source.view(integer), target.view(integer),
-            grid.blocks, active, lanes, width, height, grid.cols // columns,
-            BYTES=in_tile, LANES=at_once, CHUNKED=lanes > at_once, TALL=height > 1,
+    across = grid.cols // columns
+    with on_device_of(source):
+        ends = _ends(bits, grid.blocks, in_tile)
+        numbers = (grid.blocks, active, lanes, width, height, across)
+        usual = aligned(bits, ends, source, target)
+        run(
+            kernel, (tiles, triton.cdiv(lanes, at_once)),
+            (bits, ends, source.view(integer), target.view(integer), *numbers),
+            (in_tile, at_once, lanes > at_once, height > 1),
+            (kernel.fn.__name__, integer, grid, size, source.device) if usual else None,
         )  # fmt: skip
+
+
+def _ends(bits: Tensor, blocks: int, in_tile: int) -> Tensor:
+    """Active blocks up to the end of each tile of ``in_tile`` mask bytes; kept until torch sees the mask change."""
+    if bits.is_inference():  # torch does not count its changes
+        return _counted(bits, blocks, in_tile)
+    key = bits._version, bits.data_ptr(), blocks, in_tile
+    known = _known_ends.get(bits)
+    if known is None or known[0] != key:
+        known = _known_ends[bits] = key, _counted(bits, blocks, in_tile)
+    ends: Tensor = known[1]
+    return ends
+
+
+def _counted(bits: Tensor, blocks: int, in_tile: int) -> Tensor:
+    tiles = triton.cdiv(triton.cdiv(blocks, 8), in_tile)
+    counts = torch.empty(tiles, dtype=torch.int32, device=bits.device)
+    _count[(triton.cdiv(tiles, COUNTED_TILES),)](bits, counts, blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES)
+    return counts.cumsum(0)
 
 
 def _widest_integer(*multiples: int) -> torch.dtype:
@@ -214,7 +243,7 @@ def adamw(
         raise RuntimeError(f"expected vectors of {count} on {weight.device}, got {[t.numel() for t in vectors]}")
     if not count:
         return
-    with torch.cuda.device_of(weight):
+    with on_device_of(weight):
         _adamw[(triton.cdiv(count, ADAM_ELEMENTS),)](
             weight, grad, exp_avg, exp_avg_sq, weight if birth is None else birth, step_size, correction,
             1 - beta1, beta2, 1 - beta2, eps, 1 - decay, count, AGED=birth is not None, SIZE=ADAM_ELEMENTS,

@@ -11,26 +11,27 @@ import torch
 Config = TypeVar("Config")
 ROUNDS, CALLS = 5, 4
 chosen: dict[Hashable, object] = {}
-"""By key and device; see ``fastest``."""
+"""By key; see ``fastest``."""
 
 
 def fastest(
-    key: Hashable, candidates: Sequence[Config], launch: Callable[[Config], None], device: torch.device
+    key: Hashable, candidates: Callable[[], Sequence[Config]], launch: Callable[[Config], None], device: torch.device
 ) -> Config:
     """The candidate whose ``launch`` takes the least time on ``device``; without a GPU the first one.
 
     Candidates that need more of a multiprocessor than it has are passed over.
 
     Args:
-        key: what the choice depends on; it is made once for each.
+        key: what the choice depends on, the device included; it is made once for each.
+        candidates: asked for when there is a choice to make.
 
     Raises:
         RuntimeError: none can run.
     """
-    key = (key, device)
-    if key not in chosen:
-        chosen[key] = candidates[0] if device.type != "cuda" else _measured(candidates, launch)
-    return chosen[key]  # type: ignore[return-value]
+    known = chosen.get(key)
+    if known is None:
+        known = chosen[key] = candidates()[0] if device.type != "cuda" else _measured(candidates(), launch)
+    return known  # type: ignore[return-value]
 
 
 def _measured(candidates: Sequence[Config], launch: Callable[[Config], None]) -> Config:

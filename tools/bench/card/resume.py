@@ -74,7 +74,10 @@ def _config(rank: Rank, name: str, resume: str) -> RunConfig:
 
 def _train(config: RunConfig, rank: Rank) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass adds up in any order; flash attention's can be told
+    # The backward passes of fused attention add up in any order unless all of torch is made strict.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = run(config, rank.layout)
     digest = hashlib.blake2b(digest_size=16)
