@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smet.ages import Remedies
+    from smet.average import ModelAverage
     from smet.bank import MaskBank
     from smet.config import PRESETS, SmetConfig
     from smet.controller import TopologyController, UpdateReport
@@ -26,6 +27,7 @@ else:
         "ConfigError": "errors",
         "LocalStore": "store",
         "MaskBank": "bank",
+        "ModelAverage": "average",
         "Remedies": "ages",
         "SmetAdamW": "optimizer",
         "SmetConfig": "config",
@@ -60,6 +62,7 @@ __all__ = [
     "ConfigError",
     "LocalStore",
     "MaskBank",
+    "ModelAverage",
     "Remedies",
     "SmetAdamW",
     "SmetConfig",

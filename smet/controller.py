@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smet import copies
 from smet.ages import AgeTable
 from smet.agreement import MaskMismatchError, require_same_result, require_same_start
 from smet.bank import MaskBank
@@ -260,6 +261,7 @@ class TopologyController:
         """
         begin = time.perf_counter()
         self._require_own_masks()
+        copies.before_topology_changes(self.layers.values())
         step = self.store.optimizer.steps_done
         report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
         young = self._young_codes(step)  # before open(), which may give one of the old codes out again

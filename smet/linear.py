@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet import compute, kernels
+from smet import compute, copies, kernels
 from smet.mask import BlockGrid, count_active, pack
 
 
@@ -84,6 +84,7 @@ class SparseLinear(nn.Module):
 
     def canonical_weight(self, values: Tensor) -> Tensor:
         """Dense canonical matrix ``(rows, cols)`` of ``values``."""
+        copies.require_whole(self)
         grid = self.grid
         if self.is_full:
             return grid.from_blocks(values)
@@ -128,12 +129,25 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""
+        copies.require_whole(self)
         values: Tensor = self.values
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
         y = _SparseMatmul.apply(x, values, self)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
+        """A copy that is told apart from an average; see ``smet.copies``."""
+        return copies.deep_copy(self, memo)
+
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        copies.require_whole(self)
+        super()._save_to_state_dict(*arguments, **options)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        copies.written_whole(self)
 
     def extra_repr(self) -> str:
         """Shapes and density, for ``print(model)``."""
