@@ -27,7 +27,7 @@ import psutil
 
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
-from pretrain.laggards import is_deadlock, is_waiting, laggards, own_report
+from pretrain.laggards import is_deadlock, is_state, is_waiting, laggards, own_report
 from pretrain.run_folder import RunFolder, write_atomically
 
 ALIVE = 60.0
@@ -194,9 +194,11 @@ class Heartbeat:
         found = {}
         for rank in range(self.world_size):
             try:
-                found[rank] = json.loads(_file(self.folder, rank).read_text(encoding="utf-8"))
+                state = json.loads(_file(self.folder, rank).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
+            if is_state(state):
+                found[rank] = state
         return found
 
 

@@ -14,6 +14,18 @@ READING = f"torch{os.sep}distributed{os.sep}checkpoint{os.sep}"
 """... but not in these, which read files."""
 
 
+def is_state(content: Any) -> bool:
+    """Whether ``content`` can be what a rank wrote: the folder is shared, and a verdict must not fail over a file."""
+    numbers = ("pid", "step", "progress")
+    return (
+        isinstance(content, dict)
+        and all(isinstance(content.get(key), str) for key in ("host", "phase"))
+        and all(isinstance(content.get(key), int) for key in numbers)
+        and isinstance(content.get("alive"), (int, float))
+        and (not content.get("stuck") or isinstance(content.get("stack"), list))
+    )
+
+
 def is_waiting(file: str) -> bool:
     """Whether the main thread waits for other ranks whose stack ends with a frame of ``file``."""
     return any(place in file for place in WAITING) and READING not in file
@@ -66,7 +78,7 @@ def own_report(state: State) -> dict[str, Any]:
 
 def _call(state: State) -> str:
     """Who made the call in which a rank waits, such as ``stage3.py:1234 step``."""
-    own = [frame for frame in state["stack"] if not is_waiting(frame)] or state["stack"]
+    own = [frame for frame in map(str, state["stack"]) if not is_waiting(frame)] or state["stack"] or ["?"]
     return str(own[-1]).rpartition(os.sep)[2]
 
 

@@ -61,6 +61,16 @@ def test_only_ranks_that_all_do_nothing_but_wait_are_locked(changes: dict[str, A
     assert is_deadlock({**states, 2: {**states[2], **changes}}) == (not changes)
 
 
+def test_a_file_that_is_no_heartbeat_counts_as_none(tmp_path: Path) -> None:
+    heart = Heartbeat(RunFolder(tmp_path), 0, 5, interval=1, stuck_after=0, start_within=0)
+    heart.publish()
+    good = json.loads((heart.path / "rank-00000.json").read_text())
+    for rank, content in enumerate(({**good, "progress": "7"}, [good], {**good, "stuck": True}, None), start=1):
+        (heart.path / f"rank-{rank:05d}.json").write_text(json.dumps(content))
+    assert list(heart.read_all()) == [0]
+    assert laggards(heart.read_all(), 5)["ranks"] == [1, 2, 3, 4, 0]
+
+
 def test_files_follow_the_run(tmp_path: Path) -> None:
     heart = Heartbeat(RunFolder(tmp_path), 1, 2, interval=0.02, stuck_after=0, start_within=0)
     heart.start()
