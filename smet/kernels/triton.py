@@ -14,7 +14,7 @@ active blocks are not as many as said; they never touch memory outside the tenso
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,11 +24,24 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from smet.kernels import reference
 from smet.kernels.launch import aligned, on_device_of, run
+from smet.kernels.tuning import fastest
 from smet.mask import BlockGrid
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-TILE_UNITS = 2048
-"""Integers that one program moves."""
+
+
+class MoveConfig(NamedTuple):
+    """How one program of expand or compress works."""
+
+    units: int
+    """Integers that it moves."""
+    warps: int
+
+
+BLOCKS = (MoveConfig(2048, 4),)
+SINGLE_WEIGHTS = (MoveConfig(2048, 4), MoveConfig(1024, 4), MoveConfig(4096, 4), MoveConfig(4096, 8),
+                  MoveConfig(8192, 8))  # fmt: skip
+"""What is worth trying for blocks of one integer, where little memory is moved for each bit."""
 MAX_LANES = 256
 """Integers of a block that one program moves; larger blocks take several programs."""
 COUNTED_TILES = 16
@@ -37,7 +50,7 @@ ADAM_ELEMENTS = 1024
 
 
 _known_ends: Any = WeakIdKeyDictionary()
-"""Mask -> what was known of it, and its ``_ends``."""
+"""Mask -> the state in which it was counted, and its ``_ends`` by size of tile."""
 
 
 @triton.jit
@@ -161,31 +174,37 @@ def _launch(
     width = columns * size // integer.itemsize  # integers in one row of a block
     lanes = width * height  # and in all of them
     at_once = min(triton.next_power_of_2(lanes), MAX_LANES)
-    in_tile = max(TILE_UNITS // at_once // 8, 1)
-    tiles = triton.cdiv(grid.mask_bytes, in_tile)
     across = grid.cols // columns
-    with on_device_of(source):
-        ends = _ends(bits, grid.blocks, in_tile)
-        numbers = (grid.blocks, active, lanes, width, height, across)
-        usual = aligned(bits, ends, source, target)
+    usual = aligned(bits, source, target)
+    key = (kernel.fn.__name__, integer, grid, size, usual, source.device)
+
+    def launch(config: MoveConfig) -> None:
+        in_tile = max(config.units // at_once // 8, 1)
         run(
-            kernel, (tiles, triton.cdiv(lanes, at_once)),
-            (bits, ends, source.view(integer), target.view(integer), *numbers),
-            (in_tile, at_once, lanes > at_once, height > 1),
-            (kernel.fn.__name__, integer, grid, size, source.device) if usual else None,
+            kernel, (triton.cdiv(grid.mask_bytes, in_tile), triton.cdiv(lanes, at_once)),
+            (
+                bits, _ends(bits, grid.blocks, in_tile), source.view(integer), target.view(integer),
+                grid.blocks, active, lanes, width, height, across,
+            ),
+            (in_tile, at_once, lanes > at_once, height > 1), (key, config) if usual else None, num_warps=config.warps,
         )  # fmt: skip
+
+    with on_device_of(source):
+        launch(fastest(key, lambda: SINGLE_WEIGHTS if lanes == 1 else BLOCKS, launch, source.device))
 
 
 def _ends(bits: Tensor, blocks: int, in_tile: int) -> Tensor:
     """Active blocks up to the end of each tile of ``in_tile`` mask bytes; kept until torch sees the mask change."""
     if bits.is_inference():  # torch does not count its changes
         return _counted(bits, blocks, in_tile)
-    key = bits._version, bits.data_ptr(), blocks, in_tile
+    state = bits._version, bits.data_ptr(), blocks
     known = _known_ends.get(bits)
-    if known is None or known[0] != key:
-        known = _known_ends[bits] = key, _counted(bits, blocks, in_tile)
-    ends: Tensor = known[1]
-    return ends
+    if known is None or known[0] != state:
+        known = _known_ends[bits] = state, {}
+    found: dict[int, Tensor] = known[1]
+    if in_tile not in found:
+        found[in_tile] = _counted(bits, blocks, in_tile)
+    return found[in_tile]
 
 
 def _counted(bits: Tensor, blocks: int, in_tile: int) -> Tensor:

@@ -111,8 +111,8 @@ def _training(settings: list[dict[str, Any]]) -> Iterator[str]:
     yield table(heads, rows)
     yield (
         "One process, bf16, optimizer step and all; dense is torch's fused AdamW under the same DeepSpeed stage. The "
-        "1b-shaped stack is four layers of the 1b model with a vocabulary of a sixth, so that its head takes its real "
-        "share; the 350m model has a feed-forward width of 2,816 = 22 x 128 on all sides."
+        "1b-shaped stack is six of the 24 layers of the 1b model with a quarter of its vocabulary, so that its "
+        "head takes its real share; the 350m model has a feed-forward width of 2,816 = 22 x 128 on all sides."
     )
     for setting in settings:
         if any(setting["where"].values()):

@@ -65,7 +65,7 @@ class Sizes:
 
 
 DENSE = Side()
-LAYERS = 4
+LAYERS = 6
 """Of the 1b-shaped stack."""
 
 
@@ -111,11 +111,12 @@ def _settings() -> tuple[Setting, ...]:
     medium = read_yaml(MODELS / "350m.yaml")["model"] | {"intermediate_size": 2816}  # 22 x 128; 2736 is 171 x 16
     one, tiles = Side(block=(1, 1)), Side(block=(128, 128))
     every = (DENSE, one, tiles, Side(block=(64, 64)), Side(block=(32, 32)), Side(block=(128, 128), density=0.1))
-    made = [("1b-shaped stack", stack, 2, every), ("350m", medium, 2, every[:4])]
-    made += [("1b-shaped stack", stack, stage, (DENSE, one, tiles)) for stage in (1, 3)]
+    name = "1b-shaped stack"
+    made = [(name, stack, 2, 16, every), ("350m", medium, 2, 8, every[:4]), (name, stack, 2, 4, every[:3])]
+    made += [(name, stack, stage, 16, every[:3]) for stage in (3, 1)]
     return tuple(
-        Setting(title=title, shape=shape, sides=sides, device="cuda", micro_batch=8, zero_stage=stage)
-        for title, shape, stage, sides in made
+        Setting(title=title, shape=shape, sides=sides, device="cuda", micro_batch=rows, zero_stage=stage)
+        for title, shape, stage, rows, sides in made
     )
 
 
