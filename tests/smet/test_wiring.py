@@ -29,7 +29,9 @@ CONFIG = SmetConfig(density=0.25, update_interval=5)
 
 def sparse_model(**options: Any) -> nn.Module:
     torch.manual_seed(0)
-    return sparsify(nn.Sequential(nn.Linear(32, 32, **options), nn.ReLU(), nn.Linear(32, 32, **options)), CONFIG)
+    model = nn.Sequential(nn.Linear(32, 32, **options), nn.ReLU(), nn.Linear(32, 32, **options))
+    sparsify(model, CONFIG)
+    return model
 
 
 def controller(model: nn.Module, optimizer: Any, **changes: Any) -> TopologyController:
@@ -118,7 +120,8 @@ def test_a_model_converted_after_its_first_step_is_one_line_and_before_it_trains
 
 def test_a_state_of_another_density_is_one_line_and_changes_nothing() -> None:
     state = trained(sparse_model()).state_dict()
-    denser = sparsify(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)), SmetConfig(density=0.5))
+    denser = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    sparsify(denser, SmetConfig(density=0.5))
     optimizer = SmetAdamW(parameter_groups(denser, CONFIG))
     with pytest.raises(ConfigError, match="'exp_avg' of shape .256,. for parameter 2, which has .512,."):
         optimizer.load_state_dict(state)

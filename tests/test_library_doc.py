@@ -1,0 +1,45 @@
+"""Every program and command in docs/library.md runs, in the order of the page."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pages import ROOT, blocks, commands
+
+PAGE = "docs/library.md"
+
+
+def test_the_programs_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    programs = [program for program in blocks(PAGE, "python") if not program.startswith("# train_ddp.py")]
+    assert len(programs) == 4
+    for number, program in enumerate(programs):
+        exec(compile(program, f"{PAGE}, program {number + 1}", "exec"), scope)
+        if number == 1:
+            assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (100, 3)
+    assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (140, 3)
+    averaged, first = scope["averaged"], scope["first"]
+    assert type(first) is torch.nn.Linear and averaged[0].density >= scope["model"][0].density
+
+
+def test_the_program_for_two_ranks_runs(tmp_path: Path) -> None:
+    (program,) = [program for program in blocks(PAGE, "python") if program.startswith("# train_ddp.py")]
+    (tmp_path / "train_ddp.py").write_text(program)
+    (command,) = commands(PAGE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:]]
+    done = subprocess.run(
+        torchrun, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank "))
+    assert len(said) == 2 and all("3 updates, masks " in line for line in said)
+    assert said[0].split("masks")[1] == said[1].split("masks")[1]
