@@ -97,6 +97,12 @@ def count_active(bits: Tensor) -> int:
     return int(unpack(bits, bits.numel() * 8).sum())
 
 
+def has_spare_bits(bits: Tensor, count: int) -> bool:
+    """Whether any bit of the last byte of a packed mask of ``count`` bits is set that stands for none of them."""
+    used = count % 8
+    return bool(used and bits.numel() and int(bits[-1]) >> used)
+
+
 def digest(bits: Tensor) -> str:
     """A 128-bit hex digest of a packed mask, equal on every device and rank."""
     return hashlib.blake2b(bits.cpu().numpy().tobytes(), digest_size=16).hexdigest()

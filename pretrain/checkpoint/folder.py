@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.checkpoint.manifest import manifest_digest as manifest_digest
 from pretrain.checkpoint.manifest import parse, to_text
 from pretrain.errors import CheckpointError
@@ -55,7 +56,7 @@ def step_of(folder: Path) -> int:
 def checksum(path: Path) -> str:
     """blake2b-128 of a file, read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
+    with outside.reading(path) as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
@@ -72,7 +73,7 @@ def sync_folder(path: Path) -> None:
 
 def make_empty(folder: Path) -> None:
     """Create ``folder``; what a crash left in it goes."""
-    shutil.rmtree(folder, ignore_errors=True)
+    outside.delete(folder)
     folder.mkdir(parents=True)
 
 
@@ -87,7 +88,7 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, rename the folder into place, and point ``latest`` at it."""
     write_synced(temporary / MANIFEST, to_text(manifest))
     sync_folder(temporary)
-    if final.exists():  # a damaged one, or one of a run that went back by hand
+    if final.exists() or final.is_symlink():  # a damaged one, or one of a run that went back by hand
         _delete(final)
     os.rename(temporary, final)
     sync_folder(final.parent)
@@ -102,8 +103,8 @@ def _point_latest(final: Path) -> None:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file and flush it to disk."""
-    with open(path, "w", encoding="utf-8") as file:
+    """Write a file and flush it to disk; a symbolic link in its place is not followed."""
+    with outside.open_own(path, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -202,19 +203,16 @@ def drop_after(root: Path, step: int) -> None:
 
 def _delete(folder: Path) -> None:
     gone = retired_folder(folder.parent, step_of(folder))
-    shutil.rmtree(gone, ignore_errors=True)
+    outside.delete(gone)
     os.rename(folder, gone)
-    shutil.rmtree(gone)
+    outside.delete(gone)
 
 
 def clean(root: Path) -> None:
     """Delete what killed saves and deletions left, whatever step they were at."""
     for pattern in (".tmp-step-*", ".old-step-*", f".{LATEST}.tmp"):
         for path in root.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            outside.delete(path)
 
 
 def free_bytes(root: Path) -> int:

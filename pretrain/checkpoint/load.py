@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-import torch.distributed.checkpoint as dcp
 
 from pretrain.checkpoint import folder as folders
-from pretrain.checkpoint.vectors import Vectors
+from pretrain.checkpoint.vectors import VectorReader, Vectors
 from pretrain.errors import CheckpointError
 from pretrain.layout import Layout
 
@@ -72,36 +68,47 @@ def _require_newest(path: Path, root: Path) -> None:
         )
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The small state of a verified checkpoint."""
-    state: dict[str, Any] = json.loads((path / folders.STATE).read_text(encoding="utf-8"))
-    return state
-
-
 def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
     """Fill the live fragments of ``vectors`` from the checkpoint, whatever layout wrote it. Collective.
 
-    Births may be absent (a run whose topology never changed wrote it); then all weights are old.
+    Births may be absent (a run whose topology never changed wrote it): then all weights are old; or be there without
+    use, where this run's topology never changes. Both are said.
 
     Raises:
-        CheckpointError: the checkpoint is of another model: a vector is missing or has another length.
+        CheckpointError: the checkpoint is of another model: a vector is missing, not in this model, or has another
+            length or dtype; or it cannot be read.
     """
-    reader = dcp.FileSystemReader(path)
-    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    reader = layout.agree(lambda: VectorReader(path))
+    entries = reader.entries()
     stored = {name: entry.size.numel() for name, entry in entries.items()}
     everywhere = {name for names in layout.gather_objects(list(vectors)) for name in names}
     wanted = dict(vectors)
     for name in [name for name in vectors if name.endswith("/birth") and name not in stored]:
         wanted.pop(name).local.zero_()
+    unused = [name for name in stored if name not in everywhere and name.removesuffix("/birth") in everywhere]
     wrong = [
         f"{name} has {stored.get(name, 'no')} elements, expected {vector.numel()}"
         for name, vector in wanted.items()
         if stored.get(name) != vector.numel()
     ]
-    extra = [name for name in stored if name not in everywhere and not name.endswith("/birth")]
+    wrong += [
+        f"{name} is {entries[name].properties.dtype}, expected {vector.local.dtype}"
+        for name, vector in wanted.items()
+        if name in stored and entries[name].properties.dtype != vector.local.dtype
+    ]
+    extra = [name for name in stored if name not in everywhere and name not in unused]
     wrong += [f"{name} is not in this model" for name in extra]
     layout.agree(lambda: _require_none(wrong, path))
-    dcp.load(dict(wanted), storage_reader=reader, process_group=layout.control)
+    reader.load(wanted, process_group=layout.control)
+    if layout.is_main:
+        _tell_of_ages(path, len(vectors) - len(wanted), len(unused))
+
+
+def _tell_of_ages(path: Path, absent: int, unused: int) -> None:
+    if absent:
+        print(f"note: {path} has no ages for {absent} vectors: their weights count as old", flush=True)
+    if unused:
+        print(f"note: ages of {unused} vectors in {path} are left out: this run never regrows weights", flush=True)
 
 
 def _require_none(wrong: list[str], path: Path) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.errors import CheckpointError
 
 FORMAT = "smet-checkpoint"
 VERSION = 1
+LIMIT = 256 << 20
+"""Bytes of a manifest; one of ten thousand ranks has a hundredth."""
+_FILE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_NEEDED = (".metadata", "state.json")
 
 
 def make_manifest(step: int, layout: dict[str, int], config: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +62,9 @@ def parse(path: Path) -> dict[str, Any]:
         CheckpointError: it is damaged, or not ours.
     """
     try:
-        text = path.read_bytes().decode("utf-8")  # opened as text, a carriage return would read as a line's end
-        manifest = json.loads(text)
+        # Opened as text, a carriage return would read as a line's end.
+        text = outside.read_bytes(path, LIMIT).decode("utf-8")
+        manifest = outside.parse_json(text)
         kind, number = manifest["format"], manifest["version"]
         manifest["files"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -65,12 +72,38 @@ def parse(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     if (kind, number) != (FORMAT, VERSION):
-        raise CheckpointError(f"{path} is {kind} version {number}, expected {FORMAT} version {VERSION}")
+        found = f"{kind} version {number}" if isinstance(kind, str) and isinstance(number, int) else "something else"
+        raise CheckpointError(f"{path} is {found}, expected {FORMAT} version {VERSION}")
     # The digest tells any change of the content; comparing the text finds a changed blank too.
-    same = text in (to_text(manifest), json.dumps(manifest))
-    if manifest.get("self") != manifest_digest(manifest) or not same:
+    try:
+        same = text in (to_text(manifest), json.dumps(manifest))
+        same = same and manifest.get("self") == manifest_digest(manifest)
+    except RecursionError:
+        same = False
+    if not same:
         raise CheckpointError(f"{path} is damaged: its own checksum does not match")
+    if problem := _problem(manifest):
+        raise CheckpointError(f"{path} is refused: {problem}")
     return dict(manifest)
+
+
+def _problem(manifest: dict[str, Any]) -> str:
+    """What is wrong with a manifest whose checksum is right, since somebody made it so; empty if nothing is."""
+    kinds = {"step": int, "written": str, "layout": dict, "versions": dict, "config": dict, "files": dict}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"its {key} is {type(manifest.get(key)).__name__}, expected {kind.__name__}"
+    if not isinstance(manifest.get("git"), (str, type(None))):
+        return "its git is no text"
+    for name, entry in manifest["files"].items():
+        # A path would have files read that are none of this checkpoint's.
+        if not _FILE.fullmatch(name):
+            return f"it lists the file {name!r:.80}, expected names in the checkpoint's own folder"
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if not isinstance(size, int) or size < 0 or not isinstance(entry.get("blake2b"), str):
+            return f"it lists {name} without size or checksum"
+    missing = [name for name in _NEEDED if name not in manifest["files"]]
+    return f"it does not list {missing[0]}" if missing else ""
 
 
 def git_revision() -> str | None:

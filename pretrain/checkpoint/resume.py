@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.content import restore_state, vectors_of
-from pretrain.checkpoint.load import read_state, read_vectors
+from pretrain.checkpoint.folder import STATE
+from pretrain.checkpoint.load import read_vectors
 from pretrain.checkpoint.probe import probe_loss, require_same_loss
+from pretrain.checkpoint.sound import require_sound
+from pretrain.checkpoint.state import read_state
 from pretrain.errors import CheckpointError
 from pretrain.trainer import Trainer
 
@@ -30,16 +33,26 @@ def resume(trainer: Trainer, path: Path) -> None:
         )
     vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
     read_vectors(path, vectors, trainer.layout)
+    require_sound(trainer.engine.model, trainer.bank, vectors, state, trainer.layout, path)
     trainer.bank.release()
     trainer.store.publish()
-    restore_state(trainer, state)
+    try:
+        restore_state(trainer, state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / STATE} does not fit this version of the program: {error!r}") from error
     if (probe := state["probe"]) is not None:
+        _require_known(probe["tokens"], trainer.config.model.vocab_size, path)
         loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
         require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
     else:
         _require_same_function(trainer.config.to_dict(), state["config"], path)
     if trainer.layout.is_main:
         print(f"resumed from {path} after step {trainer.step}", flush=True)
+
+
+def _require_known(tokens: list[int], vocab_size: int, path: Path) -> None:
+    if not tokens or max(tokens) >= vocab_size:
+        raise CheckpointError(f"the recorded batch in {path / STATE} has no tokens of this model's vocabulary")
 
 
 _FUNCTION = {
@@ -51,10 +64,10 @@ _FUNCTION = {
 
 def _require_same_function(own: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
     changed = [
-        f"{section}.{key} is {own[section][key]}, expected {saved[section][key]}"
+        f"{section}.{key} is {own[section][key]}, expected {saved.get(section, {}).get(key)}"
         for section, keys in _FUNCTION.items()
         for key in keys
-        if own[section][key] != saved[section][key]
+        if own[section][key] != saved.get(section, {}).get(key)
     ]
     if changed:
         raise CheckpointError(f"{path} holds another model: {'; '.join(changed)}; start from the run file made with it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from pretrain import outside
 from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.manifest import make_manifest
 from pretrain.checkpoint.vectors import Vectors, staged
@@ -144,7 +144,8 @@ class Saver:
         except BaseException as error:
             self._error = error
             if self.layout.is_main:  # half a checkpoint is of no use, and takes space
-                shutil.rmtree(folders.temporary_folder(self.root, step), ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    outside.delete(folders.temporary_folder(self.root, step))
 
     def _write(self, step: int, vectors: Vectors, state: str, facts: dict[str, Any]) -> None:
         temporary = folders.temporary_folder(self.root, step)

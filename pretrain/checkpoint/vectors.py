@@ -6,6 +6,7 @@ any length, and torch.distributed.checkpoint reads any cut into any other.
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -20,7 +23,18 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+
+from pretrain.checkpoint.folder import read_manifest
+from pretrain.checkpoint.index import read_index
+from pretrain.errors import CheckpointError
 
 
 class LogicalVector(torch.Tensor):
@@ -82,26 +96,74 @@ def staged(vectors: Vectors) -> Vectors:
     }
 
 
+class _TensorsOnly(DefaultLoadPlanner):
+    """torch's planner, which would unpickle without limits what an index calls bytes."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Refuse."""
+        raise CheckpointError(f"{read_item.dest_index.fqn} is no tensor; only tensors are loaded")
+
+
 class VectorReader(dcp.FileSystemReader):
-    """Reads vectors of the checkpoint at ``path`` one by one, without other ranks and with one look at its index."""
+    """Reads vectors of the verified checkpoint at ``path``, with one look at its index. Nothing in it is ever run.
+
+    Raises:
+        CheckpointError: it has no index, or one that is refused (see ``checkpoint.index``).
+    """
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self._index: Metadata | None = None
+        self._index = read_index(path, read_manifest(path)["files"])
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """torch's hook: the index of all vectors, parsed once."""
-        if self._index is None:
-            self._index = super().read_metadata(*args, **kwargs)
+        """torch's hook: the index of all vectors."""
         return self._index
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
+        """torch's hook; what it reads from files are tensors alone (``weights_only``).
+
+        Raises:
+            CheckpointError: something else is in its place; names vector and file.
+        """
+        try:
+            return super().read_data(plan, planner)
+        except Exception as error:
+            if len(plan.items) > 1:  # one by one, to tell which it is
+                for item in plan.items:
+                    self.read_data(LoadPlan([item]), planner)
+            if isinstance(error, CheckpointError) or not plan.items:
+                raise
+            item = plan.items[0]
+            file = Path(self.path) / self.storage_data[item.storage_index].relative_path
+            raise CheckpointError(
+                f"{file} is refused: {item.dest_index.fqn} is no plain tensor of the size that the index says "
+                f"({type(error).__name__}); nothing of it was run"
+            ) from None
 
     def entries(self) -> dict[str, TensorStorageMetadata]:
         """What the index says of each stored vector."""
-        stored = self.read_metadata().state_dict_metadata
-        return {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+        return dict(self._index.state_dict_metadata)  # type: ignore[arg-type]
 
     def fill(self, name: str, local: Tensor, start: int, total: int) -> None:
-        """Read elements from ``start`` on of the vector ``name``, which has ``total``, into ``local``."""
+        """Read elements from ``start`` on of the vector ``name``, which has ``total``, into ``local``.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
-            dcp.load({name: LogicalVector(local, start, total)}, storage_reader=self, no_dist=True)
+            self.load({name: LogicalVector(local, start, total)}, no_dist=True)
+
+    def load(self, vectors: Vectors, **how: Any) -> None:
+        """Fill the live fragments of ``vectors``; ``how`` is given to torch's ``load``. Collective, if that is.
+
+        Raises:
+            CheckpointError: one of them cannot be read on some rank.
+        """
+        try:
+            dcp.load(dict(vectors), storage_reader=self, planner=_TensorsOnly(), **how)
+        except CheckpointException as error:
+            rank, (cause, _) = min(error.failures.items())
+            if not isinstance(cause, (CheckpointError, OSError)):
+                raise  # a bug: the index was checked before
+            raise CheckpointError(f"checkpoint {self.path} cannot be read on rank {rank}: {cause}") from None

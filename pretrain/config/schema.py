@@ -23,6 +23,20 @@ def _below(section: str, config: Any, minimum: int, names: Iterable[str]) -> lis
     ]
 
 
+def _above(section: str, config: Any, maximum: int, names: Iterable[str]) -> list[str]:
+    """A problem for each of the named whole numbers that lies above ``maximum``: no machine holds what it asks for."""
+    return [
+        f"{section}.{name} is {describe_number(getattr(config, name))}, expected at most {maximum:,}"
+        for name in names
+        if getattr(config, name) > maximum
+    ]
+
+
+def describe_number(value: int) -> str:
+    """A whole number in a message; of a very long one its size, since Python refuses to print it."""
+    return str(value) if value.bit_length() < 256 else f"a number of {value.bit_length():,} bits"
+
+
 def _outside_unit(section: str, config: Any, names: Iterable[str]) -> list[str]:
     """A problem for each of the named numbers that is no fraction in [0, 1]."""
     return [
@@ -85,10 +99,17 @@ class ModelConfig:
         """Every invalid value, one sentence each."""
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         found = _below("model", self, 1, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
+        found += _above("model", self, 1 << 16, ("num_hidden_layers",))
+        found += _above("model", self, 1 << 24, (*sizes[1:3], "num_attention_heads", "num_key_value_heads", "head_dim"))
+        found += _above("model", self, (1 << 31) - 1, ("vocab_size", "max_position_embeddings"))
         found += _no_choice("model", self, {"hidden_act": ("silu",)})
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             if not getattr(self, name) > 0:
                 found.append(f"model.{name} is {getattr(self, name)}, expected a positive number")
+        if self.initializer_range > 1:
+            found.append(
+                f"model.initializer_range is {self.initializer_range}, expected at most 1, as transformers does"
+            )
         for name in ("attention_bias", "mlp_bias"):
             if getattr(self, name):
                 found.append(f"model.{name} is true, expected false: LLaMA's projections have no bias")
@@ -97,11 +118,12 @@ class ModelConfig:
     def _head_problems(self) -> list[str]:
         hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         found = []
-        # A head_dim of its own may differ from hidden / heads; the rounded quotient is never meant.
-        if hidden % heads and self.head_dim == hidden // heads:
+        # With a head_dim of its own it could be computed, but transformers refuses it: no export would ever load.
+        if hidden % heads:
+            near = [n for n in (hidden // heads * heads, (hidden // heads + 1) * heads) if n]
             found.append(
                 f"model.hidden_size is {hidden} with {heads} heads, expected a multiple of num_attention_heads"
-                f" ({hidden // heads * heads} or {(hidden // heads + 1) * heads}), or a head_dim"
+                f" ({' or '.join(map(str, near))}), as transformers' LlamaForCausalLM does"
             )
         elif self.head_dim % 2:
             found.append(f"model.head_dim is {self.head_dim}, expected an even size: rotary embedding pairs features")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint.load import read_state
+from pretrain.checkpoint.state import read_state
 from pretrain.data.corpus import open_corpus
 from tests.distributed import run_ranks
 from tests.pretrain.runs import settings, train_all, write_corpus

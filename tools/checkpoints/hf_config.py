@@ -17,15 +17,7 @@ def to_config_json(model: ModelConfig, dtype: str, tokens: dict[str, int | None]
     Args:
         dtype: of the stored weights, by torch's name, such as ``float32``.
         tokens: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as they are known.
-
-    Raises:
-        ConfigError: transformers has no LLaMA of this shape.
     """
-    if model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
-            f"model.hidden_size {model.hidden_size} is no multiple of num_attention_heads {model.num_attention_heads}; "
-            "transformers' LlamaForCausalLM refuses such a model, so it cannot be exported"
-        )
     shape = dataclasses.asdict(model)
     # Releases of transformers before 5 read rope_theta and torch_dtype, later ones rope_parameters and dtype.
     return {

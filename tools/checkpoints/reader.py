@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.state import read_state
 from pretrain.checkpoint.vectors import VectorReader
 from pretrain.config.schema import ModelConfig
 from pretrain.config.typed import build
 from pretrain.errors import CheckpointError
 from smet import SmetConfig
 from smet.linear import SparseLinear
-from smet.mask import count_active, pack
+from smet.mask import count_active, has_spare_bits, pack
 from tools.checkpoints.layers import Weight, weights_of
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -76,12 +78,13 @@ class Checkpoint:
     def __init__(self, path: str | Path):
         self.folder = find_checkpoint(Path(path))
         self.manifest = verify(self.folder)
-        self.state: dict[str, Any] = json.loads((self.folder / folders.STATE).read_text(encoding="utf-8"))
+        self.state: dict[str, Any] = read_state(self.folder)
         self._reader = VectorReader(self.folder)
         self.vectors: dict[str, tuple[int, torch.dtype]] = {
             name: (entry.size.numel(), entry.properties.dtype) for name, entry in self._reader.entries().items()
         }
         self.model, self.sparsity = self._settings()
+        self._require_size()
         self.weights = weights_of(self.model, self.sparsity)
         self._require_known_vectors()
 
@@ -106,15 +109,37 @@ class Checkpoint:
             )
         return model, sparsity
 
+    def _require_size(self) -> None:
+        """Before anything is built: settings from elsewhere may speak of a model that no memory holds."""
+        embedding, _ = self.vectors.get("model.embed_tokens.weight", (0, None))
+        shape = self.model.vocab_size, self.model.hidden_size
+        if self.model.num_hidden_layers > len(self.vectors) or shape[0] * shape[1] != embedding:
+            raise CheckpointError(
+                f"checkpoint {self.folder} does not hold the model in its {folders.STATE}: {len(self.vectors)} vectors "
+                f"for {self.model.num_hidden_layers} layers, and {embedding} elements of an embedding of {shape[0]} x "
+                f"{shape[1]}"
+            )
+
     def _require_known_vectors(self) -> None:
-        wanted = {weight.vector: weight.stored for weight in self.weights}
-        wanted |= {w.layer.mask: w.mask_bytes for w in self.weights if w.layer and w.mask_bytes}
-        for name, length in wanted.items():
-            found, _ = self.vectors.get(name, (None, None))
+        """Every vector that the settings ask for is there, and nothing else is."""
+        values = {weight.vector: weight.stored for weight in self.weights}
+        masks = {w.layer.mask: w.mask_bytes for w in self.weights if w.layer and w.mask_bytes}
+        for name, length in {**values, **masks}.items():
+            found, kind = self.vectors.get(name, (None, None))
             if found != length:
                 raise CheckpointError(
                     f"checkpoint {self.folder} has {found if found is not None else 'no'} elements of {name}, expected "
                     f"{length} by the settings in its {folders.STATE}"
+                )
+            if kind != (expected := torch.uint8 if name in masks else torch.float32):
+                raise CheckpointError(f"checkpoint {self.folder} has {name} as {kind}, expected {expected}")
+        for name, (length, kind) in self.vectors.items():
+            parameter, _, key = name.partition("/")
+            fits = kind == torch.uint8 if key == "birth" else key in _MOMENTS and kind.is_floating_point
+            if name not in values and name not in masks and not (fits and length == values.get(parameter)):
+                raise CheckpointError(
+                    f"checkpoint {self.folder} holds {name} ({length} elements, {kind}), which the settings in its "
+                    f"{folders.STATE} do not ask for"
                 )
 
     def vector(self, name: str) -> Tensor:
@@ -139,7 +164,8 @@ class Checkpoint:
         if spec.is_full:
             return pack(torch.ones(spec.grid.blocks, dtype=torch.bool))
         bits = self.vector(spec.mask)
-        if (found := count_active(bits)) != spec.active:
+        found = count_active(bits)
+        if found != spec.active or has_spare_bits(bits, spec.grid.blocks):
             raise CheckpointError(
                 f"checkpoint {self.folder}: {spec.mask} has {found} active blocks, expected {spec.active}"
             )

@@ -39,6 +39,16 @@ def make(**sections: dict[str, Any]) -> RunConfig:
     ("sections", "expected"),
     [
         ({"model": {"num_attention_heads": 3}}, "model.hidden_size is 128 with 3 heads, expected a multiple"),
+        (
+            {"model": {"hidden_size": 126, "head_dim": 32}},
+            "a multiple of num_attention_heads (124 or 128), as",
+        ),
+        (
+            {"model": {"initializer_range": 1.5}},
+            "initializer_range is 1.5, expected at most 1 as in transformers",
+        ),
+        ({"model": {"num_hidden_layers": 10**9}}, "model.num_hidden_layers is 1000000000, expected at most 65,536"),
+        ({"model": {"vocab_size": 16**2000}}, "model.vocab_size is a number of 8,001 bits, expected at most 2,147"),
         ({"model": {"num_key_value_heads": 3}}, "expected a divisor of num_attention_heads 4 (1, 2, 4)"),
         ({"model": {"head_dim": 33}}, "model.head_dim is 33, expected an even size"),
         ({"model": {"hidden_act": "gelu"}}, "model.hidden_act is 'gelu', expected one of silu"),
