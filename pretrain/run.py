@@ -23,7 +23,6 @@ from pretrain.checkpoint.load import choose
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
-from pretrain.checkpoint.state import read_state
 from pretrain.config import RunConfig
 from pretrain.config.schema import Source, Stage
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus

@@ -36,8 +36,9 @@ from smet.topology import block_scores, magnitude_mask
 from tools.checkpoints.cli import Report, make_parser, run_tool
 from tools.checkpoints.hf_config import from_config_json
 from tools.checkpoints.layers import LayerSpec, Weight, weights_of
+from tools.checkpoints.leftovers import Dropping, folded
 from tools.checkpoints.place import new_folder, require_free
-from tools.checkpoints.source import TOKENIZERS, Weights, local_folder
+from tools.checkpoints.source import Weights, local_folder, tokenizer_in
 from tools.checkpoints.writer import LazyVector, Vectors, require_space, write_checkpoint, zeros
 
 
@@ -57,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--method", choices=tuple(PRESETS), help="default: smet, or dense at --density 1")
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    parser.add_argument(
+        "--drop", action="append", default=[], metavar="NAME",
+        help="leave out a tensor, file or key of config.json that the model built here has no place for, such as "
+        "'*.bias'; repeatable. Without it such a model is refused",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     return parser
 
@@ -70,10 +76,13 @@ def import_model(options: argparse.Namespace) -> Report:
     require_free(options.out, options.overwrite)
     sparsity = _sparsity(options)
     source = local_folder(options.model, options.revision)
-    model = from_config_json(source)
+    dropping = Dropping(options.drop)
+    model = from_config_json(source, dropping)
+    dense = Weights(source, dropping)
+    dense.require_depth(model.num_hidden_layers)
     weights = weights_of(model, sparsity)
-    dense = Weights(source)
-    dense.require(weights)
+    dense.require(weights, model)
+    dropping.require_used()
     origin = {
         "tool": "tools.import_hf",
         "model": options.model,
@@ -81,16 +90,23 @@ def import_model(options: argparse.Namespace) -> Report:
         "block": list(sparsity.block),
         "parameters": sum(weight.numel for weight in weights),
         "parameters_stored": sum(weight.stored for weight in weights),
+        "dropped": sorted(set(dropping.dropped)),
     }
     vectors = vectors_of(weights, sparsity, dense.tensor)
     with new_folder(options.out, origin) as folder:
         require_space(folder, vectors)
-        tokenizer = _copy_tokenizer(source, folder)
+        tokenizer, passed_over = _copy_tokenizer(source, folder)
         sections = _sections(model, sparsity, options.out / tokenizer if tokenizer else None)
         write_synced(folder / "model.yaml", _run_file(sections, options))
         write_checkpoint(folder, vectors, _state(sections, origin))
     checkpoint = step_folder(options.out, 0)
-    return {**origin, "out": str(options.out), "checkpoint": str(checkpoint), "tokenizer": tokenizer}
+    return {
+        **origin,
+        "out": str(options.out),
+        "checkpoint": str(checkpoint),
+        "tokenizer": tokenizer,
+        "passed_over": passed_over,
+    }
 
 
 def _sparsity(options: argparse.Namespace) -> SmetConfig:
@@ -155,13 +171,12 @@ class _SparseLayer:
         return bits
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> str | None:
-    """Copy the model's tokenizer; returns its file name, or None where it has none."""
-    for name in TOKENIZERS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-            return name
-    return None
+def _copy_tokenizer(source: Path, folder: Path) -> tuple[str | None, list[str]]:
+    """Copy the model's tokenizer; returns its file name, or None where it has none, and what was passed over."""
+    name, passed = tokenizer_in(source)
+    if name is not None:
+        shutil.copyfile(source / name, folder / name)
+    return name, passed
 
 
 def _sections(model: ModelConfig, sparsity: SmetConfig, tokenizer: Path | None) -> dict[str, Any]:
@@ -210,8 +225,11 @@ def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
 
 def describe(report: Report) -> str:
     """The report for a person."""
-    tokenizer = f", its {report['tokenizer']}" if report["tokenizer"] else ""
-    return (
+    tokenizer = f", its {report['tokenizer']}" if report["tokenizer"] else ", no tokenizer"
+    notes = [*report["passed_over"]]
+    if report["dropped"]:
+        notes.insert(0, f"dropped, as asked: {folded(report['dropped'])}")
+    return "".join(f"note: {note}\n" for note in notes) + (
         f"{report['out']}: {report['parameters_stored']:,} of {report['parameters']:,} parameters kept{tokenizer}\n"
         f"write a run file with `base: {report['out']}/model.yaml` (relative to that file), and start it with\n"
         f"  python -m pretrain YOUR_RUN.yaml checkpoint.resume={report['checkpoint']}"

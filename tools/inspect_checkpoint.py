@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pretrain.errors import CheckpointError
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 from smet.store import state_kind
@@ -74,6 +75,11 @@ def ages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     births = checkpoint.state["topology"]["ages"]["births"]
     by_step: dict[int, int] = {0: unborn}
     for code, count in enumerate(counts.tolist()):
+        if count and births[code] is None:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.folder} has birth code {code}, which state.json does not know: it contradicts "
+                "itself"
+            )
         if count:
             by_step[births[code]] = by_step.get(births[code], 0) + count
     total = sum(by_step.values())

@@ -114,9 +114,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise CheckpointError(
-                f"it names {module}.{name}, which no index is made of; nothing of it was run"
-            ) from None
+            raise CheckpointError(f"it names {module}.{name}, which is no part of an index; nothing was run") from None
 
 
 def read_index(folder: Path, files: Mapping[str, Any]) -> Metadata:

@@ -56,9 +56,6 @@ def _problems(state: Any) -> list[str]:
         found.append(f"topology.ages.births is not a list of {CODES} steps")
     if not isinstance(topology.get("last_code"), int) or not 0 <= topology["last_code"] < CODES:
         found.append(f"topology.last_code is not a number below {CODES}")
-    costs = state.get("block_costs")
-    if costs is not None and not (isinstance(costs, list) and all(isinstance(c, (int, float)) for c in costs)):
-        found.append("block_costs is not a list of numbers")
     if probe is not None and not (
         isinstance(probe.get("loss"), (int, float))
         and isinstance(probe.get("tokens"), list)

@@ -126,7 +126,9 @@ class VectorReader(dcp.FileSystemReader):
             CheckpointError: something else is in its place; names vector and file.
         """
         try:
-            return super().read_data(plan, planner)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # others are refused anyway
+                return super().read_data(plan, planner)
         except Exception as error:
             if len(plan.items) > 1:  # one by one, to tell which it is
                 for item in plan.items:
@@ -163,7 +165,7 @@ class VectorReader(dcp.FileSystemReader):
         try:
             dcp.load(dict(vectors), storage_reader=self, planner=_TensorsOnly(), **how)
         except CheckpointException as error:
-            rank, (cause, _) = min(error.failures.items())
-            if not isinstance(cause, (CheckpointError, OSError)):
-                raise  # a bug: the index was checked before
-            raise CheckpointError(f"checkpoint {self.path} cannot be read on rank {rank}: {cause}") from None
+            _, (cause, _) = min(error.failures.items())
+            if isinstance(cause, OSError):
+                cause = CheckpointError(f"checkpoint {self.path} cannot be read ({cause.strerror}: {cause.filename})")
+            raise cause from None  # of any other class: a bug, since the index was checked before

@@ -26,15 +26,10 @@ def _below(section: str, config: Any, minimum: int, names: Iterable[str]) -> lis
 def _above(section: str, config: Any, maximum: int, names: Iterable[str]) -> list[str]:
     """A problem for each of the named whole numbers that lies above ``maximum``: no machine holds what it asks for."""
     return [
-        f"{section}.{name} is {describe_number(getattr(config, name))}, expected at most {maximum:,}"
+        f"{section}.{name} is {getattr(config, name)}, expected at most {maximum:,}"
         for name in names
         if getattr(config, name) > maximum
     ]
-
-
-def describe_number(value: int) -> str:
-    """A whole number in a message; of a very long one its size, since Python refuses to print it."""
-    return str(value) if value.bit_length() < 256 else f"a number of {value.bit_length():,} bits"
 
 
 def _outside_unit(section: str, config: Any, names: Iterable[str]) -> list[str]:

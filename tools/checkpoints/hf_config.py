@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.config.schema import ModelConfig
+from pretrain.config.typed import build
 from pretrain.errors import ConfigError
+from tools.checkpoints.leftovers import Dropping
 
 
 def to_config_json(model: ModelConfig, dtype: str, tokens: dict[str, int | None]) -> dict[str, Any]:
@@ -35,35 +38,92 @@ def to_config_json(model: ModelConfig, dtype: str, tokens: dict[str, int | None]
     }
 
 
-def from_config_json(folder: Path) -> ModelConfig:
+_IGNORED = frozenset((
+    "_name_or_path", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
+    "sep_token_id", "cls_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "dtype", "torch_dtype", "transformers_version", "use_cache", "pretraining_tp", "return_dict",
+    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
+    "chunk_size_feed_forward", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
+    "task_specific_params", "tokenizer_class", "prefix", "suppress_tokens", "begin_suppress_tokens",
+    "bad_words_ids", "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams",
+    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences",
+    "exponential_decay_length_penalty", "remove_invalid_values", "torchscript", "use_bfloat16", "rope_theta",
+    "rope_scaling", "rope_parameters", "model_type",
+))  # fmt: skip
+"""Keys of ``config.json`` that say nothing of what the model computes, or are looked at one by one below."""
+_NEVER = ("model_type", "rope_parameters", "rope_theta", "quantization_config")
+
+
+def from_config_json(folder: Path, dropping: Dropping | None = None) -> ModelConfig:
     """The shape of the LLaMA in ``folder``, with transformers' defaults for what its ``config.json`` leaves out.
 
+    Args:
+        dropping: keys that may be left out.
+
     Raises:
-        ConfigError: it is no LLaMA, or one with parts that this program does not build.
+        ConfigError: it is no LLaMA, or one with parts that this program does not build; names every such key.
     """
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = outside.read_json(path, 16 * outside.MEGABYTE)
         kind = raw.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}), expected the config.json of a LLaMA") from None
     if kind != "llama":
-        raise ConfigError(f"{path} has model_type {kind!r}, expected 'llama': no other architecture can be imported")
-    if "quantization_config" in raw:
+        raise ConfigError(
+            f"{path} has model_type {_brief(kind)}, expected 'llama': no other architecture can be imported"
+        )
+    if raw.get("quantization_config"):
         raise ConfigError(f"{path} has a quantization_config, expected plain weights; dequantize the model first")
-    given = _with_defaults(path, raw)
+    given = _with_defaults(path, _understood(path, raw, dropping or Dropping()))
     rope = dict(given.get("rope_parameters") or {})
     if rope.pop("rope_type", "default") != "default" or rope.pop("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise ConfigError(
-            f"{path} scales its rotary frequencies ({given['rope_parameters']}), expected rope_type 'default': the "
-            "model built here has plain rotary embeddings only"
+            f"{path} scales its rotary frequencies ({_brief(given['rope_parameters'])}), expected rope_type 'default': "
+            "the model built here has plain rotary embeddings only"
         )
     names = {field.name for field in dataclasses.fields(ModelConfig)}
     shape = {name: given[name] for name in names if name in given}
-    model = ModelConfig(**{**shape, "rope_theta": float(rope.get("rope_theta", 10000.0))})
-    if problems := model.problems():
+    problems: list[str] = []
+    model, _ = build(ModelConfig, {**shape, "rope_theta": rope.get("rope_theta", 10000.0)}, "model", problems)
+    if problems := problems or model.problems():
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return model
+
+
+def _understood(path: Path, raw: dict[str, Any], dropping: Dropping) -> dict[str, Any]:
+    """``raw`` without keys that are dropped; every other one is either taken, or says nothing of the function.
+
+    Raises:
+        ConfigError: the others, one sentence each.
+    """
+    shape = {field.name for field in dataclasses.fields(ModelConfig)}
+    problems = []
+    kept = {}
+    for key, value in raw.items():
+        known = key in shape or key in _IGNORED
+        # Switched off, whatever it would do: no sliding window, no dropout, no expert.
+        off = value is None or (isinstance(value, (bool, int, float, str, list, dict)) and not value)
+        if (not known and not off) or (value and key in ("attention_bias", "mlp_bias", "rope_scaling")):
+            if key not in _NEVER and dropping.takes(key):
+                continue
+            if not known:
+                problems.append(
+                    f"{path} sets {key} to {_brief(value)}, which the model built here does not have"
+                    f"{' (code of its own is never run)' if key == 'auto_map' else ''}; it is another model, unless "
+                    f"you drop it: --drop {key}"
+                )
+        if known:
+            kept[key] = value
+    if problems:
+        raise ConfigError(problems)
+    return kept
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, (dict, list)) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _with_defaults(path: Path, raw: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pretrain import outside
+from pretrain.config.schema import ModelConfig
 from pretrain.errors import CheckpointError
 from tools.checkpoints.layers import Weight
+from tools.checkpoints.leftovers import Dropping, folded
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 """Tokenizer files that a run can use, the better one first."""
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_FREQUENCIES = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 
 
 def local_folder(model: str, revision: str | None) -> Path:
@@ -43,29 +49,59 @@ class Weights:
     """The tensors of a folder with ``model.safetensors``, or with several files and their index.
 
     Raises:
-        CheckpointError: there are none, or a file is damaged.
+        CheckpointError: there are none, a file is damaged, or index and files contradict each other.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, dropping: Dropping | None = None):
+        self.folder, self.dropping = folder, dropping or Dropping()
         self._open: tuple[str, Any] = ("", None)
         self._file_of = self._find()
 
     def _find(self) -> dict[str, str]:
         if (self.folder / _INDEX).is_file():
-            try:
-                files = dict(json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError):
-                raise CheckpointError(f"{self.folder / _INDEX} is damaged: it holds no weight_map") from None
-            for name in sorted(set(files.values())):
-                if not (self.folder / name).is_file():
-                    raise CheckpointError(f"{self.folder / name} is missing, which {_INDEX} names")
-            return files
+            return self._by_index()
         if (self.folder / _SINGLE).is_file():
+            self._require_no_more({_SINGLE})
             return dict.fromkeys(self._file(_SINGLE).keys(), _SINGLE)
         others = [path.name for path in self.folder.glob("*.bin")]
         hint = f"; {others[0]} is of an older format: load and save the model again with transformers" if others else ""
         raise CheckpointError(f"{self.folder} holds neither {_SINGLE} nor {_INDEX}, expected a LLaMA in them{hint}")
+
+    def _by_index(self) -> dict[str, str]:
+        """Tensor -> file, as the index says, once the files are seen to agree with it."""
+        path = self.folder / _INDEX
+        try:
+            files: dict[str, str] = dict(outside.read_json(path)["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{path} is damaged: it holds no weight_map") from None
+        for name in sorted(set(map(str, files.values()))):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{path} names the file {name!r:.80}, expected .safetensors files beside it")
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{self.folder / name} is missing, which {_INDEX} names")
+        self._require_no_more(set(files.values()))
+        stray = []
+        for file in sorted(set(files.values())):
+            held = set(self._file(file).keys())
+            stray += [name for name in sorted(held) if files.get(name) != file and not self.dropping.takes(name)]
+            if gone := [name for name, where in files.items() if where == file and name not in held]:
+                raise CheckpointError(f"{self.folder / file} does not hold {gone[0]}, which {_INDEX} says it does")
+        if stray:
+            raise CheckpointError(
+                f"{self.folder} holds tensors that {_INDEX} does not list, or lists elsewhere: {folded(stray)}; drop "
+                "them with --drop NAME"
+            )
+        return files
+
+    def _require_no_more(self, files: set[str]) -> None:
+        """Other weights beside those that are read would be left out without a word."""
+        found = {path.name for path in self.folder.glob("model*.safetensors")} - files
+        more = [name for name in sorted(found) if not self.dropping.takes(name)]
+        if more:
+            raise CheckpointError(
+                f"{self.folder} holds {', '.join(more)} beside {', '.join(sorted(files)[:3])}: which is the model? "
+                f"Remove one, or leave it out with --drop {more[0]}"
+            )
 
     def _file(self, name: str) -> Any:
         import safetensors
@@ -73,15 +109,31 @@ class Weights:
         if self._open[0] != name:
             try:
                 self._open = (name, safetensors.safe_open(self.folder / name, framework="pt"))
-            except safetensors.SafetensorError as error:
+            except (OSError, safetensors.SafetensorError) as error:
                 raise CheckpointError(f"{self.folder / name} is damaged: {error}") from None
         return self._open[1]
 
-    def require(self, weights: list[Weight]) -> None:
-        """Check that every one of ``weights`` is there in its shape, before any is read.
+    def require_depth(self, layers: int) -> None:
+        """Check that there are tensors for so many layers, before a model of that depth is made.
 
         Raises:
-            CheckpointError: one is missing, of another shape, or no floating-point tensor.
+            CheckpointError: there are not.
+        """
+        last = f"model.layers.{layers - 1}.mlp.up_proj.weight"
+        if last not in self._file_of:
+            raise CheckpointError(
+                f"{self.folder} does not hold the LLaMA of its config.json: {last} is missing, of {layers} layers"
+            )
+
+    def require(self, weights: list[Weight], model: ModelConfig) -> None:
+        """Check that every one of ``weights`` is there in its shape, and nothing else, before any is read.
+
+        A copy of the embedding that is tied as the head, and rotary frequencies that are those of ``model``, are
+        no other weights.
+
+        Raises:
+            CheckpointError: one is missing, of another shape, or no floating-point tensor; or there is a tensor that
+                none of them takes, and that is not to be dropped.
         """
         problems = []
         for weight in weights:
@@ -95,8 +147,54 @@ class Weights:
             raise CheckpointError(
                 f"{self.folder} does not hold the LLaMA of its config.json: {problems[0]} ({len(problems)} differences)"
             )
+        unused = set(self._file_of) - {weight.name for weight in weights}
+        unused -= {name for name in unused if self._says_nothing_new(name, model)}
+        if left := [name for name in sorted(unused) if not self.dropping.takes(name)]:
+            tied = f" ({_HEAD} differs from the embedding that config.json ties it to)" if left == [_HEAD] else ""
+            raise CheckpointError(
+                f"{self.folder} holds {len(left)} tensor{'s' if len(left) > 1 else ''} that the LLaMA of its "
+                f"config.json has no place for: {folded(left)}{tied}; it is another model, unless you drop them: "
+                "--drop NAME, or a pattern such as --drop '*.bias'"
+            )
+
+    def _says_nothing_new(self, name: str, model: ModelConfig) -> bool:
+        if name == _HEAD and model.tie_word_embeddings:
+            return torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING))
+        if _FREQUENCIES.match(name):  # older releases of transformers stored what is computed from the settings
+            pairs = torch.arange(0, model.head_dim, 2) / model.head_dim
+            found, expected = self.tensor(name), model.rope_theta**-pairs
+            return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-2, atol=1e-6)
+        return False
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in fp32."""
         tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
         return tensor.float()
+
+
+def tokenizer_in(folder: Path) -> tuple[str | None, list[str]]:
+    """Name of the tokenizer file that a run can use, the better one first, and why others were passed over."""
+    passed: list[str] = []
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            if not (problem := _unusable(folder / name)):
+                return name, passed
+            passed.append(f"{name} is passed over: {problem}")
+    return None, passed
+
+
+def _unusable(path: Path) -> str:
+    """Why a tokenizer file cannot be used; empty if it can."""
+    import sentencepiece
+    import tokenizers
+
+    try:
+        if path.suffix == ".json":
+            tokenizers.Tokenizer.from_file(str(path))
+        else:
+            sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except Exception:
+        # The Rust binding raises bare `Exception`.
+        kind = "Hugging Face tokenizer" if path.suffix == ".json" else "SentencePiece model"
+        return f"it is no {kind}" + (", though it may be tiktoken's" if path.suffix == ".model" else "")
+    return ""

@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import tokenizers
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -164,22 +165,28 @@ def test_another_model_cannot_take_it(tmp_path: Path, corpus: str) -> None:
 
 def test_model_yaml_is_a_base_that_says_no_more_than_needed(tmp_path: Path, corpus: str) -> None:
     make_hf(tmp_path / "source")
-    (tmp_path / "source" / "tokenizer.json").write_text("{}")
+    a_tokenizer_json(tmp_path / "source" / "tokenizer.json")
     out = tmp_path / "imported"
     assert import_(tmp_path / "source", out, "--density", 0.25, "--block", 1, 4, "--method", "rigl") == 0
     sections = yaml.safe_load((out / "model.yaml").read_text())
     assert sections["sparsity"] == {"method": "rigl", "density": 0.25, "block": [1, 4], "distribution": "uniform"}
     assert sections["data"] == {"tokenizer": str(out / "tokenizer.json")}
-    assert (out / "tokenizer.json").read_text() == "{}"
+    assert (out / "tokenizer.json").read_bytes() == (tmp_path / "source" / "tokenizer.json").read_bytes()
     config = load_config(run_file(tmp_path, corpus))
     assert config.sparsity.growth == "gradient" and config.model.num_key_value_heads == 1
     assert config.data.tokenizer == str(out / "tokenizer.json")
 
 
-def test_a_name_on_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_tokenizer_json(path: Path) -> None:
+    """A tokenizer of bytes, in Hugging Face's format."""
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "</s>": 1}, merges=[])).save(str(path))
+
+
+def test_a_name_on_the_hub_is_downloaded(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub is played by a folder; only files that match the patterns asked for arrive."""
     make_hf(tmp_path / "hub", max_shard_size="12KB")
-    for name in ("tokenizer.model", "pytorch_model.bin", "README.md"):
+    shutil.copyfile(model, tmp_path / "hub" / "tokenizer.model")
+    for name in ("pytorch_model.bin", "README.md"):
         (tmp_path / "hub" / name).write_text(name)
 
     def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
@@ -192,7 +199,7 @@ def test_a_name_on_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert import_("someone/llama", tmp_path / "imported", "--density", 1, "--revision", "main") == 0
-    assert (tmp_path / "imported" / "tokenizer.model").read_text() == "tokenizer.model"
+    assert (tmp_path / "imported" / "tokenizer.model").read_bytes() == Path(model).read_bytes()
     assert not list((tmp_path / "cache").glob("*.bin")) and not (tmp_path / "cache" / "README.md").exists()
 
 
