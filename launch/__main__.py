@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.arguments import run_parser, status_parser
 from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
+from pretrain.outside import printable
 from pretrain.screen import on_screen
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _dry_run(options) if options.dry_run else _run(options)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
         return USER
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.environment import LAUNCH_ID
+from launch.names import require_host
 from launch.progress import heartbeats, reached
 from launch.remote import Remote, on_all
 from launch.signals import Signals
@@ -219,7 +220,7 @@ def address_of(job: Job, remote: Remote) -> tuple[str, Ended | None]:
         return "", Ended(255, f"{name} does not tell its address: {answer.error}")
     if error := answer.value["error"]:
         return "", Ended(USER, f"{name} {error}; give --interface or --master-addr")
-    return str(answer.value["address"]), None
+    return require_host(str(answer.value["address"]), f"the address that {name} tells"), None
 
 
 def _write_files(start: Start, scratch: Path, address: str) -> tuple[list[str], dict[str, str]]:

@@ -24,7 +24,7 @@ FILE = ".deepspeed_env"
 LAUNCH_ID = "SMET_LAUNCH_ID"
 """Set on every process of an attempt, so that they, and no others, can be found and signalled on their hosts."""
 
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"^[\w@%+=:,./-]*$", re.ASCII)
 
 
@@ -46,7 +46,7 @@ def asked_for(arguments: Iterable[str], environ: Mapping[str, str]) -> dict[str,
     found = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise LaunchError(f"--env is '{argument}', expected NAME or NAME=VALUE")
         if not equals and name not in environ:
             raise LaunchError(f"--env {name} is not set here, expected it to be; give --env {name}=VALUE")
@@ -68,7 +68,7 @@ def from_files(folders: Iterable[Path]) -> dict[str, str]:
             name, equals, value = line.strip().partition("=")
             if line.strip().startswith("#") or not line.strip():
                 continue
-            if not equals or not _NAME.match(name):
+            if not equals or not _NAME.fullmatch(name):
                 raise LaunchError(f"{path} line {number} is '{line}', expected NAME=VALUE")
             found[name] = value
     return found
@@ -89,8 +89,13 @@ def for_ranks(
         found.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     found.update(asked_for(given, environ))
     for name, value in found.items():
-        if "\n" in value:
-            raise LaunchError(f"environment variable {name} holds a line break, which no launcher carries; unset it")
+        if not _NAME.fullmatch(name):
+            raise LaunchError(f"environment variable {name!r:.80} has a name that no shell takes; unset it")
+        if any(ord(letter) < 32 and letter != "\t" for letter in value):
+            raise LaunchError(
+                f"environment variable {name} holds a line break, or another control character, which no launcher "
+                "carries; unset it"
+            )
     return dict(sorted(found.items()))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.names import require_host
 from pretrain.config import RunConfig
 from pretrain.config.layouts import nearest_layouts
 from pretrain.errors import LaunchError
@@ -21,6 +22,9 @@ class Host:
     name: str
     slots: int
     """Ranks it takes: its GPUs, or processes on a machine without."""
+
+    def __post_init__(self) -> None:
+        require_host(self.name, "the list of hosts")
 
 
 @dataclass(frozen=True, kw_only=True)

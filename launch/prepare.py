@@ -16,6 +16,7 @@ from launch import slurm
 from launch.attempt import Watch
 from launch.environment import for_ranks
 from launch.hosts import Host, limited, read_hostfile, require_fit, slurm_hosts
+from launch.names import require_host, require_interface, require_one_line, require_plain_path
 from launch.remote import Remote
 from launch.starts import Job
 from launch.supervisor import Policy
@@ -41,11 +42,18 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
         UserError: options that contradict each other, a bad run file or hostfile, a world that does not fit.
     """
     _require_one_place(options)
+    if options.interface:
+        require_interface(options.interface)
+    if options.master_addr:
+        require_host(options.master_addr, "--master-addr")
     submits = options.slurm and "SLURM_JOB_ID" not in environ
     config = load_config(options.config, options.overrides)
     hosts = _hosts(options, config, environ, submits)
     require_fit(config, hosts)
     launcher = "srun" if options.slurm else "openmpi" if options.mpi else "local" if _is_here(hosts) else "pdsh"
+    if launcher == "pdsh":
+        require_plain_path(os.getcwd(), "the working folder")
+        require_plain_path(sys.executable, "this Python")
     variables = for_ranks(
         environ, options.env, (Path.home(), Path.cwd()), options.interface, max(host.slots for host in hosts)
     )
@@ -142,18 +150,25 @@ def batch_of(options: argparse.Namespace, prepared: Prepared) -> slurm.Batch:
         nodes=len(job.hosts),
         per_node=per_node,
         gpus=config.train.device != "cpu",
-        time=options.time,
+        time=_directive(options.time, "--time"),
         margin=options.margin,
-        partition=options.partition,
-        account=options.account,
-        directives=slurm.flatten(options.sbatch),
-        folder=job.folder,
+        partition=_directive(options.partition, "--partition"),
+        account=_directive(options.account, "--account"),
+        directives=tuple(require_one_line(option, "--sbatch") for option in slurm.flatten(options.sbatch)),
+        folder=require_one_line(job.folder, "the working folder"),
         variables=job.variables,
         command=(
             job.python, "-u", "-m", "launch", job.config, *job.overrides, "--slurm", "--gpus-per-node", str(per_node),
             *more, *(["--preflight"] if options.preflight else []),
         ),
     )  # fmt: skip
+
+
+def _directive(value: str | None, option: str) -> str | None:
+    """The value of an option that becomes a line of the batch script: one word of it."""
+    if value is not None and (not value or value.startswith("-") or any(c.isspace() for c in value)):
+        raise LaunchError(f"{option} is {value!r:.80}, expected one word, as sbatch takes it")
+    return value if value is None else require_one_line(value, option)
 
 
 DEFAULTS = {

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
+
 TAIL_BYTES = 1 << 18
 _CHECKPOINT = re.compile(r"^step-(\d{8,})$")
 
@@ -54,7 +56,7 @@ def step_of(checkpoint: Path) -> int:
 def tail(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
     """The last whole JSON objects of a file of lines, at most ``size`` bytes of them; none if there is no file."""
     try:
-        with open(path, "rb") as file:
+        with outside.reading(path) as file:
             length = file.seek(0, 2)
             file.seek(max(0, length - size))
             lines = file.read().split(b"\n")
@@ -66,14 +68,14 @@ def tail(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
 
 
 def objects(lines: list[bytes]) -> list[dict[str, Any]]:
-    """The JSON objects among ``lines``; one that is just being written is left out."""
+    """The JSON objects among ``lines``; one that is just being written is left out, and one with text for numbers."""
     found = []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = outside.parse_json(line)
         except ValueError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and all(_is_number(record[key]) for key in _NUMBERS if key in record):
             found.append(record)
     return found
 
@@ -88,18 +90,35 @@ def heartbeats(folder: Path) -> dict[int, dict[str, Any]]:
     found = {}
     for path in sorted((folder / "heartbeat").glob("rank-*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found[int(record["rank"])] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # just being replaced
+            record = outside.read_json(path, outside.MEGABYTE)
+        except (OSError, ValueError):
+            continue  # just being replaced, or planted
+        if isinstance(record, dict) and _is_heartbeat(record):
+            found[record["rank"]] = record
     return found
+
+
+_NUMBERS = ("step", "step_seconds", "tokens_per_second", "loss", "tokens", "time", "update", "grown", "pruned")
+"""Of a record in a file of lines, what is computed with; null where a run diverged."""
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 62)
+
+
+def _is_heartbeat(record: dict[str, Any]) -> bool:
+    """Whether what stands in a heartbeat file is of the kinds that a rank writes."""
+    numbers = all(_is_number(record.get(key)) for key in ("rank", "pid", "step", "alive", "moved"))
+    texts = all(isinstance(record.get(key, ""), str) and len(record.get(key, "")) < 300 for key in ("host", "phase"))
+    whole = isinstance(record.get("rank"), int) and isinstance(record.get("step", 0), int)
+    return numbers and texts and whole and record["rank"] >= 0
 
 
 def note(folder: Path, event: dict[str, Any]) -> None:
     """Add a line to the run's events; a folder that cannot be written is no reason to end a run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "events.jsonl", "a", encoding="utf-8") as file:
+        with outside.open_own(folder / "events.jsonl", "a") as file:
             file.write(json.dumps(event) + "\n")
     except OSError as error:
         print(f"warning: {folder / 'events.jsonl'} cannot be written: {error.strerror}", flush=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pretrain import outside
+
 T = TypeVar("T")
 
 PROGRAMS = Path(__file__).parent / "on_host"
@@ -80,10 +82,12 @@ class Remote:
         except OSError as error:
             return Answer(None, f"{self.command(host, words)[0]} cannot be started: {error.strerror}")
         try:
-            value = json.loads(done.stdout.splitlines()[-1])
+            value = outside.parse_json(done.stdout.splitlines()[-1])
         except (IndexError, ValueError):
+            value = None
+        if not isinstance(value, dict):
             last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"])[-1]
-            return Answer(None, f"exit code {done.returncode}: {last}")
+            return Answer(None, f"exit code {done.returncode}: {outside.printable(last)}")
         return Answer(value)
 
 

@@ -53,12 +53,19 @@ def render(batch: Batch) -> str:
         Template(TEMPLATE.read_text(encoding="utf-8"))
         .substitute(
             name=batch.name, nodes=batch.nodes, per_node=batch.per_node, margin=batch.margin, stopped=STOPPED,
-            directives="\n".join(lines) or "#", output="slurm-%j.out", folder=batch.folder,
+            directives="\n".join(lines) or "#", output="slurm-%j.out", folder=_quoted(batch.folder),
             exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in batch.variables.items()),
             command=words(batch.command),
         )
         .replace("\n#\n", "\n")
     )  # fmt: skip
+
+
+def _quoted(path: str) -> str:
+    """``path`` as a directive takes it: Slurm splits at blanks outside quotes."""
+    if not any(letter in path for letter in " '\"\\#"):
+        return path
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def submit(script: str) -> str:

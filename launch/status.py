@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from launch.progress import events, heartbeats, published, step_of, tail
+from pretrain import outside
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import LaunchError
 
@@ -31,7 +32,7 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
     metrics = tail(folder / "metrics.jsonl")
     noted = events(folder)
     ranks = _ranks(folder, now)
-    total = int(settings["train"]["steps"])
+    total = _total(settings, folder)
     step = int(metrics[-1]["step"]) if metrics else 0
     running = any(rank["alive_seconds"] <= ALIVE_SECONDS and rank["phase"] != "ended" for rank in ranks)
     return {
@@ -50,6 +51,14 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
         "ranks": ranks,
         "laggard": _laggard(ranks),
     }
+
+
+def _total(settings: dict[str, Any], folder: Path) -> int:
+    section = settings.get("train")
+    steps = section.get("steps") if isinstance(section, dict) else None
+    if not isinstance(steps, int):
+        raise LaunchError(f"{folder / 'config.yaml'} has no train.steps, expected the settings of a run")
+    return steps
 
 
 def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
@@ -125,7 +134,7 @@ def report(status: dict[str, Any]) -> str:
     lines.append(f"events      {', '.join(counts) or 'none'}")
     lines += [f"            {_event(event)}" for event in status["last_events"]]
     lines += _rank_lines(status)
-    return "\n".join(lines)
+    return outside.printable("\n".join(lines))  # events and heartbeats may be anybody's
 
 
 def _rank_lines(status: dict[str, Any]) -> list[str]:

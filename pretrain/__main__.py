@@ -10,6 +10,7 @@ import traceback
 from pretrain.errors import UserError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
+from pretrain.outside import printable
 from pretrain.stopping import REQUEST
 
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         # From here on errors are the same on all ranks; before, ranks cannot talk, and hosts may differ.
         if os.environ.get("RANK" if agreed else "LOCAL_RANK", "0") == "0":
             for problem in getattr(error, "problems", [str(error)]):
-                print(f"error: {problem}", file=sys.stderr, flush=True)
+                print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
         return USER
     except Exception:
         rank = os.environ.get("RANK", "0")

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from pretrain import outside
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
 from pretrain.laggards import is_deadlock, is_state, is_waiting, laggards, own_report
@@ -194,7 +195,7 @@ class Heartbeat:
         found = {}
         for rank in range(self.world_size):
             try:
-                state = json.loads(_file(self.folder, rank).read_text(encoding="utf-8"))
+                state = outside.read_json(_file(self.folder, rank), outside.MEGABYTE)
             except (OSError, ValueError):
                 continue
             if is_state(state):
@@ -216,13 +217,13 @@ def require_free(folder: RunFolder) -> None:
         CheckpointError: the process that wrote rank 0's heartbeat still lives.
     """
     try:
-        state = json.loads(_file(folder, 0).read_text(encoding="utf-8"))
+        state = outside.read_json(_file(folder, 0), outside.MEGABYTE)
         pid, step = int(state["pid"]), int(state["step"])
         if state["host"] != socket.gethostname() or state["phase"] == "ended" or pid == os.getpid():
             return
         process = psutil.Process(pid)
         living = process.status() != psutil.STATUS_ZOMBIE and process.create_time() < state["alive"]
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, psutil.Error):
         return  # no heartbeat, or nobody's any more
     if living:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -27,7 +28,8 @@ def read_rows(path: Path, numbers: Sequence[str] = ()) -> Rows:
     """
     if not path.exists():
         return []
-    *lines, last = path.read_bytes().split(b"\n")
+    with outside.reading(path) as file:
+        *lines, last = file.read().split(b"\n")
     found = [_parse(line) for line in lines if line.strip()]
     if isinstance(whole := _parse(last), dict):  # of a writer that puts line ends between, not behind
         found.append(whole)
@@ -47,7 +49,7 @@ def read_document(path: Path, remedy: str) -> dict[str, Any]:
         DataError: the file is missing, is not readable or holds something else.
     """
     try:
-        content = path.read_bytes()
+        content = outside.read_bytes(path, 256 * outside.MEGABYTE)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     document = _parse(content)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.config import RunConfig
 from pretrain.config.load import config_from_dict
 from pretrain.config.yaml_text import read_yaml
@@ -26,7 +27,7 @@ MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard
 def write_atomically(path: Path, text: str) -> None:
     """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with outside.open_own(temporary, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -117,6 +118,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._require_own_folders()
             config.save(self.path / "config.yaml")  # first: it is what makes this folder one of a run
             self.checkpoints.mkdir(exist_ok=True)
             write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
@@ -126,6 +128,15 @@ class RunFolder:
                 f"output folder {self.path} cannot be written ({error.strerror}: {error.filename}); choose another "
                 "train.output_dir"
             ) from error
+
+    def _require_own_folders(self) -> None:
+        """A link in place of a folder of ours would have us write, and delete, in somebody else's."""
+        for path in (self.checkpoints, self.path / "heartbeat"):
+            if path.is_symlink():
+                raise CheckpointError(
+                    f"{path} is a symbolic link to {os.readlink(path)}, expected a folder: a run writes and deletes in "
+                    "its own folder only; let train.output_dir be where there is room"
+                )
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after ``step``, which will be done again."""
@@ -137,11 +148,13 @@ class RunFolder:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        with outside.reading(path) as file:
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        for line in lines:
             try:
-                if json.loads(line)["step"] <= step:
+                if outside.parse_json(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue  # a line cut off by a crash
         write_atomically(path, "".join(line + "\n" for line in kept))
 
@@ -151,7 +164,7 @@ class RunFolder:
         A failure is kept for ``require_written``: the rank that writes must not leave the others alone in a step.
         """
         try:
-            with open(self.path / name, "a", encoding="utf-8") as file:
+            with outside.open_own(self.path / name, "a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             self._error = error

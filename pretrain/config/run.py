@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.config.checks import cross_problems
 from pretrain.config.operation import GuardConfig, OperationConfig
 from pretrain.config.schema import (
@@ -89,7 +90,7 @@ class RunConfig:
         """Write ``to_yaml()`` to ``path``; a reader sees the old file or the whole new one."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
+        with outside.open_own(temporary, "w") as file:
             file.write(self.to_yaml())
             file.flush()
             os.fsync(file.fileno())

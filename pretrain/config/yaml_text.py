@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from pretrain import outside
 from pretrain.errors import ConfigError, nearest
 
 LARGEST = 100_000
@@ -66,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, no YAML, or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = outside.read_bytes(path, 16 * outside.MEGABYTE).decode("utf-8")
     except FileNotFoundError:
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path} does not exist, expected a YAML run file{nearest(path.name, siblings)}") from None

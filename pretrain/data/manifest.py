@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
 
@@ -71,10 +72,10 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         return None
     remedy = "preprocess the corpus again, or remove the manifest to use the corpus without its checks"
     try:
-        given = json.loads(path.read_bytes())
+        given = outside.read_json(path)
         digest = given.pop("digest")
         manifest = Manifest(**given)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         names = ", ".join(f.name for f in fields(Manifest))
         raise DataError(f"{path} is not a manifest ({error}), expected JSON with {names}, digest; {remedy}") from None
     if manifest.digest() != digest:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from pretrain.outside import printable
 from smet.errors import UserError
 
 Report = dict[str, Any]
@@ -43,15 +44,15 @@ def run_tool(
         report = work(options)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {printable(problem)}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder without permission: the text names the file
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was published", file=sys.stderr)
         return 130
-    print(json.dumps(report) if options.json else describe(report))
+    print(json.dumps(report) if options.json else printable(describe(report)))
     return 0
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.checkpoint.folder import sync_folder, write_synced
 from pretrain.errors import CheckpointError
 
@@ -77,6 +78,6 @@ def _files(folder: Path) -> set[str]:
 
 def _listed(folder: Path) -> set[str]:
     try:
-        return {*json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["files"], ORIGIN}
+        return {*outside.read_json(folder / ORIGIN)["files"], ORIGIN}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

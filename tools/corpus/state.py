@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain import outside
 from pretrain.data.indexed import index_path, tokens_path
 from pretrain.data.manifest import manifest_path, read_manifest
 from pretrain.data.writer import publish
@@ -45,7 +46,7 @@ class WorkFolder:
     def _take_over(self) -> None:
         path = self.path / "run.json"
         wanted = json.loads(json.dumps(self._run))
-        found = json.loads(path.read_bytes()) if path.exists() else None
+        found = _read(path) if path.exists() else None
         if found == wanted:
             return
         if found is not None and not self._restart:
@@ -74,6 +75,15 @@ class WorkFolder:
         """Remove the folder. Renamed first, so that a kill leaves no half a work folder behind."""
         os.replace(self.path, done_path(self._prefix))
         clear_done(self._prefix)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What an unfinished run says of itself; empty where it is unreadable, which fits no run."""
+    try:
+        found = outside.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def done_path(prefix: str) -> Path:

@@ -45,7 +45,7 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ),
         (
             {"model": {"initializer_range": 1.5}},
-            "initializer_range is 1.5, expected at most 1 as in transformers",
+            "model.initializer_range is 1.5, expected at most 1, as transformers",
         ),
         ({"model": {"num_hidden_layers": 10**9}}, "model.num_hidden_layers is 1000000000, expected at most 65,536"),
         ({"model": {"num_key_value_heads": 3}}, "expected a divisor of num_attention_heads 4 (1, 2, 4)"),
