@@ -33,7 +33,8 @@ def beat(folder: Path, name: str, content: object) -> None:
 def test_heartbeats_of_other_kinds_are_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted: list[object] = [
         [1], "text", 5, {}, {**GOOD, "rank": "1"}, {**GOOD, "rank": -1}, {**GOOD, "rank": 1e400},
-        {**GOOD, "alive": [1]}, {**GOOD, "moved": "now"}, {**GOOD, "step": {}}, {**GOOD, "step": 10**400}, {**GOOD, "host": ["x"]},
+        {**GOOD, "alive": [1]}, {**GOOD, "moved": "now"}, {**GOOD, "step": {}},
+        {**GOOD, "step": 10**400}, {**GOOD, "host": ["x"]},
         {**GOOD, "phase": "x" * 10_000}, {**GOOD, "alive": 1e308}, {**GOOD, "pid": "7"},
     ]  # fmt: skip
     for number, content in enumerate(planted, 1):
