@@ -16,9 +16,10 @@ from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM, initial_weight
 from pretrain.parallel import tensor
 from smet import sparsify
-from smet.convert import Piece, selects
+from smet.convert import Piece
 from smet.distribution import layer_densities
 from smet.mask import BlockGrid
+from smet.patterns import selects
 
 
 class Builder:
@@ -69,7 +70,7 @@ class Builder:
         """Make the selected layers sparse, and give every parameter that is still on meta its values."""
         masks = None if self.saved is None else self._saved_mask
         piece = Piece(self.layout.tensor_rank, self.layout.tensor_size, self.densities, masks)
-        sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece)
+        sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece, quiet=True)
         self._store_transposed(model)
         made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
         for prefix, module in model.named_modules():
@@ -86,13 +87,14 @@ class Builder:
         """
         full = Piece(self.layout.tensor_rank, self.layout.tensor_size, {n: 1.0 for n, _ in model.named_modules()})
         dense = replace(self.config.sparsity, include=self.config.sparsity.row_parallel, exclude=(), block=(1, 1))
-        sparsify(model, dense, dense_source=self._dense, piece=full)
+        sparsify(model, dense, dense_source=self._dense, piece=full, quiet=True)
 
     def _saved_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor | None:
         assert self.saved is not None
         return self.saved.shard(name, grid, self.layout.tensor_rank, self.layout.tensor_size, active)
 
-    def _dense(self, name: str, layer: nn.Linear) -> Tensor:
+    def _dense(self, name: str, layer: nn.Module) -> Tensor:
+        assert isinstance(layer, nn.Linear)
         return self._initial(f"{name}.weight", layer.weight)
 
     def _initial(self, name: str, like: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from pretrain.startup import check_world
 from smet.bank import MaskBank
-from smet.convert import active_blocks, is_transposed, selects
+from smet.distribution import active_blocks
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import BlockGrid
+from smet.patterns import is_transposed, selects
 
 
 def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_json: bool = False) -> str:

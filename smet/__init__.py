@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smet.errors import ConfigError, UserError
     from smet.linear import SparseLinear, sparse_layers
     from smet.optimizer import SmetAdamW
+    from smet.report import SparsifyReport
     from smet.store import LocalStore
 else:
     _HOMES = {
@@ -32,6 +33,7 @@ else:
         "SmetAdamW": "optimizer",
         "SmetConfig": "config",
         "SparseLinear": "linear",
+        "SparsifyReport": "report",
         "TopologyController": "controller",
         "UpdateReport": "controller",
         "UserError": "errors",
@@ -67,6 +69,7 @@ __all__ = [
     "SmetAdamW",
     "SmetConfig",
     "SparseLinear",
+    "SparsifyReport",
     "TopologyController",
     "UpdateReport",
     "UserError",

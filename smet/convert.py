@@ -1,24 +1,31 @@
-"""``sparsify``: turn the linear layers of any torch model into sparse ones."""
+"""``sparsify``: turn the linear layers of any torch or transformers model into sparse ones."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smet.candidates import Survey, shape_of, survey, weight_of
 from smet.config import SmetConfig
-from smet.distribution import layer_densities
-from smet.errors import ConfigError
+from smet.distribution import active_blocks, density_factor, effective_density, layer_densities
+from smet.errors import ConfigError, nearest
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import BlockGrid, count_active, pack
+from smet.notices import layer_notices
+from smet.patterns import is_transposed
+from smet.report import SparsifyReport, grouped, named
+from smet.say import say
 from smet.seeds import generator
 from smet.topology import block_scores, largest, random_active
 
-DenseSource = Callable[[str, nn.Linear], Tensor]
+INITIAL = ("random", "magnitude")
+
+DenseSource = Callable[[str, nn.Module], Tensor]
 MaskSource = Callable[[str, BlockGrid, int], Tensor | None]
 """(layer, blocks of its shard, active blocks of the whole layer) to the shard's packed mask; None = draw one."""
 
@@ -43,95 +50,126 @@ class Piece:
 WHOLE = Piece()
 
 
-def selects(name: str, config: SmetConfig) -> bool:
-    """Whether ``config.include`` and ``config.exclude`` make the linear layer ``name`` sparse."""
-    included = any(fnmatchcase(name, pattern) for pattern in config.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
-
-
-def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Linear]:
-    """The ``nn.Linear`` modules that the name filters select, by name.
-
-    Subclasses are left alone: their owners may read ``weight`` (as torch's attention does) or rely on more.
-    """
-    return {
-        name: module for name, module in model.named_modules() if type(module) is nn.Linear and selects(name, config)
-    }
-
-
-def active_blocks(blocks: int, density: float) -> int:
-    """Number of active blocks of a layer: the nearest to ``density`` of them, and at least one."""
-    return max(1, min(blocks, round(blocks * density)))
+def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Module]:
+    """The layers of ``model`` that ``sparsify`` would make sparse, by name."""
+    return survey(model, config).layers
 
 
 def sparsify(
-    model: nn.Module,
+    model: nn.Module | SparsifyReport,
     config: SmetConfig,
     initial: str = "random",
     dense_source: DenseSource | None = None,
     piece: Piece = WHOLE,
-) -> nn.Module:
-    """Replace the selected ``nn.Linear`` layers of ``model`` by ``SparseLinear``, in place.
+    quiet: bool = False,
+) -> SparsifyReport:
+    """Replace the selected linear layers of ``model`` by ``SparseLinear``, in place.
+
+    Linear layers are ``nn.Linear`` and transformers' ``Conv1D``; hooks, bias, dtype, device, ``requires_grad`` and
+    the training flag are carried over. What else has matrix weights stays dense, and the report says why. A second
+    call makes sparse what its patterns add, and leaves sparse layers alone.
 
     Masks are exact (not Bernoulli draws) and a pure function of (seed, layer name), so every rank
     builds the same model. With ``fan_in_init`` the kept weights are scaled by density**-0.5
     (effective fan-in, arXiv 2405.15743).
 
     Args:
-        model: any torch or transformers model.
+        model: any torch or transformers model, before it is wrapped (DDP, FSDP, DeepSpeed) or has an optimizer.
         config: densities, filters and method.
         initial: ``random`` masks, or ``magnitude`` (keep the largest weights, unscaled).
         dense_source: gives a layer's dense ``(out, in)`` weight; default is the layer's own.
         piece: for parallel layouts; a piece may hold no layer to make sparse.
+        quiet: do not print the report.
 
     Returns:
-        ``model``.
+        The report; the model is its ``.model``.
 
     Raises:
-        ConfigError: invalid settings, no layer selected, a block that does not divide a layer, or a weight
-            that a selected layer shares with another module.
+        ConfigError: invalid settings, no layer left to select, a block that does not divide a layer, or a model that
+            is wrapped, has no values yet, or is no module.
     """
     config.check()
-    if isinstance(model, nn.Linear):
-        raise ConfigError(
-            "the model is itself a linear layer and cannot be replaced in place; wrap it in nn.Sequential"
-        )
-    if initial == "magnitude" and piece.shards > 1:
-        raise ConfigError("initial='magnitude' compares the weights of whole layers; sparsify before cutting the model")
-    layers = selected_layers(model, config)
-    if not layers and piece.densities is None:
-        raise ConfigError(
-            f"sparsity.include {list(config.include)} minus exclude {list(config.exclude)} selects no linear layer; "
-            "loosen the patterns"
-        )
+    if isinstance(model, SparsifyReport):
+        model = model.model
+    _check_model(model, initial, piece)
+    found = survey(model, config)
+    layers = found.layers
     densities = piece.densities
     if densities is None:
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-        densities = layer_densities(shapes, config.density, config.distribution)
-    _check_layers(model, layers, config, piece)
+        _require_layers(found, config)
+        densities = layer_densities(
+            {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
+        )
+    _check_layers(found, config, piece, dense_source)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
     for name, layer in layers.items():
         sparse = _empty_copy(name, layer, densities[name], config, piece)
         if sparse is None:
-            weight = dense_source(name, layer) if dense_source else layer.weight.detach()
+            weight = dense_source(name, layer) if dense_source else weight_of(layer)
             sparse = _sparse_copy(name, layer, weight, densities[name], config, initial, piece)
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
-    return model
+    report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
+    if not quiet:
+        say(str(report), logging.WARNING if report.warnings else logging.INFO)
+    return report
 
 
-def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetConfig, piece: Piece) -> None:
+def _check_model(model: Any, initial: str, piece: Piece) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"sparsify was given a {type(model).__name__}, expected a torch.nn.Module")
+    if isinstance(model, nn.Linear):
+        raise ConfigError(
+            "the model is itself a linear layer and cannot be replaced in place; wrap it in nn.Sequential"
+        )
+    wrapper = next((type(m).__name__ for m in model.modules() if type(m).__name__ in WRAPPERS), None)
+    if wrapper is not None:
+        raise ConfigError(
+            f"the model is wrapped in {wrapper} already, which would go on with the dense weights; sparsify it before"
+        )
+    if initial not in INITIAL:
+        raise ConfigError(
+            f"initial is '{initial}', expected one of {', '.join(INITIAL)}{nearest(str(initial), INITIAL)}"
+        )
+    if initial == "magnitude" and piece.shards > 1:
+        raise ConfigError("initial='magnitude' compares the weights of whole layers; sparsify before cutting the model")
+
+
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine", "PipelineEngine", "DataParallel")
+"""Classes that remember the parameters they were given."""
+
+
+def _require_layers(found: Survey, config: SmetConfig) -> None:
+    if found.layers:
+        return
+    reasons = "; ".join(grouped(found.left))
+    left = f": left dense are {reasons}" if reasons else ", and it has no matrix weights"
+    if found.sparse:
+        raise ConfigError(
+            "the model is already sparse, and of its other layers none can become so" + (left if reasons else "")
+        )
+    raise ConfigError(
+        f"include {list(config.include)} minus exclude {list(config.exclude)} selects no linear layer of this model;"
+        f" loosen the patterns{left}"
+    )
+
+
+def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: DenseSource | None) -> None:
     problems = []
-    owners: dict[Tensor, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, []).append(name)
-    for name, layer in layers.items():
-        if others := [other for other in owners[layer.weight] if other != name]:
-            problems.append(f"{name} shares its weight with {others[0]}, which stays dense; add it to sparsity.exclude")
+    if piece.densities is not None:  # where the plan was made elsewhere, a layer that drops out of it is an error
+        problems += [
+            f"{one.name} {one.reason}, which stays dense; add it to exclude"
+            for one in found.left
+            if one.name in piece.densities and one.reason.startswith("shares its weight")
+        ]
+    if source is None and (unmade := [n for n, layer in found.layers.items() if layer.weight.is_meta]):
+        problems.append(
+            f"{named(unmade)} have no values yet (meta device), expected a model on a real device, or a dense_source"
+        )
+    for name, layer in found.layers.items():
         rows, cols = _canonical_shape(layer, is_transposed(name, config))
         try:
             grid = BlockGrid(rows, cols, config.block)
@@ -146,24 +184,41 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Linear], config: SmetCo
         raise ConfigError(problems)
 
 
-def is_transposed(name: str, config: SmetConfig) -> bool:
-    """Whether the canonical matrix of layer ``name`` is ``(in, out)``."""
-    return any(fnmatchcase(name, pattern) for pattern in config.row_parallel)
-
-
-def _canonical_shape(layer: nn.Linear, transposed: bool) -> tuple[int, int]:
-    shape = (layer.out_features, layer.in_features)
+def _canonical_shape(layer: nn.Module, transposed: bool) -> tuple[int, int]:
+    shape = shape_of(layer)
     return (shape[1], shape[0]) if transposed else shape
 
 
+def _report(
+    model: nn.Module, found: Survey, asked: Mapping[str, float], config: SmetConfig, piece: Piece
+) -> SparsifyReport:
+    layers = sparse_layers(model)
+    sizes = {name: layer.grid.rows * layer.grid.cols for name, layer in layers.items()}
+    active = sum(layer.active * layer.grid.block_size for layer in layers.values())
+    sparse = sum(sizes.values())
+    report = SparsifyReport(
+        model, {name: layers[name] for name in asked if name in layers},
+        sparse + sum(one.weights for one in found.left), sparse, active, found.left,
+    )  # fmt: skip
+    blocks = {name: layer.grid.blocks * piece.shards for name, layer in report.layers.items()}
+    report.warnings += layer_notices(blocks, asked, config)
+    if report.share < 0.5:
+        report.warnings.append(
+            f"only {report.share:.0%} of the model's matrix weights are in sparse layers: memory and time of the"
+            " rest stay as they were"
+        )
+    return report
+
+
 def _sparse_copy(
-    name: str, layer: nn.Linear, weight: Tensor, density: float, config: SmetConfig, initial: str, piece: Piece
+    name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, initial: str, piece: Piece
 ) -> SparseLinear:
     transposed = is_transposed(name, config)
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
     tiles = grid.to_blocks(weight.t() if transposed else weight)
     blocks = grid.blocks * piece.shards
     active = active_blocks(blocks, density)
+    density = effective_density(blocks, density)
     if initial == "magnitude":
         chosen = largest(block_scores(tiles.reshape(-1).float(), grid.block_size), active)
     else:
@@ -171,40 +226,55 @@ def _sparse_copy(
     mask = chosen[piece.shard * grid.blocks : (piece.shard + 1) * grid.blocks]
     bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and initial == "random":
-        values = values * density**-0.5
+        values = values * density_factor(density, 0.5)
     return _like(layer, bits, values.clone(), density, transposed, config)
 
 
-def _empty_copy(name: str, layer: nn.Linear, density: float, config: SmetConfig, piece: Piece) -> SparseLinear | None:
+def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig, piece: Piece) -> SparseLinear | None:
     """A layer around a mask that ``piece`` brings; None where it brings none."""
     if piece.masks is None:
         return None
     transposed = is_transposed(name, config)
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
-    bits = piece.masks(name, grid, active_blocks(grid.blocks * piece.shards, density))
+    blocks = grid.blocks * piece.shards
+    bits = piece.masks(name, grid, active_blocks(blocks, density))
     if bits is None:
         return None
     values = torch.zeros(count_active(bits) * grid.block_size)
-    return _like(layer, bits, values, density, transposed, config)
+    return _like(layer, bits, values, effective_density(blocks, density), transposed, config)
 
 
 def _like(
-    layer: nn.Linear, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig
+    layer: nn.Module, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig
 ) -> SparseLinear:
-    bias = None if layer.bias is None else layer.bias.detach()
-    sparse = SparseLinear(layer.in_features, layer.out_features, bits, values, config.block, transposed, bias)
-    sparse.values.requires_grad_(layer.weight.requires_grad)
-    if sparse.bias is not None:
-        sparse.bias.requires_grad_(layer.bias.requires_grad)
+    outputs, inputs = shape_of(layer)
+    sparse = SparseLinear(inputs, outputs, bits, values, config.block, transposed)
+    bias = layer.bias
+    assert bias is None or isinstance(bias, nn.Parameter)
+    sparse.bias = bias  # the very object: an optimizer may know it already
+    _carry_over(layer, sparse)
+    own = vars(sparse).keys()
+    vars(sparse).update({name: value for name, value in vars(layer).items() if name not in own})
+    sparse.values.requires_grad_(bool(layer.weight.requires_grad))
     sparse.configured_density = density
     sparse.keep_dense = config.weight_residency == "dense"
     return sparse
 
 
+_OF_ANY_MODULE = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+
+
+def _carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Give ``new``, which takes the place of ``old``, its hooks and training flag: the very objects, so that the
+    handles by which hooks are removed stay right."""
+    for name in _OF_ANY_MODULE & vars(old).keys():
+        vars(new)[name] = vars(old)[name]
+
+
 def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Optimizer groups for ``SmetAdamW``.
 
-    Sparse values form one group per configured density, with ``lr_factor = density**-lr_exponent``,
+    Sparse values form one group per density, with ``lr_factor = density_factor(density, lr_exponent)``,
     whose names start with ``sparse``.
     Dense matrices form one group; vectors (norms, biases) another without weight decay.
     Frozen parameters are left out.
@@ -226,7 +296,7 @@ def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float =
                 "name": f"sparse-{density:.4g}",
                 "params": params,
                 "weight_decay": weight_decay,
-                "lr_factor": density**-config.lr_exponent,
+                "lr_factor": density_factor(density, config.lr_exponent),
                 "aged": config.dynamic and density < 1.0,
             }
         )
@@ -234,10 +304,11 @@ def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float =
 
 
 def densify(layer: SparseLinear) -> nn.Linear:
-    """An ``nn.Linear`` with the same function; inactive weights are exact zeros."""
+    """An ``nn.Linear`` with the same function, hooks and bias; inactive weights are exact zeros."""
     weight = layer.dense_weight().contiguous()
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=weight.device)
-    linear.weight = nn.Parameter(weight.clone())
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=layer.values.requires_grad)
     if layer.bias is not None:
-        linear.bias = nn.Parameter(layer.bias.detach().clone())
-    return linear.to(torch.float32 if weight.dtype == torch.float32 else weight.dtype)
+        linear.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
+    _carry_over(layer, linear)
+    return linear

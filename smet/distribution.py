@@ -1,4 +1,4 @@
-"""How the density of the model is spread over its layers."""
+"""How the density of the model is spread over its layers, and what follows from it."""
 
 from __future__ import annotations
 
@@ -28,3 +28,30 @@ def layer_densities(shapes: Mapping[str, tuple[int, int]], density: float, distr
         if not over:
             return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
         dense |= over
+
+
+def active_blocks(blocks: int, density: float) -> int:
+    """Number of active blocks of a layer: the nearest to ``density`` of them, and at least one."""
+    return max(1, min(blocks, round(blocks * density)))
+
+
+def effective_density(blocks: int, density: float) -> float:
+    """The density that decides learning rate and initial scale: what was asked for, or what is really active.
+
+    The two differ where a layer has too few blocks: of 4,096, density 1e-9 leaves one active. Within 1 %, mere
+    rounding, it is what was asked for, so that layers of one density share an optimizer group.
+
+    Args:
+        blocks: of the whole layer, over all tensor-parallel shards.
+    """
+    actual = active_blocks(blocks, density) / blocks
+    return density if abs(actual - density) <= 0.01 * density else actual
+
+
+MAX_FACTOR = 32.0
+"""No learning rate and no initial weight is scaled by more: density**-0.5 at density 0.001."""
+
+
+def density_factor(density: float, exponent: float) -> float:
+    """``density**-exponent``, at most ``MAX_FACTOR``."""
+    return min(MAX_FACTOR, density**-exponent)

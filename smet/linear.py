@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from smet import compute, copies, kernels
 from smet.mask import BlockGrid, count_active, pack
+from smet.weight import readable_weight
 
 
 class SparseLinear(nn.Module):
@@ -52,7 +53,7 @@ class SparseLinear(nn.Module):
             raise ValueError(f"mask has {count_active(bits)} active blocks, values fill {self.active}")
         self.register_buffer("mask", None if self.is_full else bits)
         self.configured_density = self.density
-        """The density that was asked for; decides the learning-rate factor."""
+        """What decides the learning-rate factor: see ``smet.distribution.effective_density``."""
         self.source: Any = None
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
         self.masks_written = 0
@@ -72,6 +73,17 @@ class SparseLinear(nn.Module):
     def is_full(self) -> bool:
         """Whether every block is active; such a layer stores no mask."""
         return self.active == self.grid.blocks
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense W ``(out, in)`` to read: what is computed from it trains the values. Made anew at each access."""
+        return readable_weight(self)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module``, but ``weight`` is computed and cannot be replaced."""
+        if name == "weight":
+            raise RuntimeError("the weight of a SparseLinear is computed from its values and cannot be replaced")
+        super().register_parameter(name, param)
 
     def packed_mask(self) -> Tensor:
         """The whole packed mask of this layer, gathered from its owners if it is sharded."""

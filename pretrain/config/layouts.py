@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pretrain.config.shapes import linear_shapes
+from smet.patterns import is_transposed, selects
 
 if TYPE_CHECKING:
     from pretrain.config.schema import DataConfig, ModelConfig, ParallelConfig
@@ -28,7 +28,7 @@ def _blocks_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConf
     for kind, height, width in _sparse_shards(model, sparsity, parallel):
         if height % rows or width % columns:
             misfits.setdefault(
-                kind, f"{kind} {height} x {width}{' (transposed)' if _transposed(kind, sparsity) else ''}"
+                kind, f"{kind} {height} x {width}{' (transposed)' if is_transposed(kind, sparsity) else ''}"
             )
     if not misfits:
         return []
@@ -46,22 +46,13 @@ def _sparse_shards(
     seen: set[str] = set()
     for name, outputs, inputs in linear_shapes(model):
         kind = re.sub(r"\.\d+\.", ".*.", name)
-        if kind in seen or not _is_sparse(name, sparsity):
+        if kind in seen or not selects(name, sparsity):
             continue
         seen.add(kind)
-        height, width = (inputs, outputs) if _transposed(name, sparsity) else (outputs, inputs)
+        height, width = (inputs, outputs) if is_transposed(name, sparsity) else (outputs, inputs)
         # Tensor parallelism cuts the canonical matrix along its rows; _tensor_fits tells if it cannot.
         whole = parallel.tensor > 0 and height % parallel.tensor == 0
         yield kind, height // parallel.tensor if whole else height, width
-
-
-def _is_sparse(name: str, sparsity: SmetConfig) -> bool:
-    included = any(fnmatchcase(name, pattern) for pattern in sparsity.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in sparsity.exclude)
-
-
-def _transposed(name: str, sparsity: SmetConfig) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in sparsity.row_parallel)
 
 
 def _shards_hold_whole_bytes(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:

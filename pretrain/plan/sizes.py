@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from pretrain.config import RunConfig
 from pretrain.config.checks import linear_shapes
-from smet.convert import active_blocks, is_transposed, selects
-from smet.distribution import layer_densities
+from smet.distribution import active_blocks, effective_density, layer_densities
 from smet.mask import packed_bytes
+from smet.patterns import is_transposed, selects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,7 @@ def _linear(config: RunConfig, name: str, elements: int, density: float | None) 
     blocks, shards = elements // size, config.parallel.tensor
     active = active_blocks(blocks * shards, density)
     full = active == blocks * shards
+    density = effective_density(blocks * shards, density)
     return Weight(
         name=name, total=elements, stored=round(active / shards) * size, group=f"sparse-{density:.4g}",
         mask_bytes=0 if full else packed_bytes(blocks), aged=sparsity.dynamic and density < 1.0, product=True,

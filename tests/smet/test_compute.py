@@ -19,7 +19,7 @@ from smet.linear import SparseLinear
 def sparse_layer(transposed: bool, density: float = 0.4) -> SparseLinear:
     model = nn.Sequential(nn.Linear(24, 16, bias=False))
     config = smet.SmetConfig(density=density, block=(4, 2), row_parallel=("0",) if transposed else ())
-    layer = smet.sparsify(model, config)[0]
+    layer = smet.sparsify(model, config).model[0]
     assert isinstance(layer, SparseLinear) and layer.transposed is transposed
     return layer
 

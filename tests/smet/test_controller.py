@@ -32,7 +32,7 @@ class Run:
         settings = {"density": 0.3, "update_interval": 4, "stop_fraction": 1.0, "warmup_steps": 4, **settings}
         self.config = SmetConfig(**settings)
         torch.manual_seed(2)
-        self.model = sparsify(nn.Sequential(nn.Linear(20, 12), nn.Linear(12, 10)), self.config)
+        self.model = sparsify(nn.Sequential(nn.Linear(20, 12), nn.Linear(12, 10)), self.config).model
         remedies = Remedies(self.config.bias_correction, self.config.warmup_steps, self.config.warmup_scope)
         groups = parameter_groups(self.model, self.config)
         self.optimizer = SmetAdamW(groups, lr=1e-2, betas=betas, remedies=remedies)
@@ -204,7 +204,7 @@ def test_a_frozen_layer_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Linear(20, 12), nn.Linear(12, 10))
     model[0].requires_grad_(False)
     config = SmetConfig(density=0.3, update_interval=1, stop_fraction=1.0)
-    optimizer = SmetAdamW(parameter_groups(sparsify(model, config), config), lr=1e-2)
+    optimizer = SmetAdamW(parameter_groups(sparsify(model, config).model, config), lr=1e-2)
     controller = TopologyController(model, config, LocalStore(optimizer), MaskBank(model), 10)
     frozen = model[0]
     values, bits = frozen.values.clone(), frozen.packed_mask().clone()

@@ -37,7 +37,7 @@ def tokens(seed: int = 0) -> Tensor:
 
 
 def test_a_transformers_llama_trains_sparse_with_its_embeddings_norms_and_head_dense() -> None:
-    model = sparsify(llama(), SmetConfig(density=0.25))
+    model = sparsify(llama(), SmetConfig(density=0.25)).model
     layers = sparse_layers(model)
     assert {name.rpartition(".")[2] for name in layers} == ALL_LAYERS
     assert len(layers) == 14
@@ -54,7 +54,7 @@ def test_a_sparse_model_is_the_dense_model_with_zeros(block: tuple[int, int]) ->
     dense = llama(attention_bias=True)
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.3)
-    sparse = sparsify(copy.deepcopy(dense), SmetConfig(density=0.5, block=block, fan_in_init=False))
+    sparse = sparsify(copy.deepcopy(dense), SmetConfig(density=0.5, block=block, fan_in_init=False)).model
     for name, layer in sparse_layers(sparse).items():
         assert layer.transposed == (name.endswith("o_proj") or name.endswith("down_proj"))
         original = dense.get_submodule(name)
@@ -66,7 +66,7 @@ def test_a_sparse_model_is_the_dense_model_with_zeros(block: tuple[int, int]) ->
 
 
 def test_densify_gives_back_a_plain_layer_with_the_same_function() -> None:
-    model = sparsify(llama(attention_bias=True), SmetConfig(density=0.3, block=(2, 2)))
+    model = sparsify(llama(attention_bias=True), SmetConfig(density=0.3, block=(2, 2))).model
     expected = model(tokens()).logits
     for name, layer in sparse_layers(model).items():
         parent, _, child = name.rpartition(".")
@@ -78,7 +78,7 @@ def test_densify_gives_back_a_plain_layer_with_the_same_function() -> None:
 
 
 def test_densify_keeps_16_bit_weights_and_shares_nothing() -> None:
-    layer = sparsify(nn.Sequential(nn.Linear(8, 8)).bfloat16(), SmetConfig(density=1.0))[0]
+    layer = sparsify(nn.Sequential(nn.Linear(8, 8)).bfloat16(), SmetConfig(density=1.0)).model[0]
     plain = densify(layer)
     assert plain.weight.dtype == plain.bias.dtype == torch.bfloat16
     plain.weight.data.zero_()
@@ -86,23 +86,23 @@ def test_densify_keeps_16_bit_weights_and_shares_nothing() -> None:
 
 
 def test_name_filters() -> None:
-    names = set(sparse_layers(sparsify(llama(), SmetConfig(include=("*mlp*",), exclude=("*down_proj",)))))
+    names = set(sparse_layers(sparsify(llama(), SmetConfig(include=("*mlp*",), exclude=("*down_proj",))).model))
     assert names == {f"model.layers.{index}.mlp.{kind}_proj" for index in (0, 1) for kind in ("gate", "up")}
-    with_head = sparse_layers(sparsify(llama(), SmetConfig(exclude=())))
+    with_head = sparse_layers(sparsify(llama(), SmetConfig(exclude=())).model)
     assert "lm_head" in with_head
 
 
 def test_effective_fan_in_initialisation_and_its_switch() -> None:
     base = llama()
-    scaled = sparse_layers(sparsify(copy.deepcopy(base), SmetConfig(density=0.25)))
-    plain = sparse_layers(sparsify(copy.deepcopy(base), SmetConfig(density=0.25, fan_in_init=False)))
+    scaled = sparse_layers(sparsify(copy.deepcopy(base), SmetConfig(density=0.25)).model)
+    plain = sparse_layers(sparsify(copy.deepcopy(base), SmetConfig(density=0.25, fan_in_init=False)).model)
     for name, layer in scaled.items():
         torch.testing.assert_close(layer.values, plain[name].values * 2.0)
 
 
 def test_magnitude_masks_keep_the_largest_weights_unscaled() -> None:
     dense = llama()
-    sparse = sparsify(copy.deepcopy(dense), SmetConfig(density=0.25), initial="magnitude")
+    sparse = sparsify(copy.deepcopy(dense), SmetConfig(density=0.25), initial="magnitude").model
     for name, layer in sparse_layers(sparse).items():
         weight, original = layer.dense_weight(), dense.get_submodule(name).weight
         assert original[weight != 0].abs().min() >= original[weight == 0].abs().max()
@@ -113,13 +113,13 @@ def test_a_dense_source_supplies_the_weights() -> None:
     config = SmetConfig(density=0.5, fan_in_init=False)
     model = sparsify(
         llama(), config, dense_source=lambda name, layer: torch.full((layer.out_features, layer.in_features), 3.0)
-    )
+    ).model
     assert all((layer.values == 3).all() for layer in sparse_layers(model).values())
 
 
 def test_masks_depend_on_seed_and_name_alone() -> None:
-    first, again = (sparse_layers(sparsify(llama(), SmetConfig())) for _ in range(2))
-    other = sparse_layers(sparsify(llama(), SmetConfig(seed=1)))
+    first, again = (sparse_layers(sparsify(llama(), SmetConfig()).model) for _ in range(2))
+    other = sparse_layers(sparsify(llama(), SmetConfig(seed=1)).model)
     bits = {name: layer.packed_mask() for name, layer in first.items()}
     assert all(torch.equal(bits[name], layer.packed_mask()) for name, layer in again.items())
     assert not any(torch.equal(bits[name], layer.packed_mask()) for name, layer in other.items())
@@ -128,7 +128,7 @@ def test_masks_depend_on_seed_and_name_alone() -> None:
 
 def test_erk_spends_the_same_total_and_makes_groups_of_its_own_rates() -> None:
     config = SmetConfig(density=0.25, distribution="erk")
-    model = sparsify(llama(), config)
+    model = sparsify(llama(), config).model
     layers = list(sparse_layers(model).values())
     active, size = sum(layer.active for layer in layers), sum(layer.grid.blocks for layer in layers)
     assert abs(active - 0.25 * size) <= len(layers) / 2
@@ -143,7 +143,7 @@ def test_erk_spends_the_same_total_and_makes_groups_of_its_own_rates() -> None:
 
 def test_groups_hold_every_trainable_parameter_once_and_decay_matrices_only() -> None:
     config = SmetConfig(density=0.25, lr_exponent=1.0)
-    model = sparsify(llama(attention_bias=True), config)
+    model = sparsify(llama(attention_bias=True), config).model
     model.model.layers[0].mlp.up_proj.values.requires_grad_(False)
     groups = {group["name"]: group for group in parameter_groups(model, config, weight_decay=0.1)}
     grouped = [id(p) for group in groups.values() for p in group["params"]]
@@ -159,7 +159,7 @@ def test_groups_hold_every_trainable_parameter_once_and_decay_matrices_only() ->
 
 def test_static_layers_carry_no_ages() -> None:
     config = SmetConfig.preset("static", density=0.25)
-    groups = parameter_groups(sparsify(llama(), config), config)
+    groups = parameter_groups(sparsify(llama(), config).model, config)
     assert not any(group.get("aged") for group in groups)
 
 
@@ -172,9 +172,9 @@ def test_frozen_layers_stay_frozen_with_their_bias() -> None:
 
 def test_a_model_survives_deepcopy_and_a_plain_state_dict() -> None:
     config = SmetConfig(density=0.3, block=(2, 4))
-    model = sparsify(llama(), config)
+    model = sparsify(llama(), config).model
     twin = copy.deepcopy(model)
-    fresh = sparsify(llama(), SmetConfig(density=0.3, block=(2, 4), seed=9))
+    fresh = sparsify(llama(), SmetConfig(density=0.3, block=(2, 4), seed=9)).model
     assert not torch.equal(fresh(tokens()).logits, model(tokens()).logits)
     fresh.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(twin(tokens()).logits, model(tokens()).logits)
@@ -182,7 +182,7 @@ def test_a_model_survives_deepcopy_and_a_plain_state_dict() -> None:
 
 
 def test_a_dtype_change_leaves_masks_alone() -> None:
-    model = sparsify(llama(), SmetConfig(density=0.3))
+    model = sparsify(llama(), SmetConfig(density=0.3)).model
     before = {name: layer.packed_mask().clone() for name, layer in sparse_layers(model).items()}
     model.bfloat16()
     for name, layer in sparse_layers(model).items():
@@ -193,7 +193,9 @@ def test_a_dtype_change_leaves_masks_alone() -> None:
 
 
 def test_the_smallest_density_keeps_one_block() -> None:
-    (layer,) = sparse_layers(sparsify(nn.Sequential(nn.Linear(8, 4)), SmetConfig(density=1e-4, block=(2, 2)))).values()
+    (layer,) = sparse_layers(
+        sparsify(nn.Sequential(nn.Linear(8, 4)), SmetConfig(density=1e-4, block=(2, 2))).model
+    ).values()
     assert layer.active == 1
     assert int(unpack(layer.packed_mask(), layer.grid.blocks).sum()) == 1
 
@@ -244,7 +246,7 @@ def test_tensor_parallel_shards_are_pieces_of_the_whole_model(shards: int, distr
             "down_proj": weights["down_proj"].chunk(count, 1)[shard],
         }
         piece = Piece(shard, count, densities)
-        return sparse_layers(sparsify(model, config, dense_source=lambda name, layer: own[name], piece=piece))
+        return sparse_layers(sparsify(model, config, dense_source=lambda name, layer: own[name], piece=piece).model)
 
     whole = build(0, 1, None)
     densities = {name: layer.configured_density for name, layer in whole.items()}
@@ -267,7 +269,7 @@ def test_a_block_is_checked_in_the_canonical_orientation() -> None:
     """down_proj is 80 -> 48 and transposed: its canonical matrix is 80 x 48, so 16 x 1 fits and 1 x 80 does not."""
     down = SmetConfig(include=("*down_proj",))
     down.block = (80, 1)
-    assert isinstance(sparsify(llama(), down).model.layers[0].mlp.down_proj, SparseLinear)
+    assert isinstance(sparsify(llama(), down).model.model.layers[0].mlp.down_proj, SparseLinear)
     down.block = (1, 80)
     with pytest.raises(ConfigError, match="1 x 80, which does not divide a 80 x 48"):
         sparsify(llama(), down)
@@ -286,10 +288,18 @@ def test_a_layer_that_is_used_in_two_places_stays_shared() -> None:
     assert model["a"] is model["b"][0]
 
 
-def test_a_weight_that_another_module_shares_is_refused() -> None:
+def test_a_weight_that_another_module_shares_stays_dense_and_is_named() -> None:
     model = llama()
     model.lm_head.weight = model.model.embed_tokens.weight
-    with pytest.raises(ConfigError, match="lm_head shares its weight with model.embed_tokens.*sparsity.exclude"):
-        sparsify(model, SmetConfig(exclude=("*embed*",)))
-    sparsify(model, SmetConfig())
+    report = sparsify(model, SmetConfig(exclude=("*embed*",)))
+    assert "lm_head" not in report.layers
+    assert "1 layer of class Linear (0 weights), shares its weight with model.embed_tokens: lm_head" in str(report)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_planned_layer_that_turns_out_to_share_its_weight_is_refused() -> None:
+    model = llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    planned = Piece(densities={name: 0.5 for name, _ in model.named_modules()})
+    with pytest.raises(ConfigError, match="lm_head shares its weight with model.embed_tokens.*add it to exclude"):
+        sparsify(model, SmetConfig(exclude=()), piece=planned)

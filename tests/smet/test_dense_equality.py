@@ -73,7 +73,7 @@ def test_density_one_equals_torchs_adamw_for_20_steps(method: str, residency: st
     """Every remedy of SMET may be on: nothing is ever regrown, and density 1 scales nothing."""
     config = SmetConfig.preset(method, density=1.0, update_interval=5, weight_residency=residency)
     dense = llama()
-    sparse = sparsify(copy.deepcopy(dense), config)
+    sparse = sparsify(copy.deepcopy(dense), config).model
     assert all(layer.is_full for layer in sparse_layers(sparse).values())
     remedies = Remedies(config.bias_correction, config.warmup_steps, config.warmup_scope)
     optimizer = SmetAdamW(parameter_groups(sparse, config, 0.1), lr=2e-3, remedies=remedies)
@@ -88,7 +88,7 @@ def test_static_sparsity_without_remedies_is_adamw_on_a_masked_model() -> None:
     """The same at density 0.3: torch's AdamW with its gradients masked after every backward."""
     config = SmetConfig.preset("static", density=0.3, fan_in_init=True)
     dense = llama()
-    sparse = sparsify(copy.deepcopy(dense), config)
+    sparse = sparsify(copy.deepcopy(dense), config).model
     masks = {}
     for name, layer in sparse_layers(sparse).items():
         weight = dense.get_submodule(name).weight

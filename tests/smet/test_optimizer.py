@@ -26,7 +26,7 @@ LR = 3e-2
 
 def build(config: SmetConfig, decay: float) -> tuple[SparseLinear, SmetAdamW, TopologyController]:
     torch.manual_seed(5)
-    model = sparsify(nn.Sequential(nn.Linear(12, 16, bias=False, dtype=torch.float64)), config)
+    model = sparsify(nn.Sequential(nn.Linear(12, 16, bias=False, dtype=torch.float64)), config).model
     remedies = Remedies(config.bias_correction, config.warmup_steps, config.warmup_scope)
     optimizer = SmetAdamW(parameter_groups(model, config, decay), lr=LR, remedies=remedies)
     controller = TopologyController(model, config, LocalStore(optimizer), MaskBank(model), 1000)

@@ -41,7 +41,7 @@ class Run:
         settings = {"density": 0.5, "update_interval": 5, "stop_fraction": 1.0, "lr_exponent": 0.0, **settings}
         self.config = SmetConfig(**settings)  # type: ignore[arg-type]
         torch.manual_seed(0)
-        self.model = sparsify(nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=dtype)), self.config)
+        self.model = sparsify(nn.Sequential(nn.Linear(inputs, outputs, bias=False, dtype=dtype)), self.config).model
         self.layer: SparseLinear = self.model[0]
         remedies = Remedies(self.config.bias_correction, self.config.warmup_steps, self.config.warmup_scope)
         self.optimizer = SmetAdamW(parameter_groups(self.model, self.config), lr=LR, remedies=remedies)
@@ -188,7 +188,7 @@ def test_paper_pitfall_a_prune_rate_of_zero_changes_nothing(growth: str) -> None
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.25, 0.5, 0.9, 1.0])
 def test_paper_pitfall_masks_have_the_asked_density_exactly(density: float) -> None:
     for shape, seed in itertools.product([(48, 80), (7, 11), (64, 64)], range(5)):
-        model = sparsify(nn.Sequential(nn.Linear(*shape)), SmetConfig(density=density, seed=seed))
+        model = sparsify(nn.Sequential(nn.Linear(*shape)), SmetConfig(density=density, seed=seed)).model
         blocks = shape[0] * shape[1]
         assert abs(model[0].active - density * blocks) <= 0.5
         assert count_active(model[0].packed_mask()) == model[0].active
@@ -200,7 +200,7 @@ def test_paper_pitfall_a_frozen_parameter_crashes_neither_step_nor_update() -> N
     model[1].requires_grad_(False)
     model[2].bias.requires_grad_(False)
     config = SmetConfig(density=0.5, update_interval=2, stop_fraction=1.0, growth="gradient")
-    optimizer = SmetAdamW(parameter_groups(sparsify(model, config), config))
+    optimizer = SmetAdamW(parameter_groups(sparsify(model, config).model, config))
     controller = TopologyController(model, config, LocalStore(optimizer), MaskBank(model), 8)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     updates = 0

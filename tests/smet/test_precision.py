@@ -61,7 +61,7 @@ class Run:
         )  # type: ignore[arg-type]
         torch.manual_seed(seed)
         layers = [nn.Linear(12, 16), nn.SiLU(), nn.Linear(16, 8)]
-        self.model = sparsify(nn.Sequential(*layers).to(dtype), self.config)
+        self.model = sparsify(nn.Sequential(*layers).to(dtype), self.config).model
         remedies = Remedies("local", self.config.warmup_steps)
         self.optimizer = SmetAdamW(parameter_groups(self.model, self.config, 0.1), lr=1e-2, remedies=remedies)
         bank = MaskBank(self.model)

@@ -110,7 +110,7 @@ def build(case: Case) -> tuple[nn.Module, SmetAdamW]:
     """The model and its optimizer, before any engine."""
     torch.manual_seed(0)
     config = case.config()
-    model = sparsify(Tiny(case.checkpointing), config)
+    model = sparsify(Tiny(case.checkpointing), config).model
     remedies = Remedies(config.bias_correction, config.warmup_steps, config.warmup_scope)
     groups = parameter_groups(model, config, weight_decay=0.05)
     return model, SmetAdamW(groups, lr=5e-3, remedies=remedies, external_clock=case.stage > 0)

@@ -17,9 +17,9 @@ from pretrain.engine import PlainEngine
 from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM, initialize
 from smet import MaskBank, TopologyController
-from smet.convert import selects
 from smet.linear import SparseLinear, sparse_layers
 from smet.memory import Table, measure
+from smet.patterns import selects
 from smet.zero import ZeroStore
 from tools.bench.options import Options
 

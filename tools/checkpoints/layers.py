@@ -10,9 +10,11 @@ from torch import nn
 from pretrain.config.schema import ModelConfig
 from pretrain.model import LlamaForCausalLM
 from smet import SmetConfig
-from smet.convert import active_blocks, is_transposed, selected_layers
-from smet.distribution import layer_densities
+from smet.candidates import shape_of
+from smet.convert import selected_layers
+from smet.distribution import active_blocks, layer_densities
 from smet.mask import BlockGrid
+from smet.patterns import is_transposed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def weights_of(model: ModelConfig, sparsity: SmetConfig) -> list[Weight]:
     with torch.device("meta"):
         llama = LlamaForCausalLM(model)
     layers = selected_layers(llama, sparsity)
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    shapes = {name: shape_of(layer) for name, layer in layers.items()}
     densities = layer_densities(shapes, sparsity.density, sparsity.distribution)
     found = []
     for name, parameter in llama.named_parameters():

@@ -62,7 +62,7 @@ def test_activations_of_decoder_layers(precision: str, checkpointing: bool) -> N
     run = config(precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LlamaForCausalLM(run.model, activation_checkpointing=checkpointing)
-    layers = nn.Sequential(*sparsify(model, run.sparsity).model.layers).to(dtype)
+    layers = nn.Sequential(*sparsify(model, run.sparsity).model.model.layers).to(dtype)
     x = torch.randn(ROWS, LENGTH, run.model.hidden_size, dtype=dtype, requires_grad=True)
     blocks = [block for block in blocks_of(run) if block.is_layer]
     planned = activations(run, blocks, checkpointing, sequence=False)
@@ -89,7 +89,7 @@ class WithinDocuments(nn.Module):
 def test_all_layers_share_the_bias_that_keeps_documents_apart(checkpointing: bool) -> None:
     run = config(data={"reset_attention": True, "eos_id": 2})
     model = LlamaForCausalLM(run.model, activation_checkpointing=checkpointing)
-    layers = nn.Sequential(*sparsify(model, run.sparsity).model.layers).to(torch.bfloat16)
+    layers = nn.Sequential(*sparsify(model, run.sparsity).model.model.layers).to(torch.bfloat16)
     tokens = torch.randint(0, 9, (ROWS, LENGTH))
     x = torch.randn(ROWS, LENGTH, run.model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     blocks = [block for block in blocks_of(run) if block.is_layer]

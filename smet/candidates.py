@@ -1,0 +1,181 @@
+"""What of a model can become sparse, and for everything else one reason why it stays dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from smet.config import SmetConfig
+from smet.linear import SparseLinear
+from smet.patterns import unselected
+
+LINEAR = {
+    "torch.nn.modules.linear.Linear": False,
+    "transformers.models.falcon.modeling_falcon.FalconLinear": False,
+    "transformers.pytorch_utils.Conv1D": True,
+}
+"""Classes that compute ``x W^T + b`` and nothing else, by their full names; the value says whether they are like
+Conv1D, which stores W as ``(in, out)``. A subclass is not its base: it may compute something else, or its owner may."""
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """The matrix weights of one module that stay dense."""
+
+    name: str
+    """Module name; of a parametrized layer, the layer's."""
+    kind: str
+    """Class of the module."""
+    weights: int
+    """Elements of its own parameters of two or more dimensions."""
+    reason: str
+
+
+@dataclass
+class Survey:
+    """Every module with matrix weights (parameters of two or more dimensions), each in one of three places."""
+
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    """Layers that can become sparse."""
+    sparse: dict[str, SparseLinear] = field(default_factory=dict)
+    """Layers that are sparse already."""
+    left: list[LeftDense] = field(default_factory=list)
+
+
+def class_path(module: nn.Module) -> str:
+    """Full name of the module's class."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a layer whose class is in ``LINEAR``."""
+    names = ("nf", "nx") if LINEAR[class_path(layer)] else ("out_features", "in_features")
+    outputs, inputs = (int(getattr(layer, name)) for name in names)
+    return outputs, inputs
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Dense weight ``(out, in)`` of a layer whose class is in ``LINEAR``."""
+    weight = _weight(layer).detach()
+    return weight.t() if LINEAR[class_path(layer)] else weight
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def survey(model: nn.Module, config: SmetConfig) -> Survey:
+    """Sort the modules of ``model`` that have matrix weights. A parameter counts where it is seen first."""
+    found, seen = Survey(), set[int]()
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if _is_matrix(p)]
+        if isinstance(module, SparseLinear):
+            found.sparse[name] = module
+        elif own:
+            reason = _reason(name, module, own, config) or _shared(name, module, owners)
+            if reason is None:
+                found.layers[name] = module
+            else:
+                weights = sum(_elements(p) for p in own if id(p) not in seen)
+                name = name.removesuffix(".parametrizations.weight")
+                found.left.append(LeftDense(name, type(module).__name__, weights, reason))
+            seen |= {id(p) for p in own}
+    return found
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    # ZeRO-3 leaves a placeholder of no elements, and says elsewhere what was there.
+    return isinstance(parameter, UninitializedParameter) or len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+
+
+def _elements(parameter: Tensor) -> int:
+    if isinstance(parameter, UninitializedParameter):
+        return 0
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _reason(name: str, module: nn.Module, own: list[nn.Parameter], config: SmetConfig) -> str | None:
+    """Why ``module`` cannot become sparse, or is not meant to."""
+    if class_path(module) not in LINEAR:
+        return _other_class(module, own)
+    return unselected(name, config) or next((why for check in _OBSTACLES if (why := check(module)) is not None), None)
+
+
+def _other_class(module: nn.Module, own: list[nn.Parameter]) -> str:
+    if any(isinstance(p, UninitializedParameter) for p in own):
+        return "not initialised yet: run a batch through the model first"
+    if parametrize.is_parametrized(module) or isinstance(module, parametrize.ParametrizationList):
+        return "its weight is computed by a parametrization: remove that first"
+    if isinstance(module, nn.MultiheadAttention):
+        return "torch's attention multiplies with in_proj_weight itself"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "torch's attention multiplies with its weight itself"
+    if isinstance(module, nn.Linear):
+        return "a subclass of nn.Linear may compute something else"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "a lookup table, no product"
+    if any(p.dim() > 2 for p in own):
+        return "weights of more than two dimensions (convolutions, fused experts): only linear layers become sparse"
+    return "no linear layer"
+
+
+def _holds_more(layer: nn.Module) -> str | None:
+    """torch's older weight_norm, spectral_norm and prune compute ``weight`` from other parameters before each use."""
+    more = [n for n, _ in (*layer.named_parameters(), *layer.named_buffers()) if n not in ("weight", "bias")]
+    return f"it holds {', '.join(more)} too (prune, weight_norm): remove that first" if more else None
+
+
+def _is_patched(layer: nn.Module) -> str | None:
+    if "forward" in vars(layer) or vars(layer).get("_compiled_call_impl") is not None:
+        return "its forward was replaced (accelerate, compile): sparsify before that"
+    return None
+
+
+def _weight_is_odd(layer: nn.Module) -> str | None:
+    weight, shape = _weight(layer), shape_of(layer)
+    stored = shape[::-1] if LINEAR[class_path(layer)] else shape
+    if type(weight) is not nn.Parameter or tuple(weight.shape) != stored:
+        what = f"a {type(weight).__name__} of shape {list(weight.shape)}"
+        return f"its weight is {what}, cut or wrapped by an engine: sparsify before that"
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}, no float of 16 to 64 bits"
+    return None
+
+
+def _has_tensor_hooks(layer: nn.Module) -> str | None:
+    weight = _weight(layer)
+    if getattr(weight, "_backward_hooks", None) or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return "its weight has gradient hooks, which would be lost"
+    return None
+
+
+def _has_state_hooks(layer: nn.Module) -> str | None:
+    kinds = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+    return "it has hooks on its state dict" if any(vars(layer).get(kind) for kind in kinds) else None
+
+
+_OBSTACLES: tuple[Callable[[nn.Module], str | None], ...] = (
+    _holds_more,
+    _is_patched,
+    _weight_is_odd,
+    _has_tensor_hooks,
+    _has_state_hooks,
+)
+
+
+def _shared(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    others = [other for other in owners[id(_weight(module))] if other != name]
+    return f"shares its weight with {others[0]}" if others else None
