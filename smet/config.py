@@ -35,9 +35,10 @@ class SmetConfig:
     distribution: str = "uniform"
     """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
     include: tuple[str, ...] = ("*",)
-    """Glob patterns of module names that may become sparse."""
+    """Glob patterns of module names (whole dotted paths) that may become sparse."""
     exclude: tuple[str, ...] = ("*embed*", "*norm*", "*lm_head*")
-    """Glob patterns of module names that stay dense whatever ``include`` says."""
+    """Glob patterns of module names that stay dense whatever ``include`` says. ``*embed*`` and ``*norm*`` look at a
+    layer's own last name, so that ``embedder.linear1`` may become sparse; all others at the whole dotted path."""
     row_parallel: tuple[str, ...] = ("*o_proj", "*down_proj")
     """Layers whose canonical matrix is the transpose (split over their inputs by tensor parallelism)."""
 

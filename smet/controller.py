@@ -176,13 +176,23 @@ class TopologyController:
         return self.store.optimizer.topology.last_code
 
     def before_step(self) -> None:
-        """Ask the layers for dense gradients if this step ends in a gradient-grown update."""
+        """Ask the layers for dense gradients if this step ends in a gradient-grown update.
+
+        Raises:
+            ConfigError: layers were frozen in an engine that would go on moving them.
+        """
         self._take_position()
+        trained = self._trained()
+        if len(trained) < len(self.layers) and not self.store.skips_frozen:
+            raise ConfigError(
+                f"{min(self.layers.keys() - trained.keys())} was frozen after deepspeed.initialize, whose partitions "
+                "still hold it: momentum and weight decay would go on moving it; freeze layers before that"
+            )
         if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
             return
         if not self.store.optimizer.external_clock and self._gradients_are_zero():
             self.gradients.stop(self.layers.values())  # of a step that was skipped
-        self.gradients.collect(self.layers.values())
+        self.gradients.collect(trained.values())
 
     def _gradients_are_zero(self) -> bool:
         grads = [layer.values.grad for layer in self.layers.values()]
@@ -267,7 +277,11 @@ class TopologyController:
         young = self._young_codes(step)  # before open(), which may give one of the old codes out again
         code, recode = self.ages.open(step)
         digests = {}
+        trained = self._trained()
         for name, layer in self.layers.items():
+            if name not in trained:  # frozen since: codes that change hands do so here too
+                _recode(self.store.fragment(layer.values), recode)
+                continue
             bits = self._update_layer(name, layer, code, recode, young, report)
             digests[name] = digest(bits)
             report.density[name] = layer.density
@@ -323,11 +337,14 @@ class TopologyController:
         kept = change.kept.repeat_interleave(size).to(device)
         grown = change.grown.repeat_interleave(size).to(device)
         own_grown = grown[fragment.start : fragment.start + fragment.master.numel()]
-        for old, new in recode.items():
-            fragment.state["birth"][fragment.state["birth"] == old] = new
+        _recode(fragment, recode)
         for tensor in (fragment.master, *fragment.state.values()):
             tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
         fragment.state["birth"][own_grown] = code
+
+    def _trained(self) -> dict[str, SparseLinear]:
+        """The layers of the controller that are not frozen now."""
+        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
     def _whole_state(self) -> dict[str, list[Tensor]]:
         """Weights and their state by layer, where every rank has all of them."""
@@ -360,4 +377,8 @@ class TopologyController:
             state["updates_done"], state["last_code"], optimizer.topology.masks if loaded else "", state["steps_done"]
         )
         self.ages.load_state_dict(state["ages"])
+    def _trained(self) -> dict[str, SparseLinear]:
+        """The layers of the controller that are not frozen now."""
+        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
+
         self._ticks = None  # an engine may have gone back too

@@ -139,7 +139,7 @@ class SmetAdamW(torch.optim.Optimizer):
         self._slowest_betas()
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None:
+                if param.grad is not None and param.requires_grad:  # a frozen one may have an old gradient
                     self._update(param, param.grad, group)
         if not self.external_clock:
             self.advance()

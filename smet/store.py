@@ -45,6 +45,8 @@ class ParameterStore(Protocol):
     """Ranks over which fragments of a parameter are spread; None = this rank has all of it."""
     replicas: dist.ProcessGroup | None
     """Ranks that hold the same layers and average their gradients, so that they decide alike; None = this one alone."""
+    skips_frozen: bool
+    """Whether a parameter that is frozen between two steps is left alone from then on."""
 
     def fragment(self, param: nn.Parameter) -> Fragment:
         """This rank's fragment of ``param``; empty where it owns nothing."""
@@ -77,6 +79,8 @@ class LocalStore:
     Raises:
         ConfigError: another optimizer, or a group that this rank is not in.
     """
+
+    skips_frozen = True
 
     def __init__(self, optimizer: SmetAdamW, replicas: dist.ProcessGroup | Literal["all"] | None = "all"):
         if not isinstance(optimizer, SmetAdamW):

@@ -31,6 +31,8 @@ class ZeroStore:
         ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over ``SmetAdamW``.
     """
 
+    skips_frozen = False  # the optimizer sees flat partitions, and no parameters in them
+
     def __init__(self, engine: Any):
         self.engine = engine
         self.zero: Any = engine.optimizer
