@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +20,9 @@ from smet import sparsify
 from smet.convert import Piece
 from smet.distribution import layer_densities
 from smet.mask import BlockGrid
+from smet.notices import layer_notices
 from smet.patterns import selects
+from smet.say import say
 
 
 class Builder:
@@ -47,6 +50,9 @@ class Builder:
             )
         sparsity = config.sparsity
         self.densities = dict(layer_densities(shapes, sparsity.density, sparsity.distribution))
+        size = sparsity.block[0] * sparsity.block[1]
+        for notice in layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity):
+            say(f"smet: note: {notice}", logging.WARNING)
 
     def whole(self) -> LlamaForCausalLM:
         """All layers of this tensor-parallel rank, connected to the other ranks."""

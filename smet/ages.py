@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smet.config import CHOICES
+from smet.errors import ConfigError, nearest
+from smet.fields import wrong_types
+
 CODES = 256
 
 Betas = tuple[float, float]
@@ -28,7 +32,19 @@ class Remedies:
     warmup_steps: int = 100
     warmup_scope: str = "regrown"
 
-    def warmup(self, age: int, regrown: bool) -> float:
+    def __post_init__(self) -> None:
+        found = [f"{name} is {text}" for name, text in wrong_types(self).items()]
+        if not found:
+            for name in ("bias_correction", "warmup_scope"):
+                value, allowed = getattr(self, name), CHOICES[name]
+                if value not in allowed:
+                    found.append(f"{name} is '{value}', expected one of {', '.join(allowed)}{nearest(value, allowed)}")
+            if self.warmup_steps < 0:
+                found.append(f"warmup_steps is {self.warmup_steps}, expected 0 or more")
+        if found:
+            raise ConfigError(found)
+
+    def warmup(self, age: float, regrown: bool) -> float:
         """r of algorithm.md: the fraction of its full step that a weight takes at ``age``."""
         if self.warmup_steps == 0 or not (regrown or self.warmup_scope == "all"):
             return 1.0
@@ -39,13 +55,20 @@ class Remedies:
 class AgeTable:
     """Birth code to birth step. ``births[c]`` is None where code c is free; ``births[0]`` is 0.
 
+    There are more births than codes where updates are frequent. Neighbours then share a code, whose birth is the
+    middle of theirs. What a weight's update is off by stays below 1.5 % with a warm-up of up to 300 steps, 2.5 % up
+    to 1,000 and 4 % beyond: measured over intervals, warm-ups and betas up to (0.99, 0.9999). The largest errors are
+    those of an update at every step; at long intervals there are none.
+
     ``beta1`` and ``beta2`` are the slowest of any parameter group: they decide when a code has matured.
     """
 
     beta1: float
     beta2: float
     remedies: Remedies = field(default_factory=Remedies)
-    births: list[int | None] = field(default_factory=lambda: [0] + [None] * (CODES - 1))
+    births: list[float | None] = field(default_factory=lambda: [0] + [None] * (CODES - 1))
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """First and last birth of the weights of each code that two or more births share."""
 
     def corrections(self, code: int, step: int, betas: Betas | None = None) -> tuple[float, float]:
         """``(r / (1 - beta1**a), sqrt(1 - beta2**a))`` for the weights of ``code`` in step ``step`` (from 1)."""
@@ -54,9 +77,11 @@ class AgeTable:
 
     def _factors(self, code: int, step: int, betas: Betas) -> tuple[float, float, float]:
         """(r, 1 - beta1**a, 1 - beta2**a)."""
-        age = step - (self.births[code] or 0)
+        return self._factors_at(step - (self.births[code] or 0), step, betas, regrown=code != 0)
+
+    def _factors_at(self, age: float, step: int, betas: Betas, regrown: bool = True) -> tuple[float, float, float]:
         clock = age if self.remedies.bias_correction == "local" else step
-        return self.remedies.warmup(age, regrown=code != 0), 1 - betas[0] ** clock, 1 - betas[1] ** clock
+        return self.remedies.warmup(age, regrown), 1 - betas[0] ** clock, 1 - betas[1] ** clock
 
     def tables(self, step: int, lr: float, like: Tensor, betas: Betas | None = None) -> tuple[Tensor, Tensor]:
         """Step sizes and corrections per code for optimizer step ``step``, on the device of ``like``.
@@ -77,47 +102,60 @@ class AgeTable:
 
         Returns:
             The code, and the codes whose weights must be recoded first (old code -> new code):
-            those that matured (-> 0), and, if all codes are taken, the neighbouring pair whose
-            corrections differ least (step sizes stay within 2 % of exact ones for Adam's usual betas, at any interval).
+            those that matured (-> 0), and, if all codes are taken, one of the neighbouring pair whose
+            corrections differ least.
         """
         recode = {code: 0 for code in range(1, CODES) if self.births[code] is not None and self._mature(code, step)}
         if None not in self.births[1:] and not recode:
-            recode = dict([self._closest_pair(step)])
+            young, old = self._closest_pair(step)
+            recode = {young: old}
+            first, last = self._span(old)[0], self._span(young)[1]
+            self.births[old], self.spans[old] = (first + last) / 2, (first, last)
         for code in recode:
             self.births[code] = None
+            self.spans.pop(code, None)
         fresh = self.births.index(None)
         self.births[fresh] = step
         return fresh, recode
 
     def _mature(self, code: int, step: int) -> bool:
-        age = step - (self.births[code] or 0)
+        age = step - self._span(code)[1]
         negligible = 2.0**-25
         return max(self.beta1, self.beta2) ** age < negligible and age >= self.remedies.warmup_steps
 
     def _closest_pair(self, step: int) -> tuple[int, int]:
-        """(code to give up, code that takes its weights): the neighbours in age whose factors differ least.
+        """(code to give up, code that takes its weights): the neighbours in age whose weights' factors differ least.
 
-        The factors are compared one by one. Their product is smallest near age 12, so that two ages on
-        either side of it agree for one step and differ by percents soon after; each factor's own
-        difference only shrinks as the weights grow older.
+        The difference is that from the oldest of the one to the youngest of the other, factor by factor. Their
+        product is smallest near age 12, so that two ages on either side of it agree for one step and differ by
+        percents soon after; each factor's own difference only shrinks as the weights grow older.
         """
         ordered = sorted((birth, code) for code, birth in enumerate(self.births) if code and birth is not None)
+        betas = (self.beta1, self.beta2)
         logs = {
-            code: [math.log(factor) for factor in self._factors(code, step + 1, (self.beta1, self.beta2))]
+            code: [
+                [math.log(f) for f in self._factors_at(step + 1 - birth, step + 1, betas)] for birth in self._span(code)
+            ]
             for _, code in ordered
         }
 
         def difference(old: int, young: int) -> float:
-            return sum(abs(a - b) for a, b in zip(logs[old], logs[young], strict=True))
+            r, first, second = (abs(a - b) for a, b in zip(logs[old][0], logs[young][1], strict=True))
+            return r + first + second / 2  # the second moment stands under a root
 
         pairs = zip(ordered, ordered[1:], strict=False)
         _, old, young = min((difference(old, young), old, young) for (_, old), (_, young) in pairs)
         return young, old
 
+    def _span(self, code: int) -> tuple[int, int]:
+        birth = int(self.births[code] or 0)
+        return self.spans.get(code, (birth, birth))
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {"births": list(self.births)}
+        return {"births": list(self.births), "spans": [[code, *span] for code, span in sorted(self.spans.items())]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
+        """Restore ``state_dict``; those of the first release know no spans."""
         self.births = list(state["births"])
+        self.spans = {int(code): (first, last) for code, first, last in state.get("spans", [])}

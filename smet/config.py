@@ -6,10 +6,11 @@ there is no second code path. Method and symbols: Xiao et al., arXiv 2606.00888.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smet.errors import ConfigError, nearest
+from smet.fields import wrong_types
 
 CHOICES = {
     "distribution": ("uniform", "erk"),
@@ -67,9 +68,9 @@ class SmetConfig:
     warmup_scope: str = "regrown"
     """``regrown`` weights only, or ``all`` (also those active from the start; for ablations)."""
     lr_exponent: float = 0.5
-    """e: weights at density d train with lr * d**-e; 0 = off."""
+    """e: weights at density d train with lr * d**-e; 0 = off. d is what is really active, and d**-e at most 32."""
     fan_in_init: bool = True
-    """Scale the initial standard deviation by density**-0.5."""
+    """Scale the initial standard deviation by density**-0.5, under the same bounds."""
 
     mask_residency: str = "sharded"
     """``sharded``: each data-parallel rank keeps 1/D of the mask bits; ``replicated``: all of them."""
@@ -85,29 +86,39 @@ class SmetConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each: found, expected, what to change."""
+        wrong = wrong_types(self)
+        found = [f"{name} is {text}" for name, text in wrong.items()]
+        defaults: dict[str, Any] = {part.name: part.default for part in fields(self) if part.name in wrong}
+        return found + replace(self, **defaults)._out_of_range()
+
+    def _out_of_range(self) -> list[str]:
         found = []
         if self.method is not None and self.method not in PRESETS:
             found.append(
-                f"sparsity.method is '{self.method}', expected one of {', '.join(PRESETS)}"
-                + nearest(str(self.method), PRESETS)
+                f"method is '{self.method}', expected one of {', '.join(PRESETS)}{nearest(self.method, PRESETS)}"
             )
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                hint = nearest(str(value), allowed)
-                found.append(f"sparsity.{name} is '{value}', expected one of {', '.join(allowed)}{hint}")
+                found.append(f"{name} is '{value}', expected one of {', '.join(allowed)}{nearest(value, allowed)}")
         if not 0.0 < self.density <= 1.0:
-            found.append(f"sparsity.density is {self.density}, expected a fraction in (0, 1], such as 0.25")
-        if len(self.block) != 2 or any(side < 1 for side in self.block):
-            found.append(f"sparsity.block is {list(self.block)}, expected two positive sizes, such as [1, 16]")
+            found.append(f"density is {self.density}, expected a fraction in (0, 1], such as 0.25")
+        if any(side < 1 for side in self.block):
+            found.append(f"block is {list(self.block)}, expected two positive sizes, such as [1, 16]")
         for name in ("update_interval", "warmup_steps", "protect_rounds", "seed"):
             if getattr(self, name) < 0:
-                found.append(f"sparsity.{name} is {getattr(self, name)}, expected 0 or more")
+                found.append(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.topology_ranges < 1:
-            found.append(f"sparsity.topology_ranges is {self.topology_ranges}, expected 1 or more")
-        for name in ("stop_fraction", "prune_start", "prune_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                found.append(f"sparsity.{name} is {getattr(self, name)}, expected a fraction in [0, 1]")
+            found.append(f"topology_ranges is {self.topology_ranges}, expected 1 or more")
+        if not 0.0 <= self.stop_fraction <= 1.0:
+            found.append(f"stop_fraction is {self.stop_fraction}, expected a fraction in [0, 1]")
+        for name in ("prune_start", "prune_end"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                found.append(
+                    f"{name} is {getattr(self, name)}, expected a fraction in [0, 1): 1 replaces every active weight"
+                )
+        if not 0.0 <= self.lr_exponent <= 2.0:
+            found.append(f"lr_exponent is {self.lr_exponent}, expected 0 (off) to 2, such as 0.5")
         return found
 
     def check(self) -> SmetConfig:

@@ -6,6 +6,7 @@ data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobo
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Sequence
@@ -23,10 +24,13 @@ from smet.bank import MaskBank
 from smet.config import SmetConfig
 from smet.errors import ConfigError
 from smet.exchange import Range, all_ranges, gather, redistribute
+from smet.fields import shown
 from smet.growth import DenseGradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.optimizer import TopologyPosition
+from smet.notices import run_notices
+from smet.say import say
 from smet.schedule import TopologySchedule
 from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
@@ -92,8 +96,8 @@ class TopologyController:
         shard, shards: which tensor-parallel part of how many the layers are.
 
     Raises:
-        ConfigError: ``topology_ranges`` is not a multiple of ``shards``, or does not divide a layer; model, store and
-            bank do not belong together; replicas were built differently.
+        ConfigError: ``total_steps`` is no positive number; ``topology_ranges`` is not a multiple of ``shards``, or does
+            not divide a layer; model, store and bank do not belong together; replicas were built differently.
     """
 
     def __init__(
@@ -106,6 +110,10 @@ class TopologyController:
         shard: int = 0,
         shards: int = 1,
     ):
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ConfigError(f"total_steps is {shown(total_steps)}, expected the run's number of optimizer steps")
+        for notice in run_notices(config, total_steps):
+            say(f"smet: note: {notice}", logging.WARNING)
         self.config, self.store, self.bank = config, store, bank
         self.shard, self.shards = shard, shards
         self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards
@@ -145,13 +153,12 @@ class TopologyController:
         found = []
         if self.ranges % self.shards:
             found.append(
-                f"sparsity.topology_ranges is {self.ranges}, expected 1 or a multiple of the {self.shards} "
-                "tensor-parallel ranks"
+                f"topology_ranges is {self.ranges}, expected 1 or a multiple of the {self.shards} tensor-parallel ranks"
             )
         for name, layer in self.layers.items():
             if not found and layer.grid.blocks % (self.ranges // self.shards):
                 found.append(
-                    f"sparsity.topology_ranges is {self.ranges}, which does not divide the {layer.grid.blocks} blocks "
+                    f"topology_ranges is {self.ranges}, which does not divide the {layer.grid.blocks} blocks "
                     f"of {name}; choose 1 or a divisor"
                 )
         if found:
@@ -193,6 +200,10 @@ class TopologyController:
         if not self.store.optimizer.external_clock and self._gradients_are_zero():
             self.gradients.stop(self.layers.values())  # of a step that was skipped
         self.gradients.collect(trained.values())
+
+    def _trained(self) -> dict[str, SparseLinear]:
+        """The layers of the controller that are not frozen now."""
+        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
     def _gradients_are_zero(self) -> bool:
         grads = [layer.values.grad for layer in self.layers.values()]
@@ -342,10 +353,6 @@ class TopologyController:
             tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
         fragment.state["birth"][own_grown] = code
 
-    def _trained(self) -> dict[str, SparseLinear]:
-        """The layers of the controller that are not frozen now."""
-        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
-
     def _whole_state(self) -> dict[str, list[Tensor]]:
         """Weights and their state by layer, where every rank has all of them."""
         if self.store.group is not None:
@@ -377,8 +384,10 @@ class TopologyController:
             state["updates_done"], state["last_code"], optimizer.topology.masks if loaded else "", state["steps_done"]
         )
         self.ages.load_state_dict(state["ages"])
-    def _trained(self) -> dict[str, SparseLinear]:
-        """The layers of the controller that are not frozen now."""
-        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
-
         self._ticks = None  # an engine may have gone back too
+
+
+def _recode(fragment: Fragment, recode: dict[int, int]) -> None:
+    """Give the weights of each old birth code its new one (see ``AgeTable.open``)."""
+    for old, new in recode.items():
+        fragment.state["birth"][fragment.state["birth"] == old] = new

@@ -81,7 +81,8 @@ def ages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
                 "itself"
             )
         if count:
-            by_step[births[code]] = by_step.get(births[code], 0) + count
+            born = int(births[code])  # codes that several births share stand at their middle
+            by_step[born] = by_step.get(born, 0) + count
     total = sum(by_step.values())
     return [
         {"born": step, "age": checkpoint.step - step, "weights": count, "share": count / total}

@@ -15,7 +15,7 @@ from typing import Any
 
 from pretrain.config.checks import cross_problems
 from pretrain.config.run import RunConfig
-from pretrain.config.typed import build
+from pretrain.config.typed import build, problems_of
 from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError, nearest
 from pretrain.paths import expanded, expanded_within
@@ -149,9 +149,9 @@ def _checked(given: dict[str, Any], problems: list[str], world_size: int | None 
         sections[name] = section
         if is_sound:
             sound[name] = section
-            problems += section.problems()
+            problems += problems_of(name, section)
         else:
-            problems += _given_and_new(section.problems(), raw, problems)
+            problems += _given_and_new(problems_of(name, section), raw, problems)
     problems += cross_problems(sound, world_size)
     if problems:
         raise ConfigError(problems)

@@ -21,6 +21,7 @@ from pretrain.config.schema import (
     ParallelConfig,
     TrainConfig,
 )
+from pretrain.config.typed import problems_of
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from smet.config import SmetConfig
@@ -47,7 +48,7 @@ class RunConfig:
     def problems(self) -> list[str]:
         """Every problem of every section, and of sections that do not fit each other."""
         sections = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
-        own = [problem for name, part in sections.items() if name != "deepspeed" for problem in part.problems()]
+        own = [problem for name, part in sections.items() if name != "deepspeed" for problem in problems_of(name, part)]
         return own + cross_problems(sections)
 
     def check(self) -> RunConfig:

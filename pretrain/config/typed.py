@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from pretrain.errors import nearest
 from pretrain.paths import LocalPath, expanded
+from smet.config import SmetConfig
+from smet.fields import LARGEST_INTEGER, WORDS, shown
 
 T = TypeVar("T")
-LARGEST_INTEGER = 2**63 - 1
 _STAND_INS: dict[Any, Any] = {int: 1, float: 1.0, str: "missing", LocalPath: "missing", bool: False}
 
 
@@ -47,6 +48,17 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
     return cls(**values), len(problems) == before
 
 
+def problems_of(section: str, config: Any) -> list[str]:
+    """Every problem of one section's dataclass, made by hand or from a file, under its names in a run file."""
+    found: list[str] = []
+    made, _ = build(type(config), vars(config), section, found)  # NaN and text compare with nothing
+    told = {text.split(" ")[0] for text in found}
+    own: list[str] = made.problems()
+    if isinstance(config, SmetConfig):  # whose library knows of no sections
+        own = [f"{section}.{text}" for text in own]
+    return found + [text for text in own if text.split(" ")[0] not in told]
+
+
 def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
     """Return ``value`` as the annotated ``kind``.
 
@@ -62,15 +74,18 @@ def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         made, _ = build(typing.cast(type[Any], kind), value, where, problems)
         return made
+    if dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type[Any], kind)):
+        build(typing.cast(type[Any], kind), vars(value), where, problems)
+        return value
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if kind in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise TypeError(f"{_show(value)}, expected {_describe(kind)} that fits 64 bits")
+        raise TypeError(f"{shown(value)}, expected {_describe(kind)} that fits 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (isinstance(value, kind) and not (kind is int and isinstance(value, bool))) and _finite(value):
         return value
-    raise TypeError(f"{_show(value)}, expected {_describe(kind)}{_advice(value, kind)}")
+    raise TypeError(f"{shown(value)}, expected {_describe(kind)}{_advice(value, kind)}")
 
 
 def _coerce_path(value: Any, where: str, problems: list[str]) -> str:
@@ -97,7 +112,7 @@ def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list
     open_ended = len(kinds) == 2 and kinds[1] is Ellipsis
     if not isinstance(value, (list, tuple)) or not (open_ended or len(value) == len(kinds)):
         count = "" if open_ended else f"{len(kinds)} "
-        raise TypeError(f"{_show(value)}, expected a list of {count}values, each {_describe(kinds[0])}")
+        raise TypeError(f"{shown(value)}, expected a list of {count}values, each {_describe(kinds[0])}")
     items = []
     for position, item in enumerate(value):
         try:
@@ -107,7 +122,7 @@ def _coerce_tuple(value: Any, kinds: tuple[Any, ...], where: str, problems: list
             continue
         items.append(made)
     if not open_ended and len(items) != len(kinds):
-        raise TypeError(f"{_show(value)}, expected {len(kinds)} values, each {_describe(kinds[0])}")
+        raise TypeError(f"{shown(value)}, expected {len(kinds)} values, each {_describe(kinds[0])}")
     return tuple(items)
 
 
@@ -119,18 +134,8 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest ones
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
 def _describe(kind: Any) -> str:
     if dataclasses.is_dataclass(kind):
         names = ", ".join(part.name for part in dataclasses.fields(kind))
         return f"a mapping of {names}"
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict: "a mapping"}
-    return words.get(kind, str(kind))
+    return WORDS.get(kind, str(kind))

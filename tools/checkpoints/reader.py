@@ -14,7 +14,7 @@ from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.state import read_state
 from pretrain.checkpoint.vectors import VectorReader
 from pretrain.config.schema import ModelConfig
-from pretrain.config.typed import build
+from pretrain.config.typed import build, problems_of
 from pretrain.errors import CheckpointError
 from smet import SmetConfig
 from smet.linear import SparseLinear
@@ -101,7 +101,7 @@ class Checkpoint:
         problems: list[str] = []
         model, _ = build(ModelConfig, self.section("model"), "model", problems)
         sparsity, _ = build(SmetConfig, self.section("sparsity"), "sparsity", problems)
-        problems = problems or model.problems() + sparsity.problems()
+        problems = problems or problems_of("model", model) + problems_of("sparsity", sparsity)
         if problems:
             raise CheckpointError(
                 f"{self.folder / folders.STATE} holds settings of another version: {problems[0]}; use the version "
