@@ -28,8 +28,8 @@ from smet.fields import shown
 from smet.growth import DenseGradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
-from smet.optimizer import TopologyPosition
 from smet.notices import run_notices
+from smet.optimizer import TopologyPosition
 from smet.say import say
 from smet.schedule import TopologySchedule
 from smet.seeds import generator
