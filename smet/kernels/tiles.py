@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from smet.kernels.checks import plain
 from smet.kernels.launch import aligned, on_device_of, run
 from smet.kernels.tuning import fastest
 
@@ -179,6 +180,11 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
         along: whether stored tiles are ``(width, inner)``, else ``(inner, width)``.
     """
     _check(x, values)
+    if x.dim() != 2 or values.numel() != lists.inner.numel() * width * inner or outputs % width:
+        raise RuntimeError(
+            f"{tuple(x.shape)} inputs and {values.numel()} values do not fit {lists.inner.numel()} tiles of "
+            f"{width} x {inner} and {outputs} outputs"
+        )
     x, values, tokens = x.contiguous(), values.contiguous(), x.shape[0]
     y = x.new_empty(tokens, outputs)
     if not y.numel() or not values.numel():
@@ -216,6 +222,8 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
         groups: kept from call to call; see ``groups_of``.
     """
     _check(a, b)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0]:
+        raise RuntimeError(f"expected two matrices of as many rows, got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b, tokens = a.contiguous(), b.contiguous(), a.shape[0]
     out = a.new_empty(lists.inner.numel() * rows * cols)
     if not out.numel() or not tokens:
@@ -266,5 +274,7 @@ def _worth_descriptors(x: Tensor, products: int) -> bool:
 
 
 def _check(a: Tensor, b: Tensor) -> None:
+    for tensor in (a, b):
+        plain("an operand of a product over tiles", tensor)
     if a.dtype != b.dtype or a.device != b.device:
         raise RuntimeError(f"expected one dtype and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}")

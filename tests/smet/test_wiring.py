@@ -21,6 +21,7 @@ from smet import (
     parameter_groups,
     sparsify,
 )
+from smet.kernels import tiles
 from smet.mask import BlockGrid
 from tests.distributed import run_ranks
 
@@ -201,6 +202,9 @@ def adamw(**changes: torch.Tensor) -> None:
     kernels.adamw(**{**vectors, **changes}, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.0)
 
 
+NO_LISTS = tiles.Lists(*[torch.zeros(0, dtype=torch.int32)] * 3)
+
+
 def wrapped(size: int, dtype: torch.dtype = torch.float32) -> Any:
     return Wrapped(torch.zeros(size, dtype=dtype))
 
@@ -212,11 +216,30 @@ def wrapped(size: int, dtype: torch.dtype = torch.float32) -> Any:
         lambda: kernels.expand(wrapped(1, torch.uint8), torch.zeros(4), GRID),
         lambda: kernels.compress(wrapped(8), BITS, GRID, 4),
         lambda: kernels.compress(torch.zeros(2, 4), wrapped(1, torch.uint8), GRID, 4),
+        lambda: tiles.spread(wrapped(4), torch.zeros(4), NO_LISTS, 4, 2, 2, True),
+        lambda: tiles.spread(torch.zeros(4), wrapped(4), NO_LISTS, 4, 2, 2, True),
+        lambda: tiles.sample(wrapped(4), torch.zeros(4), NO_LISTS, {}, 2, 2),
+        lambda: tiles.sample(torch.zeros(4), wrapped(4), NO_LISTS, {}, 2, 2),
         *[lambda name=name: adamw(**{name: wrapped(FOUR[name])}) for name in FOUR],
     ],
 )
 def test_every_kernel_refuses_every_argument_that_has_no_memory_of_its_own(call: Callable[[], Any]) -> None:
     with pytest.raises(ConfigError, match="is a Wrapped, expected a plain tensor"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tiles.spread(torch.zeros(3, 32), torch.zeros(16 * 16), NO_LISTS, 32, 16, 16, True),
+        lambda: tiles.spread(torch.zeros(3, 32), torch.zeros(0), NO_LISTS, 40, 16, 16, True),
+        lambda: tiles.spread(torch.zeros(96), torch.zeros(0), NO_LISTS, 32, 16, 16, True),
+        lambda: tiles.sample(torch.zeros(3, 32), torch.zeros(4, 32), NO_LISTS, {}, 16, 16),
+        lambda: tiles.sample(torch.zeros(96), torch.zeros(96), NO_LISTS, {}, 16, 16),
+    ],
+)
+def test_products_over_tiles_refuse_sizes_that_do_not_fit(call: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError, match="do not fit 0 tiles|expected two matrices of as many rows"):
         call()
 
 
