@@ -21,6 +21,7 @@ from torch import Tensor
 from smet import kernels
 from smet.ages import AgeTable, Remedies
 from smet.errors import ConfigError
+from smet.groups import check_group
 from smet.kernels import checks
 
 
@@ -54,7 +55,8 @@ class SmetAdamW(torch.optim.Optimizer):
             nothing happens before ``start()``, and only ``advance()`` moves time.
 
     Raises:
-        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor``, complex, sparse).
+        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor``, complex, sparse), or a
+            group says what cannot work (see ``smet.groups``).
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class SmetAdamW(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        name = str(group.get("name", len(self.param_groups) - 1))
         try:
+            check_group(name, group)
             for index, param in enumerate(group["params"]):
-                _check_parameter(f"parameter {index} of group '{group.get('name', len(self.param_groups) - 1)}'", param)
+                _check_parameter(f"parameter {index} of group '{name}'", param)
         except ConfigError:
             del self.param_groups[-1]
             raise

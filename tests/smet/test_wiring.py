@@ -96,6 +96,27 @@ def test_what_does_not_belong_together_is_one_line(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr of group 'mine' is -1.0, expected a number of 0 or more"),
+        ({"lr": float("nan"), "eps": -1}, "lr of group 'mine' is nan, .*; eps of group 'mine' is -1"),
+        ({"betas": (0.9, 1.0)}, r"betas of group 'mine' are \(0.9, 1.0\), expected two numbers in \[0, 1\)"),
+        ({"amsgrad": True}, "asks for amsgrad, which SmetAdamW does not have"),
+        ({"weight_deacy": 0.1}, "has the key 'weight_deacy', which nobody reads .did you mean 'weight_decay'"),
+    ],
+)
+def test_groups_that_cannot_work_are_one_line(options: dict[str, Any], message: str) -> None:
+    parameters = list(nn.Linear(3, 3).parameters())
+    with pytest.raises(ConfigError, match=message):
+        SmetAdamW([{"params": parameters, "name": "mine", **options}])
+    optimizer = SmetAdamW(parameters[:1])
+    with pytest.raises(ConfigError, match=message):
+        optimizer.add_param_group({"params": parameters[1:], "name": "mine", **options})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": parameters[1:], "foreach": None, "amsgrad": False, "max_lr": 1.0, "moe": True})
+
+
 def trained(model: nn.Module) -> SmetAdamW:
     optimizer = SmetAdamW(parameter_groups(model, CONFIG))
     model(torch.randn(4, 32)).sum().backward()
