@@ -70,8 +70,8 @@ def differing(own: Mapping[str, Any], group: dist.ProcessGroup | None) -> list[s
     return [key for key in keys if any(one.get(key) != gathered[0].get(key) for one in gathered)]
 
 
-def require_same_start(own: Mapping[str, str], group: dist.ProcessGroup | None) -> None:
-    """Refuse replicas that would decide differently from the first update on. Collective.
+def require_same_decisions(own: Mapping[str, str], group: dist.ProcessGroup | None) -> None:
+    """Refuse replicas that would decide differently. Collective.
 
     Raises:
         ConfigError: ``own`` differs between ranks; on every rank.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from smet import copies
 from smet.ages import AgeTable
-from smet.agreement import MaskMismatchError, require_same_result, require_same_start
+from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
 from smet.config import SmetConfig
 from smet.errors import ConfigError
@@ -137,7 +137,7 @@ class TopologyController:
         if store.optimizer.topology.seen is None:
             store.optimizer.topology.seen = store.optimizer.steps_done
         if store.group is None and store.replicas is not None:
-            require_same_start(self._settings(total_steps), store.replicas)
+            require_same_decisions(self._settings(total_steps), store.replicas)
 
     def _settings(self, total_steps: int) -> dict[str, str]:
         """All that decides when the topology changes and how, beside the weights; to be compared over replicas."""
@@ -284,11 +284,14 @@ class TopologyController:
         self._require_own_masks()
         copies.before_topology_changes(self.layers.values())
         step = self.store.optimizer.steps_done
+        trained = self._trained()
+        if self.store.group is None:
+            own = {"the optimizer's clocks": str(step), "frozen layers": repr(sorted(self.layers.keys() - trained))}
+            require_same_decisions(own, self.store.replicas)
         report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
         young = self._young_codes(step)  # before open(), which may give one of the old codes out again
         code, recode = self.ages.open(step)
         digests = {}
-        trained = self._trained()
         for name, layer in self.layers.items():
             if name not in trained:  # frozen since: codes that change hands do so here too
                 _recode(self.store.fragment(layer.values), recode)

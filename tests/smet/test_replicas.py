@@ -87,6 +87,13 @@ def alone_but_not_said() -> Any:
     return train(*make(), part=dist.get_rank(), parts=2)
 
 
+def frozen_on_one_rank() -> Any:
+    model, optimizer, topology = make(growth="gradient")
+    if dist.get_rank():
+        model.second.requires_grad_(False)
+    return train(model, optimizer, topology, 0, 1)
+
+
 def session() -> dict[str, Any]:
     rank = dist.get_rank()
     pairs = [dist.new_group([0]), dist.new_group([1])]
@@ -96,6 +103,7 @@ def session() -> dict[str, Any]:
         "alone": train(*make(replicas=None, growth="gradient"), part=rank, parts=2),
         "group of one": train(*make(replicas=pairs[rank], growth="gradient"), part=rank, parts=2),
         "not averaged": error_of(alone_but_not_said),
+        "frozen": error_of(frozen_on_one_rank),
         "settings": error_of(lambda: make(density=0.25 if rank else 0.3)),
         "length": error_of(lambda: make(total_steps=20 + rank)),
         "masks": error_of(lambda: make(seed=rank)),
@@ -130,6 +138,7 @@ def test_ranks_that_say_so_train_models_of_their_own() -> None:
         ("not averaged", "MaskMismatchError: .* differ over the 2 ranks of one model after a topology update: average "
          "gradients over all of them .DistributedDataParallel., or say LocalStore.optimizer, replicas=None"),
         ("settings", "ConfigError: settings, sparse layers, masks differ between the ranks"),
+        ("frozen", "ConfigError: frozen layers differ between the ranks"),
         ("length", "ConfigError: total_steps differ between the ranks .* say LocalStore.optimizer, replicas=None"),
         ("masks", "ConfigError: settings, masks differ between"),
         ("foreign group", "ConfigError: this rank is not in the group of replicas"),
