@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from launch.arguments import run_parser, status_parser
-from pretrain.errors import LaunchError, UserError
+from pretrain.errors import LaunchError, UserError, problems_of
 from pretrain.exit_codes import DONE, USER
 from pretrain.outside import printable
 from pretrain.screen import on_screen
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _check(options)
         return _dry_run(options) if options.dry_run else _run(options)
     except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
+        for problem in problems_of(error):
             print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
         return USER
 
@@ -71,21 +71,24 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from launch import slurm
-    from launch.prepare import batch_of, policy_of, prepare, watch_of, with_free_port
+    from launch.prepare import batch_of, policy_of, prepare, require_port, watch_of
     from launch.signals import Signals
     from launch.supervisor import Supervisor
 
     prepared = prepare(options)
     if prepared.submits:
         number = slurm.submit(slurm.render(batch_of(options, prepared)))
-        print(json.dumps({"job": number}) if options.json else f"submitted job {number}", flush=True)
+        gpus = prepared.config.train.device != "cpu"
+        what = " (a GPU per rank; on a cluster without it waits for ever: give train.device=cpu)" if gpus else ""
+        print(json.dumps({"job": number}) if options.json else f"submitted job {number}{what}", flush=True)
         return DONE
+    require_port(prepared.job)
     signals = Signals()
     signals.install()
     if options.preflight and _check(options) != DONE:
         return USER
     supervisor = Supervisor(
-        with_free_port(prepared.job),
+        prepared.job,
         prepared.config,
         prepared.remote,
         policy_of(options),

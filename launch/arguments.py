@@ -33,7 +33,10 @@ def run_parser() -> argparse.ArgumentParser:
     where.add_argument("--local", action="store_true", help="this machine (the default)")
     where.add_argument("--hostfile", type=path_text, metavar="FILE", help="hosts over ssh (pdsh): lines 'NAME slots=N'")
     where.add_argument("--mpi", action="store_true", help="start with OpenMPI's mpirun, on --hostfile or this machine")
-    where.add_argument("--slurm", action="store_true", help="submit a Slurm job; inside one, start with srun")
+    where.add_argument(
+        "--slurm", action="store_true", help="submit a Slurm job; inside one, start with srun. The job asks for a GPU "
+        "per rank: give train.device=cpu on a cluster without",
+    )  # fmt: skip
     where.add_argument("--nodes", type=_positive, metavar="N", help="hosts to use; default all of --hostfile")
     where.add_argument(
         "--gpus-per-node", type=_positive, metavar="N",
@@ -57,7 +60,12 @@ def _environment(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--interface", metavar="NAME", help="network interface between hosts, such as eth0")
     group.add_argument("--master-addr", metavar="HOST", help="address at which all hosts reach the first")
-    group.add_argument("--master-port", type=_positive, default=29500, metavar="PORT", help="default 29500")
+    group.add_argument(
+        "--master-port",
+        type=_port,
+        metavar="PORT",
+        help="where the ranks meet; default 29500, or the next that is free",
+    )
     group.add_argument(
         "--ssh-args", type=_with_home, default="", metavar="ARGS", help="options for ssh, such as '-F file -p 2222'"
     )
@@ -118,6 +126,13 @@ def status_parser() -> argparse.ArgumentParser:
 def _with_home(text: str) -> str:
     """Options for another program, with ``~/`` at the beginning of a word filled in, as a shell would."""
     return re.sub(r"(?<!\S)~(?=/)", lambda _: str(Path.home()), text)
+
+
+def _port(text: str) -> int:
+    value = _positive(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"is {value}, expected 1 to 65535")
+    return value
 
 
 def _positive(text: str) -> int:

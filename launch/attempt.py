@@ -16,8 +16,9 @@ from launch.names import require_host
 from launch.progress import heartbeats, reached
 from launch.remote import Remote, on_all
 from launch.signals import Signals
-from launch.starts import ADDRESS, Job, Start, start_of
+from launch.starts import Job, Start, start_of
 from pretrain.exit_codes import USER
+from pretrain.ports import next_free
 
 
 @dataclass(kw_only=True)
@@ -80,14 +81,12 @@ class Attempt:
 
     def run(self) -> Ended:
         """Start, wait for the end, and clean up. No process of the attempt is left on a host that answers."""
-        start = start_of(self.job)
-        address = ""
-        if ADDRESS in (*start.command, *start.variables.values()):
-            address, problem = address_of(self.job, self.remote)
-            if problem:
-                return problem
+        job, problem = with_meeting_point(self.job, self.remote)
+        if problem:
+            return problem
+        start = start_of(job)
         with tempfile.TemporaryDirectory(prefix="smet-launch-") as scratch:
-            command, variables = _write_files(start, Path(scratch), address)
+            command, variables = _write_files(start, Path(scratch))
             environment = {**os.environ, **variables, LAUNCH_ID: self.id}
             try:
                 # A session of its own: Ctrl-C reaches this program only, which passes it on to the ranks. DeepSpeed,
@@ -212,20 +211,33 @@ class Attempt:
         _kill_session(process.pid)
 
 
-def address_of(job: Job, remote: Remote) -> tuple[str, Ended | None]:
-    """Address of the first host, or how the attempt ends without one."""
+def with_meeting_point(job: Job, remote: Remote) -> tuple[Job, Ended | None]:
+    """``job`` with the first host's address and a port that is free there, or how the attempt ends without them."""
+    if job.launcher == "local":
+        return job if job.port_is_given else replace(job, port=next_free(job.port)), None
+    if job.port_is_given and (job.address or job.launcher == "srun"):
+        return job, None
+    address, port, problem = meeting_point(job, remote)
+    if job.launcher == "srun":  # needs no address; where its first host does not answer, the ranks will say more
+        return replace(job, port=port), None
+    return replace(job, port=port, address=job.address or address), None if job.address else problem
+
+
+def meeting_point(job: Job, remote: Remote) -> tuple[str, int, Ended | None]:
+    """Address of the first host and a port that is free there, or how an attempt ends without an address."""
     name = job.hosts[0].name
-    answer = remote.ask(name, "address", {"interface": job.interface}, timeout=20.0)
+    answer = remote.ask(name, "address", {"interface": job.interface, "port": job.port}, timeout=20.0)
     if answer.value is None:
-        return "", Ended(255, f"{name} does not tell its address: {answer.error}")
+        return "", job.port, Ended(255, f"{name} does not tell its address: {answer.error}")
+    port = job.port if job.port_is_given else int(answer.value["port"])
     if error := answer.value["error"]:
-        return "", Ended(USER, f"{name} {error}; give --interface or --master-addr")
-    return require_host(str(answer.value["address"]), f"the address that {name} tells"), None
+        return "", port, Ended(USER, f"{name} {error}; give --interface or --master-addr")
+    return require_host(str(answer.value["address"]), f"the address that {name} tells"), port, None
 
 
-def _write_files(start: Start, scratch: Path, address: str) -> tuple[list[str], dict[str, str]]:
+def _write_files(start: Start, scratch: Path) -> tuple[list[str], dict[str, str]]:
     """Write the files of ``start``, and put their paths in place of the placeholders."""
-    paths = {ADDRESS: address}
+    paths: dict[str, str] = {}
     for placeholder, text in start.files.items():
         path = scratch / placeholder.strip("{}")
         path.write_text(text, encoding="utf-8")

@@ -1,18 +1,14 @@
-"""Hosts and how many ranks each takes: hostfiles, Slurm's allocation, and the largest world that a run can use."""
+"""Hosts and how many ranks each takes: Slurm's allocation, and the largest world that a run can use."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from launch.names import require_host
 from pretrain.config import RunConfig
 from pretrain.config.layouts import nearest_layouts
 from pretrain.errors import LaunchError
-
-_LINE = re.compile(r"^(?P<name>[^\s#]+)\s+slots=(?P<slots>\d+)\s*(#.*)?$")
 
 
 @dataclass(frozen=True)
@@ -38,36 +34,6 @@ class Choice:
     def world(self) -> int:
         """Number of ranks."""
         return sum(host.slots for host in self.hosts)
-
-
-def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """Hosts of a file with lines ``NAME slots=N``, as DeepSpeed and OpenMPI read it.
-
-    Raises:
-        LaunchError: it is missing, empty, or has a line of another form.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(f"--hostfile {path} cannot be read ({error}); see launch/templates/hostfile") from None
-    hosts: list[Host] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.strip().startswith("#"):
-            continue
-        match = _LINE.match(line.strip())
-        if match is None or int(match["slots"]) == 0:
-            raise LaunchError(f"{path} line {number} is '{line.strip()}', expected 'NAME slots=N' with N of 1 or more")
-        if any(host.name == match["name"] for host in hosts):
-            raise LaunchError(f"{path} line {number} names {match['name']} again, expected each host once")
-        hosts.append(Host(match["name"], int(match["slots"])))
-    if not hosts:
-        raise LaunchError(f"{path} names no host, expected lines 'NAME slots=N'; see launch/templates/hostfile")
-    return tuple(hosts)
-
-
-def render_hostfile(hosts: Sequence[Host]) -> str:
-    """The text that ``read_hostfile`` reads back."""
-    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 
 def limited(hosts: Sequence[Host], nodes: int | None, per_node: int | None) -> tuple[Host, ...]:

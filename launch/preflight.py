@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import address_of
+from launch.attempt import meeting_point
 from launch.hosts import Host
 from launch.remote import Answer, Remote, on_all
 from launch.starts import Job
@@ -48,9 +48,12 @@ class Wanted:
     shared: str
     """Folder below which the run folder lies, or will lie."""
     port: int
+    """Where they are to meet; a free one of the first host, if the user asked for none."""
     address: str
     bytes_needed: int
     """Free disk that the planned checkpoints take."""
+    first_port: int = 0
+    """Where the search for ``port`` began, if there was one."""
 
 
 def preflight(wanted: Wanted, remote: Remote) -> list[Finding]:
@@ -79,13 +82,15 @@ def preflight(wanted: Wanted, remote: Remote) -> list[Finding]:
 def of(config: RunConfig, job: Job, remote: Remote) -> list[Finding]:
     """``preflight`` of what ``job`` needs of its hosts."""
     run = Path(config.train.output_dir)
+    address, port, _ = meeting_point(job, remote)
     wanted = Wanted(
         hosts=job.hosts,
         device=config.train.device,
         folder=job.folder,
         shared=str(existing_parent(run if run.is_absolute() else Path(job.folder) / run)),
-        port=job.port,
-        address=job.address or address_of(job, remote)[0] or job.hosts[0].name,
+        port=port,
+        first_port=job.port,
+        address=job.address or address or job.hosts[0].name,
         bytes_needed=bytes_planned(config),
     )
     return preflight(wanted, replace(remote, variables=environment_of(job.variables)))
@@ -129,7 +134,7 @@ def judge(wanted: Wanted, answers: dict[str, Answer], begin: float, end: float) 
         findings += [_version(name, key, _entry(one, "versions", key), usual[key]) for key in usual]
         findings.append(_project(name, one, revision, wanted.folder))
         if position == 0:
-            findings.append(_port(name, one, wanted.port))
+            findings.append(_port(name, one, wanted))
         findings += [
             _shared(name, one, wanted.shared),
             _disk(name, one, wanted.bytes_needed, wanted.shared),
@@ -179,9 +184,11 @@ def _project(name: str, one: dict[str, Any], usual: str, folder: str) -> Finding
     return Finding("project", name, True, f"revision {revision}" if revision != "None" else "no git revision")
 
 
-def _port(name: str, one: dict[str, Any], port: int) -> Finding:
+def _port(name: str, one: dict[str, Any], wanted: Wanted) -> Finding:
+    port = wanted.port
     if one.get("port_free") is True:
-        return Finding("port", name, True, f"{port} free")
+        moved = f"; {wanted.first_port} is taken" if wanted.first_port not in (0, port) else ""
+        return Finding("port", name, True, f"{port} free{moved}")
     remedy = "give --master-port with a free one, or end what listens there"
     return Finding("port", name, False, f"{port} is taken", remedy)
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch import slurm
 from launch.attempt import Watch
 from launch.environment import for_ranks
-from launch.hosts import Host, limited, read_hostfile, require_fit, slurm_hosts
+from launch.hostfile import read_hostfile
+from launch.hosts import Host, limited, require_fit, slurm_hosts
 from launch.names import require_host, require_interface, require_one_line, require_plain_path
 from launch.remote import Remote
 from launch.starts import Job
 from launch.supervisor import Policy
 from pretrain.config import RunConfig, load_config
+from pretrain.environment import PORT
 from pretrain.errors import LaunchError
+from pretrain.ports import listen, why_not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
         variables=variables,
         python=sys.executable,
         folder=os.getcwd(),
-        port=options.master_port,
+        port=options.master_port or PORT,
+        port_is_given=options.master_port is not None,
         address=options.master_addr or ("127.0.0.1" if _is_here(hosts) else None),
         interface=options.interface,
         ssh_arguments=options.ssh_args,
@@ -97,7 +100,9 @@ def _hosts(
     options: argparse.Namespace, config: RunConfig, environ: Mapping[str, str], submits: bool
 ) -> tuple[Host, ...]:
     if options.hostfile:
-        return limited(read_hostfile(Path(options.hostfile)), options.nodes, options.gpus_per_node)
+        return limited(
+            read_hostfile(Path(options.hostfile), options.gpus_per_node), options.nodes, options.gpus_per_node
+        )
     if submits:
         if options.gpus_per_node is None:
             raise LaunchError("--slurm needs to know how many ranks a node takes; give --nodes N --gpus-per-node N")
@@ -172,25 +177,24 @@ def _directive(value: str | None, option: str) -> str | None:
 
 
 DEFAULTS = {
-    "master_port": 29500, "max_restarts": 20, "back_off": 5.0, "lost_after": 180.0, "host_interval": 30.0,
+    "master_port": None, "max_restarts": 20, "back_off": 5.0, "lost_after": 180.0, "host_interval": 30.0,
     "patience": 600.0,
 }  # fmt: skip
 """Of the options that a batch script repeats where they differ."""
 
 
-def with_free_port(job: Job) -> Job:
-    """``job`` at its port or, on this machine alone, the next that is free: other runs may be at work here."""
-    if job.launcher != "local":
-        return job
-    for port in range(job.port, job.port + 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return replace(job, port=port)
-    raise LaunchError(f"ports {job.port} to {job.port + 199} are all taken; give --master-port")
+def require_port(job: Job) -> None:
+    """See that the port that was asked for is free, if the run is to be here; another host's is tried by its ranks.
+
+    Raises:
+        LaunchError: it is taken; says by whom.
+    """
+    if job.launcher != "local" or not job.port_is_given:
+        return
+    try:
+        listen(job.port).close()
+    except OSError as error:
+        raise LaunchError(why_not(error, job.port, "--master-port ")) from None
 
 
 def policy_of(options: argparse.Namespace) -> Policy:

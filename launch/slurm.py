@@ -13,6 +13,7 @@ from launch.starts import words
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import STOPPED
 
+GPUS = "--gpus-per-node="
 TEMPLATE = Path(__file__).parent / "templates" / "job.sbatch"
 
 
@@ -42,7 +43,7 @@ class Batch:
 def render(batch: Batch) -> str:
     """The batch script."""
     given = [
-        f"--gpus-per-node={batch.per_node}" if batch.gpus else "",
+        f"{GPUS}{batch.per_node}" if batch.gpus else "",
         f"--time={batch.time}" if batch.time else "",
         f"--partition={batch.partition}" if batch.partition else "",
         f"--account={batch.account}" if batch.account else "",
@@ -85,7 +86,8 @@ def submit(script: str) -> str:
     except subprocess.TimeoutExpired:
         raise LaunchError("sbatch gave no answer within 60 s; see that slurmctld runs (scontrol ping)") from None
     if done.returncode:
-        raise LaunchError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
+        asked = "; it asks for GPUs: on a cluster without, give train.device=cpu" if GPUS in script else ""
+        raise LaunchError(f"sbatch refused the job: {' '.join(done.stderr.split())}{asked}")
     return done.stdout.strip().split(";")[0]
 
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from launch.environment import render_file
-from launch.hosts import Host, render_hostfile
+from launch.hostfile import render_hostfile
+from launch.hosts import Host
+from pretrain.environment import PORT
 from pretrain.errors import LaunchError
 
 LAUNCHERS = ("local", "pdsh", "openmpi", "srun")
@@ -32,7 +34,9 @@ class Job:
     """The same path on every host."""
     folder: str
     """Working directory of the ranks, on every host."""
-    port: int = 29500
+    port: int = PORT
+    port_is_given: bool = False
+    """Whether the user named it; else another is taken where it is not free."""
     address: str | None = None
     """Address at which all hosts reach the first; default: that of ``interface``, or the one that ssh uses."""
     interface: str | None = None

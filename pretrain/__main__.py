@@ -6,12 +6,20 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
 from pretrain.outside import printable
+from pretrain.screen import outlive_screen
 from pretrain.stopping import REQUEST
+
+if TYPE_CHECKING:
+    from pretrain.config import RunConfig
+    from pretrain.environment import Place
+    from pretrain.layout import Layout
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -39,35 +47,93 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; returns one of ``pretrain.exit_codes``."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    agreed = False
-    if not options.dry_run:
-        REQUEST.install()
+    if options.dry_run:
+        return _told(lambda: _dry_run(options), is_first=lambda: True)
+    REQUEST.install()
+    outlive_screen()
+    start = Start(options.config, options.overrides)
     try:
-        from pretrain.config import load_config
-        from pretrain.startup import adopt_environment, start
-
-        _quiet()
-        if options.dry_run:
-            return _dry_run(options)
-        adopt_environment()
-        config = load_config(options.config, options.overrides, world_size=int(os.environ["WORLD_SIZE"]))
-        layout = start(config)  # chooses the device before anything imports DeepSpeed, which else guesses one
-        agreed = True
-        from pretrain.run import run
-
-        trainer = run(config, layout, REQUEST)
-    except UserError as error:
-        # From here on errors are the same on all ranks; before, ranks cannot talk, and hosts may differ.
-        if os.environ.get("RANK" if agreed else "LOCAL_RANK", "0") == "0":
-            for problem in getattr(error, "problems", [str(error)]):
-                print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
-        return USER
+        return _told(start.run, start.is_first)
     except Exception:
         rank = os.environ.get("RANK", "0")
         text = traceback.format_exc()
         print("".join(f"[rank {rank}] {line}\n" for line in text.splitlines()), file=sys.stderr, flush=True)
         os._exit(FAILED)  # other ranks may wait for us in a collective: do not wait for them in turn
-    return STOPPED if trainer.stopped_early else DONE
+    finally:
+        REQUEST.begin()
+
+
+def _told(work: Callable[[], int], is_first: Callable[[], bool]) -> int:
+    """Exit code of ``work``; what the user has to mend is printed where ``is_first``."""
+    try:
+        return work()
+    except UserError as error:
+        if is_first():
+            for problem in problems_of(error):
+                print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
+        return USER
+
+
+class Start:
+    """From variables and settings to the run. Mistakes end before torch is imported, which takes seconds."""
+
+    def __init__(self, config: str, overrides: list[str]):
+        self.config, self.overrides = config, overrides
+        self.joined = False
+
+    def is_first(self) -> bool:
+        """Whether errors are printed here: once the ranks have joined they are the same on all of them; before, hosts
+        may differ."""
+        return os.environ.get("RANK" if self.joined else "LOCAL_RANK", "0") in ("0", "")
+
+    def run(self) -> int:
+        """Returns ``DONE`` or ``STOPPED``."""
+        from pretrain.config import load_config
+        from pretrain.environment import adopt_environment, check_world
+
+        _quiet()
+        place = adopt_environment()
+        if place.note:
+            print(f"note: {place.note}", file=sys.stderr, flush=True)
+        config = load_config(self.config, self.overrides, world_size=place.world)
+        check_world(place.world, config)
+        layout = self._layout(place, config)
+        self.joined = True
+        from pretrain.run import run
+
+        trainer = run(config, layout, REQUEST)
+        return STOPPED if trainer.stopped_early else DONE
+
+    def _layout(self, place: Place, config: RunConfig) -> Layout:
+        from pretrain.meeting import meet
+        from pretrain.run_folder import require_writable
+
+        if _has_joined():
+            from pretrain.startup import start
+
+            return start(config)
+        meeting = meet(place, config, REQUEST)
+        try:
+            if place.rank == 0:
+                require_writable(config.train.output_dir)
+            from pretrain.startup import start
+
+            meeting.joining()
+            layout = start(config)  # chooses the device before anything imports DeepSpeed, which else guesses one
+        except UserError as error:
+            meeting.fail(problems_of(error))
+            raise
+        meeting.joined()
+        return layout
+
+
+def _has_joined() -> bool:
+    """Whether this process is in a process group already, as those of tests are."""
+    if "torch.distributed" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_initialized()
 
 
 def _dry_run(options: argparse.Namespace) -> int:

@@ -15,12 +15,12 @@ from torch import nn
 
 from pretrain.builder import Builder, nest
 from pretrain.config import RunConfig
+from pretrain.environment import check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
 from pretrain.model.llama import blocks as model_blocks
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
-from pretrain.startup import check_world
 from smet.bank import MaskBank
 from smet.distribution import active_blocks
 from smet.linear import SparseLinear, sparse_layers

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from smet.errors import ConfigError, UserError, nearest
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "LaunchError", "ReplicaError", "UserError", "nearest"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LaunchError",
+    "ReplicaError",
+    "UserError",
+    "nearest",
+    "problems_of",
+]
 
 
 class DataError(UserError):
@@ -25,3 +34,8 @@ class ReplicaError(UserError):
 
 class DivergenceError(UserError):
     """Training does not recover from spikes by itself."""
+
+
+def problems_of(error: UserError) -> list[str]:
+    """What is to be printed, a line each."""
+    return list(getattr(error, "problems", [str(error)]))

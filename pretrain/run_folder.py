@@ -24,6 +24,10 @@ MAY_CHANGE = {
 MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard", "operation", "deepspeed")
 
 
+SMALLEST_BYTES = 1 << 16
+"""Free space without which not even settings and the first lines of metrics can be written."""
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,6 +36,32 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def require_writable(output_dir: str) -> None:
+    """Refuse a place that cannot be written, before a model is built for minutes; nothing is written.
+
+    Raises:
+        CheckpointError: a read-only or full disk, or a folder without permission.
+    """
+    place = Path(output_dir).absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        kept = os.statvfs(place)
+    except OSError as error:
+        raise CheckpointError(
+            f"train.output_dir {output_dir} cannot be made ({error.strerror}: {error.filename}); choose another"
+        ) from None
+    if not place.is_dir():
+        return  # named by whoever opens the run folder
+    why = ""
+    if not os.access(place, os.W_OK | os.X_OK):
+        why = "the disk is read-only" if kept.f_flag & os.ST_RDONLY else "no permission"
+    elif kept.f_bavail * kept.f_frsize < SMALLEST_BYTES:
+        why = f"only {kept.f_bavail * kept.f_frsize:,} bytes are free"
+    if why:
+        raise CheckpointError(f"train.output_dir {output_dir} cannot be written in {place} ({why}); choose another")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

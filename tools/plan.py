@@ -12,11 +12,11 @@ import sys
 from dataclasses import fields
 
 from pretrain.config import RunConfig, load_config
+from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import on_screen
-from pretrain.startup import check_world
 from tools.planner.search import Found, search
 from tools.planner.timing import Machine, StepTime, slowest_stage
 

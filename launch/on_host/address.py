@@ -1,4 +1,4 @@
-"""At which address other hosts reach this one: that of the named interface, or the one that ssh came in by."""
+"""At which address and port others reach this host: of the named interface, or the one that ssh came in by."""
 
 from __future__ import annotations
 
@@ -23,9 +23,23 @@ def of_interface(name: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
+def free_port(first: int) -> int:
+    """``first``, or the next port that nobody listens on; ``first`` where there is none near."""
+    for port in range(first, min(first + 200, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+                return port
+            except OSError:
+                continue
+    return first
+
+
 def main(given: str) -> int:
-    """``{"interface": name or null}``; prints ``{"address": ..., "error": ...}``."""
-    name = json.loads(given)["interface"]
+    """``{"interface": name or null, "port": where to look from}``; prints ``{"address", "port", "error"}``."""
+    task = json.loads(given)
+    name = task["interface"]
     address, error = None, None
     if name:
         try:
@@ -36,7 +50,7 @@ def main(given: str) -> int:
     else:
         came_in = os.environ.get("SSH_CONNECTION", "").split()
         address = came_in[2] if len(came_in) > 2 else socket.gethostbyname(socket.gethostname())
-    print(json.dumps({"address": address, "error": error}))
+    print(json.dumps({"address": address, "port": free_port(task["port"]), "error": error}))
     return 0
 
 

@@ -49,6 +49,8 @@ class OperationConfig:
     start_within: float = 120.0
     """The same for start-up and the first step, where it says at once which ranks are waited for, and ends the run only
     if they all wait for each other and none is at work; 0 = never."""
+    meet_within: float = 600.0
+    """Seconds from the start of the first rank until all have to be there."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
@@ -57,6 +59,7 @@ class OperationConfig:
             for name in ("time_limit", "time_margin", "stuck_after", "start_within")
             if not getattr(self, name) >= 0
         ]
-        if not self.heartbeat > 0:
-            found.append(f"operation.heartbeat is {self.heartbeat}, expected a positive number of seconds")
+        for name in ("heartbeat", "meet_within"):
+            if not getattr(self, name) > 0:
+                found.append(f"operation.{name} is {getattr(self, name)}, expected a positive number of seconds")
         return found

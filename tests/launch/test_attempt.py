@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch import attempt as module
-from launch.attempt import Attempt, Ended, Watch, address_of
+from launch.attempt import Attempt, Ended, Watch, meeting_point
 from launch.hosts import Host
 from launch.remote import Remote
 from launch.signals import Signals
@@ -186,10 +186,10 @@ def test_a_launcher_that_is_missing_is_a_failed_attempt(make: Make, monkeypatch:
 def test_the_first_host_is_asked_for_its_address(make: Make, interface: str, expected: str) -> None:
     attempt = make("ends", "0")
     job = replace(attempt.job, hosts=(Host("a", 1),), interface=interface)
-    address, problem = address_of(job, attempt.remote)
+    address, _, problem = meeting_point(job, attempt.remote)
     assert expected in (problem.reason if problem else address)
     unreachable = Remote(kind="ssh", python="python", ssh=("false",))
-    assert address_of(job, unreachable)[1] == Ended(255, "a does not tell its address: exit code 1: no output")
+    assert meeting_point(job, unreachable)[2] == Ended(255, "a does not tell its address: exit code 1: no output")
 
 
 def test_a_host_is_lost_only_if_the_run_stands_still_too(make: Make, folder: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from launch.__main__ import main
 from launch.environment import for_ranks
-from launch.hosts import Host, choose, read_hostfile, render_hostfile
+from launch.hostfile import read_hostfile, render_hostfile
+from launch.hosts import Host, choose
 from pretrain.config import load_config
 from pretrain.errors import LaunchError
 from tests.launch.commands import ENVIRON, prepared, write_run
@@ -35,10 +36,43 @@ def test_a_hostfile_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "per_host", "expected"),
+    [
+        ("a slots=2 max_slots=4 # both\nb max-slots=8 slots = 1 // C++\n", None, [("a", 2), ("b", 1)]),
+        ("a cpus=2\nb count=3\n\tc\tslot=1", None, [("a", 2), ("b", 3), ("c", 1)]),
+        ("a\na\nb\na\n", None, [("a", 3), ("b", 1)]),  # as batch systems list hosts, once per rank
+        ("a\nb\n", 8, [("a", 8), ("b", 8)]),
+        ("a:2\nb:4\n", None, [("a", 2), ("b", 4)]),
+        ("\ufeffa slots=2\r\n", None, [("a", 2)]),
+    ],
+)
+def test_what_openmpi_and_batch_systems_write_is_read(
+    text: str, per_host: int | None, expected: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs").write_text(text, encoding="utf-8")
+    assert read_hostfile(Path("theirs"), per_host) == tuple(Host(*one) for one in expected)
+    assert capsys.readouterr().err == ""
+
+
+def test_words_of_a_hostfile_that_change_nothing_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs").write_text("a slots=2 sockets=2\nb slots=2 cores=8 sockets=1\n")
+    assert read_hostfile(Path("theirs")) == (Host("a", 2), Host("b", 2))
+    assert capsys.readouterr().err == "note: theirs: cores, sockets change nothing in a start\n"
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", "names no host"),
-        ("worker-1", "line 1 is 'worker-1', expected 'NAME slots=N'"),
+        ("worker-1", "bad does not say how many ranks worker-1 takes, expected 'NAME slots=N'"),
+        ("a slots=two", "line 1 is 'a slots=two', expected 'NAME slots=N'"),
+        ("a slots=1 slots=2", "line 1 is 'a slots=1 slots=2'"),
+        ("a b slots=1", "line 1 is 'a b slots=1'"),
+        ("a slot=1\na\na", "line 2 names a again"),
+        ("a slots=4 max_slots=2", "slots=4 and max_slots=2, expected slots within max_slots"),
+        ("a slotts=4", r"has the word 'slotts' \(did you mean 'slots'\?\)"),
+        ("a slots=1 user=me", r"names a user; expected that in ssh's own settings, or --ssh-args '-l me'"),
+        ("^a slots=1", "for mpirun alone: name the hosts"),
         ("a slots=0", "N of 1 or more"),
         ("a slots=1\na slots=1", "line 2 names a again"),
         (None, "cannot be read"),

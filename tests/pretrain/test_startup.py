@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pretrain.config import RunConfig, config_from_dict
+from pretrain.environment import adopt_environment, check_world
 from pretrain.errors import ConfigError, LaunchError
-from pretrain.startup import adopt_environment, check_world, choose_device
+from pretrain.startup import choose_device
 from tests.pretrain.attempts import launch, write_run_file
 from tests.pretrain.runs import settings, write_corpus
 

@@ -52,7 +52,8 @@ def run(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: as an ordinary run.
     """
-    from pretrain.startup import adopt_environment, start
+    from pretrain.environment import adopt_environment
+    from pretrain.startup import start
 
     begin = time.perf_counter()
     spec = read_spec(folder)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from pretrain.__main__ import main
 from pretrain.config import RunConfig
 from pretrain.config.layouts import candidates, nearest_layouts, works
+from pretrain.environment import check_world
 from pretrain.errors import ConfigError, LaunchError
-from pretrain.startup import check_world
 from tests.pretrain.config.test_checks import make
 
 PARALLEL = {"zero_stage": 1}
@@ -98,7 +98,8 @@ CONFIG = "configs/9m.yaml"
 def test_pipeline_with_zero_two_names_alternatives_for_this_many_ranks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "16", "LOCAL_RANK": "0"}.items():
+    place = {"RANK": "0", "WORLD_SIZE": "16", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in place.items():
         monkeypatch.setenv(name, value)
     assert main([CONFIG, "parallel.pipeline=2", "parallel.zero_stage=2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
