@@ -53,10 +53,12 @@ def require_writable(output_dir: str) -> None:
         raise CheckpointError(
             f"train.output_dir {output_dir} cannot be made ({error.strerror}: {error.filename}); choose another"
         ) from None
-    if not place.is_dir():
+    if place == Path(output_dir).absolute() and not place.is_dir():
         return  # named by whoever opens the run folder
     why = ""
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir():
+        why = "it is a file"
+    elif not os.access(place, os.W_OK | os.X_OK):
         why = "the disk is read-only" if kept.f_flag & os.ST_RDONLY else "no permission"
     elif kept.f_bavail * kept.f_frsize < SMALLEST_BYTES:
         why = f"only {kept.f_bavail * kept.f_frsize:,} bytes are free"
