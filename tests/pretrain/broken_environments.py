@@ -100,7 +100,7 @@ CASES = [
     Case("another program at the port", WAITS, "what listens there is no rank 0 of a run", place(
         1, 2, MASTER_PORT="{busy}")),
     # places
-    Case("output below a file", 2, "file (it is a file); choose another", overrides=("train.output_dir={here}/file/run",),
+    Case("output below a file", 2, "file (it is a file); choose another", {}, ("train.output_dir={here}/file/run",),
          quick=True),
     Case("output in ~", 0, TRAINS, {"HOME": "{here}"}, ("train.output_dir=~/run",)),
     Case("no GPU", 2, "train.device is cuda, and", overrides=("train.device=cuda",)),
