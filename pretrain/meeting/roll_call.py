@@ -15,8 +15,8 @@ from typing import Any
 from pretrain.environment import Place
 from pretrain.exit_codes import FAILED, STOPPED, USER
 from pretrain.meeting.hello import Hello, difference, is_of_another_run, is_there, is_whole, name_of, shares_a_gpu
-from pretrain.outside import printable
 from pretrain.meeting.lines import Lines, ranks_in_words
+from pretrain.outside import printable
 
 TOLD_AFTER = (3.0, 30.0, 120.0)
 """Seconds of waiting after which it is told for whom; and every ``TOLD_EVERY`` seconds from then on."""
