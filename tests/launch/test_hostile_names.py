@@ -10,7 +10,8 @@ import pytest
 
 from launch.__main__ import main
 from launch.environment import for_ranks
-from launch.hosts import Host, read_hostfile, slurm_hosts
+from launch.hostfile import read_hostfile
+from launch.hosts import Host, slurm_hosts
 from launch.remote import Remote
 from pretrain.errors import LaunchError
 
