@@ -21,7 +21,7 @@ from pretrain.config.schema import (
     ParallelConfig,
     TrainConfig,
 )
-from pretrain.config.typed import problems_of
+from pretrain.config.typed import problems_of, rebuilt
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from smet.config import SmetConfig
@@ -49,7 +49,8 @@ class RunConfig:
         """Every problem of every section, and of sections that do not fit each other."""
         sections = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         own = [problem for name, part in sections.items() if name != "deepspeed" for problem in problems_of(name, part)]
-        return own + cross_problems(sections)
+        sound = {name: part for name, part in sections.items() if name == "deepspeed" or not rebuilt(name, part)[1]}
+        return own + cross_problems(sound)
 
     def check(self) -> RunConfig:
         """Return self, or raise ``ConfigError`` with all problems."""

@@ -50,13 +50,19 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
 
 def problems_of(section: str, config: Any) -> list[str]:
     """Every problem of one section's dataclass, made by hand or from a file, under its names in a run file."""
-    found: list[str] = []
-    made, _ = build(type(config), vars(config), section, found)  # NaN and text compare with nothing
+    made, found = rebuilt(section, config)  # NaN and text compare with nothing
     told = {text.split(" ")[0] for text in found}
     own: list[str] = made.problems()
     if isinstance(config, SmetConfig):  # whose library knows of no sections
         own = [f"{section}.{text}" for text in own]
     return found + [text for text in own if text.split(" ")[0] not in told]
+
+
+def rebuilt(section: str, config: Any) -> tuple[Any, list[str]]:
+    """A dataclass like ``config`` that is good for checks, and what in ``config`` is of the wrong type."""
+    found: list[str] = []
+    made, _ = build(type(config), vars(config), section, found)
+    return made, found
 
 
 def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import math
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +145,36 @@ def test_the_known_deepspeed_keys_are_deepspeeds() -> None:
     text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
     missing = [key for key in DEEPSPEED_KEYS if f'"{key}"' not in text and f"'{key}'" not in text]
     assert missing == []
+
+
+def numeric_keys() -> list[tuple[str, str]]:
+    config = make()
+    sections = [part.name for part in dataclasses.fields(config) if part.name != "deepspeed"]
+    hints = {name: typing.get_type_hints(type(getattr(config, name))) for name in sections}
+    kinds = (int, float, int | None, float | None)
+    return [(name, key) for name in sections for key, kind in hints[name].items() if kind in kinds]
+
+
+@pytest.mark.parametrize(("section", "key"), numeric_keys())
+def test_no_number_of_any_section_may_be_infinite_nan_text_or_a_truth_value(section: str, key: str) -> None:
+    """Also where the settings are made by hand, without a file that is checked as it is read."""
+    for value in (math.nan, math.inf, -math.inf, "5", True, 10**40):
+        config = make()
+        setattr(getattr(config, section), key, value)
+        problems = config.problems()
+        (about,) = [text for text in problems if text.startswith(f"{section}.{key} is ")]
+        assert ", expected a " in about and "number" in about and "\n" not in about
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("optimizer", "lr", -1e-3),
+        ("optimizer", "beta1", 1.0),
+        ("optimizer", "beta2", -0.1),
+        ("optimizer", "beta2", 1.5),
+    ],
+)
+def test_rates_below_zero_and_betas_outside_their_range_are_refused(section: str, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{section}.{key} is {value}, expected a (positive )?number"):
+        make(**{section: {key: value}})
