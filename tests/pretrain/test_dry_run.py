@@ -67,6 +67,14 @@ def test_what_is_built_is_what_is_planned(changes: list[str], capsys: pytest.Cap
         assert main([*dry_run("9m.yaml"), *changes, "--world-size", "8", "--rank", str(rank)]) == 0, capsys.readouterr()
 
 
+def test_a_density_that_leaves_layers_with_one_weight_is_planned_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert main([*dry_run("9m.yaml"), "sparsity.density=1e-9", "--world-size", "8"]) == 0
+    few, rate, initial = (record.getMessage() for record in caplog.records if record.name == "smet")
+    assert "layers have too few blocks for the density" in few and "instead of 1e-09" in few
+    assert "lr_exponent would scale learning rates by up to " in rate and "32 is the most that is used" in rate
+    assert "fan_in_init would scale initial weights" in initial
+
+
 def test_a_plan_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(ROOT / "configs" / "9m.yaml")
     planned = plan_rank(config, 8)
