@@ -101,9 +101,7 @@ def sparsify(
             {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
         )
     _check_layers(found, config, piece, dense_source)
-    places: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(name)
+    places = _places(model)
     for name, layer in layers.items():
         sparse = _empty_copy(name, layer, densities[name], config, piece)
         if sparse is None:
@@ -116,6 +114,14 @@ def sparsify(
     if not quiet:
         say(str(report), logging.WARNING if report.warnings else logging.INFO)
     return report
+
+
+def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every name of every module: a shared one has several."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    return places
 
 
 def _check_model(model: Any, initial: str, piece: Piece) -> None:
@@ -146,7 +152,7 @@ def _require_layers(found: Survey, config: SmetConfig) -> None:
     if found.layers:
         return
     reasons = "; ".join(grouped(found.left))
-    left = f": left dense are {reasons}" if reasons else ", and it has no matrix weights"
+    left = f"; left dense: {reasons}" if reasons else ", and it has no matrix weights"
     if found.sparse:
         raise ConfigError(
             "the model is already sparse, and of its other layers none can become so" + (left if reasons else "")
