@@ -68,13 +68,13 @@ def read_json(path: Path, limit: int = 64 * MEGABYTE) -> Any:
 
 
 def printable(text: str) -> str:
-    """``text`` without what a terminal would obey: control characters other than line ends are spelled out.
+    """``text`` without what a terminal would obey: control characters other than line ends and tabs are spelled out.
 
     So are characters that change the direction of writing, which make a line look like another one.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def open_own(path: Path, mode: str) -> Any:

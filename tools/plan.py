@@ -14,6 +14,7 @@ from dataclasses import fields
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
+from pretrain.outside import printable
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import on_screen
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(report(config, world, machine, options.json))
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {printable(problem)}", file=sys.stderr)
         return 2
     return 0
 

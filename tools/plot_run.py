@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.records import Rows, misfit, read_document, read_rows
 from pretrain.screen import on_screen
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         summary = picture_of(options.run, picture)
         text = json.dumps(summary) if options.json else describe(summary, picture)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         print(f"error: a file of the run {options.run} is damaged: {misfit(error)}", file=sys.stderr)

@@ -130,6 +130,8 @@ def read_index(folder: Path, files: Mapping[str, Any]) -> Metadata:
     try:
         with outside.reading(path, LIMIT) as file:
             found = _Unpickler(file).load()
+            if file.read(1):
+                raise CheckpointError("something follows the index")
         if not isinstance(found, _Metadata):
             raise CheckpointError(f"it holds {type(found).__name__}, expected the index of a checkpoint")
         for name, entry in found.state_dict_metadata.items():
@@ -138,9 +140,9 @@ def read_index(folder: Path, files: Mapping[str, Any]) -> Metadata:
         raise CheckpointError(f"{path} is refused: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except Exception as error:
+    except Exception:
         # A pickle may fail in any way that its instructions and the classes above can.
-        raise CheckpointError(f"{path} is damaged: it is no index of a checkpoint ({type(error).__name__})") from None
+        raise CheckpointError(f"{path} is damaged: it is no index of a checkpoint") from None
     found.planner_data, found.storage_meta = None, StorageMeta()
     return found
 

@@ -133,13 +133,13 @@ class VectorReader(dcp.FileSystemReader):
             if len(plan.items) > 1:  # one by one, to tell which it is
                 for item in plan.items:
                     self.read_data(LoadPlan([item]), planner)
-            if isinstance(error, CheckpointError) or not plan.items:
-                raise
+            if isinstance(error, (CheckpointError, MemoryError)) or getattr(error, "errno", None) or not plan.items:
+                raise  # of the machine, not of what the file holds
             item = plan.items[0]
             file = Path(self.path) / self.storage_data[item.storage_index].relative_path
             raise CheckpointError(
-                f"{file} is refused: {item.dest_index.fqn} is no plain tensor of the size that the index says "
-                f"({type(error).__name__}); nothing of it was run"
+                f"{file} is refused: {item.dest_index.fqn} is no plain tensor of the size that the index says; nothing "
+                "of it was run"
             ) from None
 
     def entries(self) -> dict[str, TensorStorageMetadata]:

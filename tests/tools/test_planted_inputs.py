@@ -19,7 +19,7 @@ from pretrain.errors import ConfigError, DataError
 from tests.damage import bombs, numpy_file, pickled, torch_file, yaml_tag
 from tests.pretrain.attempts import corpus_with_manifest, write_run_file
 from tests.tools.texts import make_documents
-from tools import preprocess
+from tools import dataset, preprocess
 from tools.corpus.tokenizers import load_tokenizer
 
 
@@ -112,6 +112,16 @@ def test_datasets_on_disk(
     assert run_preprocess(model, tmp_path / "c", "--dataset", str(tmp_path / "set"), "--split", "train") == 2
     err = capsys.readouterr().err
     assert "error: " in err and "Traceback" not in err and not marker.exists()
+
+
+def test_a_document_is_shown_and_not_obeyed(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"text": "a\x1b[2J\x1b]0;owned\x07 b\u202e"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(document) + "\n")
+    assert run_preprocess(model, tmp_path / "c", "--input", str(tmp_path / "in.jsonl")) == 0
+    capsys.readouterr()
+    assert dataset.main(["inspect", str(tmp_path / "c"), "--document", "0", "--tokenizer", model]) == 0
+    out = capsys.readouterr().out
+    assert "owned" in out and all(c.isprintable() or c in "\n\t" for c in out)
 
 
 @pytest.mark.parametrize("where", ("value", "key", "whole", "base", "override"))

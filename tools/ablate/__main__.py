@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _run(arguments)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {printable(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Any
 from pretrain.errors import DataError, UserError
 from pretrain.exit_codes import DONE, STOPPED, USER
 from pretrain.leaving import leave_with
+from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.stopping import REQUEST
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = run(options.folder)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
         return USER
     if result is None:
         return STOPPED

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from pretrain.errors import DataError, UserError
+from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
 from pretrain.run_folder import write_atomically
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
     except UserError as error:
         for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {printable(problem)}", file=sys.stderr)
         return 2
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pretrain.outside import printable
 from smet.errors import UserError
 
 Summary = dict[str, Any]
@@ -33,7 +34,7 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
     try:
         summary = work(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         # A full disk, a missing right, a lost mount: not for this program to mend, nor a bug in it.
@@ -47,7 +48,7 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
         print(json.dumps(summary))
     else:
         for key, value in summary.items():
-            print(f"{key}: {_readable(value)}")
+            print(printable(f"{key}: {_readable(value)}"))  # documents may be anybody's text
     return 0
 
 

@@ -18,6 +18,7 @@ import re
 import sys
 
 from pretrain.errors import ConfigError, UserError
+from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         old = options.page.read_text(encoding="utf-8")
         new = filled(old)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     if new != old and not options.check:
         write_atomically(options.page, new)
