@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.folder import MANIFEST, describe, manifest_digest
+from pretrain.outside import read_json
 
 
 class Payload:
@@ -161,7 +162,7 @@ def mend_checkpoint(folder: Path, **changes: Any) -> None:
     Args:
         changes: entries of the manifest to put in.
     """
-    manifest = {**json.loads((folder / MANIFEST).read_text()), **changes}
+    manifest = {**read_json(folder / MANIFEST), **changes}
     if not changes:
         manifest["files"] = {
             name: describe(folder / name) if (folder / name).is_file() else entry

@@ -12,6 +12,7 @@ from pretrain.checkpoint.probe import probe_loss, require_same_loss
 from pretrain.checkpoint.sound import require_sound
 from pretrain.checkpoint.state import read_state
 from pretrain.errors import CheckpointError
+from pretrain.records import misfit
 from pretrain.trainer import Trainer
 
 
@@ -39,7 +40,7 @@ def resume(trainer: Trainer, path: Path) -> None:
     try:
         restore_state(trainer, state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / STATE} does not fit this version of the program: {error!r}") from error
+        raise CheckpointError(f"{path / STATE} does not fit this version of the program: {misfit(error)}") from error
     if (probe := state["probe"]) is not None:
         _require_known(probe["tokens"], trainer.config.model.vocab_size, path)
         loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
