@@ -1,7 +1,7 @@
 """Turn text into a corpus of token ids: Megatron .bin/.idx with a manifest beside them.
 
-Reads text, JSON lines (plain, gzip, zstd) and Parquet files, folders and glob patterns of them,
-standard input, or a Hugging Face dataset. Each document is followed by the end-of-document token.
+Reads text, JSON lines (plain, gzip, bzip2, xz, zstd) and Parquet files, folders and glob patterns of
+them, standard input, or a Hugging Face dataset. Each document is followed by the end-of-document token.
 The output depends on the input and the settings only, not on the number of workers. A run that was
 killed goes on where it stopped when the same command is started again; a run that is complete is
 not made twice. Under mpirun, the ranks are the workers; with --shard I/N, each of N independent jobs
@@ -15,7 +15,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -24,20 +23,22 @@ from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
 from pretrain.paths import path_text
 from pretrain.screen import on_screen
-from tools.corpus.assemble import Output, assemble, outputs_for, write_rejects
+from tools.corpus.assemble import Output, assemble, outputs_for
 from tools.corpus.chunks import part_chunks
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
 from tools.corpus.dedup import find_duplicates
-from tools.corpus.extract import Settings, unescape
+from tools.corpus.extract import Settings, reading_options
 from tools.corpus.filters import add_filter_arguments, filters_from
+from tools.corpus.inputs import Inputs, add_source_arguments, find_inputs
 from tools.corpus.parts import Part
-from tools.corpus.pool import Pool, default_workers, open_pool
+from tools.corpus.pool import Pool, default_workers, mpi_ranks, open_pool
 from tools.corpus.probe import check_columns
 from tools.corpus.record import describe_sources, total, write_manifest
-from tools.corpus.sources import add_source_arguments, find_sources, plan_units, shard_units
+from tools.corpus.rejects import nothing_left, rejects_path, write_rejects
 from tools.corpus.state import WorkFolder, already_made, check_free, clear_done
 from tools.corpus.tokenize import Finished, make_parts
 from tools.corpus.tokenizers import load_tokenizer
+from tools.corpus.units import plan_units, shard_units
 from tools.corpus.work import Job
 
 
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--validation-fraction", type=float, default=0.0, metavar="F",
         help="keep this fraction of the documents apart, by their hash: writes PREFIX_train and PREFIX_validation",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=default_workers(), help="processes (default: all processors)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors)")
     parser.add_argument(
         "--shard", type=_shard, metavar="I/N", help="make the I-th (from 0) of N parts: writes PREFIX-I-of-N"
     )
@@ -85,8 +86,10 @@ def settings_from(args: argparse.Namespace) -> Settings:
     Raises:
         DataError: one of them is out of range.
     """
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise DataError(f"--workers is {args.workers}, expected 1 or more")
+    if args.workers is not None and mpi_ranks() > 1:
+        raise DataError("--workers has no effect under mpirun, whose ranks are the workers; leave it out")
     if not 0.0 <= args.validation_fraction < 1.0:
         raise DataError(f"--validation-fraction is {args.validation_fraction}, expected a fraction in [0, 1)")
     if args.shard and (args.validation_fraction or args.deduplicate):
@@ -97,10 +100,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return Settings(
         tokenizer=args.tokenizer,
         eos_token=args.eos_token,
-        text_column=args.text_column,
-        template=unescape(args.template),
-        text_mode=args.text_mode,
-        max_document_bytes=args.max_document_bytes,
+        **reading_options(args),
         filters=filters_from(args),
     )
 
@@ -110,7 +110,8 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
     started = time.monotonic()
     settings = settings_from(args)
     tokenizer = load_tokenizer(args.tokenizer, args.eos_token)
-    sources = find_sources(args)
+    inputs = find_inputs(args)
+    sources = inputs.sources
     prefix = args.output if not args.shard else f"{args.output}-{args.shard[0]:05d}-of-{args.shard[1]:05d}"
     outputs = outputs_for(prefix, args.validation_fraction)
     described = {
@@ -118,6 +119,8 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
         "validation_fraction": args.validation_fraction,
         "deduplicate": args.deduplicate,
         "shard": list(args.shard) if args.shard else None,
+        # Not where nothing has changed: corpora that were made before then stay what they are.
+        **({"text_rule": tokenizer.text_rule} if tokenizer.text_rule else {}),
     }
     listed = describe_sources(sources)
     prefixes = [output.prefix for output in outputs]
@@ -126,6 +129,7 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
         return {"outputs": prefixes, "already_made": True}
     check_free(prefix, prefixes, args.overwrite)
     check_columns(sources, settings)
+    print(inputs, file=sys.stderr)
 
     run = {
         "settings": described,
@@ -139,30 +143,39 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
             units = shard_units(units, *args.shard)
         make_parts(job, units, pool, Finished(work.summaries()))
         counts = total(work.summaries())
-        writers = _assemble(work, outputs, token_dtype(tokenizer.vocab_size), counts["documents"], args)
-        write_rejects(work.parts(), Path(f"{prefix}.rejects.jsonl"))
+        write_rejects(work.parts(), rejects_path(prefix))
+        if not counts["documents"] and not args.shard:
+            work.finish()  # nothing in it is worth keeping
+            raise DataError(nothing_left(counts, rejects_path(prefix)))
+        writers = _assemble(work, outputs, token_dtype(tokenizer.vocab_size), counts, args)
         for output, writer in zip(outputs, writers, strict=True):
             write_manifest(output, writer, tokenizer, listed, described, counts)
         work.finish()
-    return _summarise(writers, counts, time.monotonic() - started)
+    return _summarise(writers, inputs, counts, prefix, time.monotonic() - started)
 
 
 def _assemble(
-    work: WorkFolder, outputs: Sequence[Output], dtype: np.dtype, documents: int, args: argparse.Namespace
+    work: WorkFolder, outputs: Sequence[Output], dtype: np.dtype, counts: dict[str, int], args: argparse.Namespace
 ) -> list[IndexedWriter]:
     duplicate = None
-    if args.deduplicate and documents:
-        duplicate = find_duplicates((Part(path).digests() for path in work.parts()), documents, work.path)
+    if args.deduplicate:
+        digests = (Part(path).digests() for path in work.parts())
+        duplicate = find_duplicates(digests, counts["documents"], work.path)
+        counts["duplicates"] = int(np.count_nonzero(duplicate))
     chunks = part_chunks(work.parts(), digests=len(outputs) > 1)
     return assemble(chunks, outputs, dtype, duplicate, allow_empty=args.shard is not None)
 
 
-def _summarise(writers: Sequence[IndexedWriter], counts: dict[str, int], seconds: float) -> Summary:
+def _summarise(
+    writers: Sequence[IndexedWriter], inputs: Inputs, counts: dict[str, int], prefix: str, seconds: float
+) -> Summary:
     tokens = sum(writer.num_tokens for writer in writers)
     return {
         "outputs": [{"prefix": w.prefix, "documents": w.num_documents, "tokens": w.num_tokens} for w in writers],
         "already_made": False,
+        **inputs.summary(),
         **counts,
+        "rejects": str(rejects_path(prefix)) if counts["rejected"] else None,
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
@@ -174,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Under ``mpirun`` every rank comes here; all but the first serve as workers."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    with open_pool(max(args.workers, 1)) as pool:
+    with open_pool(max(args.workers or default_workers(), 1)) as pool:
         return 0 if pool is None else run_tool(args, lambda args: preprocess(args, pool))
 
 

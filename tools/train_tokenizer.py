@@ -1,7 +1,8 @@
 """Train a SentencePiece tokenizer on a bounded sample of text.
 
-Writes PREFIX.model, PREFIX.vocab and PREFIX.json (a card: sha256, settings, and bytes of text per
-token on documents it was not trained on). The same input, settings and seed give the same bytes.
+Writes PREFIX.model, PREFIX.vocab and PREFIX.card.json (sha256, settings, what was read and left out, and
+bytes of text per token on documents it was not trained on). What could not be read is named in
+PREFIX.rejects.jsonl. The same input, settings and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import random
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,16 @@ from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from pretrain.paths import path_text
 from pretrain.screen import on_screen
+from tools.corpus.card import card_path, old_card
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
-from tools.corpus.extract import RejectedError, Settings, text_of, unescape
-from tools.corpus.probe import check_columns
-from tools.corpus.progress import progress
+from tools.corpus.draw import Drawn, draw_samples
+from tools.corpus.inputs import add_source_arguments
+from tools.corpus.rejects import rejects_path
 from tools.corpus.sample import Sample, sentences
-from tools.corpus.sources import add_source_arguments, find_sources, plan_units
 from tools.corpus.tokenizers import SentencePieceTokenizer
-from tools.corpus.work import unit_records
+from tools.locks import claim
 
-HELD_OUT = 20
-"""One document in this many measures the tokenizer instead of training it."""
+BUILT_IN = ("<unk>", "<s>", "</s>")
 THREADS = 16
 """Constant: unigram training sums in an order that depends on the number of threads."""
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("train_tokenizer", __doc__)
     add_source_arguments(parser)
     parser.add_argument(
-        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab and .json"
+        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab, .card.json"
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones and 256 bytes included")
     parser.add_argument(
@@ -47,7 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="round the vocabulary size up to a multiple (default 128: divides over tensor-parallel ranks)",
     )  # fmt: skip
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
-    parser.add_argument("--special-tokens", nargs="*", default=[], metavar="TOKEN", help="your own, never split")
+    parser.add_argument(
+        "--special-tokens", nargs="*", default=[], metavar="TOKEN",
+        help="ids of your own, for use by number: like </s>, a text that quotes one gives its letters",
+    )  # fmt: skip
     parser.add_argument("--sample-bytes", type=byte_size, default=200_000_000, metavar="SIZE", help="default: 200M")
     parser.add_argument(
         "--read-bytes", type=byte_size, default=10_000_000_000, metavar="SIZE",
@@ -62,16 +65,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train_tokenizer(args: argparse.Namespace) -> Summary:
     """Do what the command line says; returns the card."""
-    paths = {suffix: Path(f"{args.output}.{suffix}") for suffix in ("model", "vocab", "json")}
-    _check(args, paths)
-    training, held_out = draw_samples(args)
-    vocab_size = -(-args.vocab_size // args.pad_to_multiple) * args.pad_to_multiple
-    model = train(args, vocab_size, training.documents())
+    paths = {
+        "model": Path(f"{args.output}.model"),
+        "vocab": Path(f"{args.output}.vocab"),
+        "card": card_path(args.output),
+    }
+    _check(args, list(paths.values()))
+    # Before the text is read: a folder that cannot be written costs no hours.
     paths["model"].parent.mkdir(parents=True, exist_ok=True)
-    publish(paths["model"], [model])
-    tokenizer = SentencePieceTokenizer(paths["model"], None)
-    publish(paths["vocab"], [_vocabulary(model)])
-    card = {
+    with _alone(args.output):
+        drawn = draw_samples(args, rejects_path(args.output))
+        vocab_size = -(-args.vocab_size // args.pad_to_multiple) * args.pad_to_multiple
+        model = train(args, vocab_size, drawn.training.documents())
+        publish(paths["model"], [model])
+        tokenizer = SentencePieceTokenizer(paths["model"], None)
+        publish(paths["vocab"], [_vocabulary(model)])
+        card = _card(args, tokenizer, drawn)
+        publish(paths["card"], [(json.dumps(card, indent=1) + "\n").encode()])
+        if old_card(Path(f"{args.output}.json")) is not None:
+            Path(f"{args.output}.json").unlink()  # that of the tokenizer which this one replaces
+    return {"output": str(paths["model"]), **card, **drawn.inputs.summary()}
+
+
+@contextmanager
+def _alone(output: str) -> Iterator[None]:
+    lock = Path(output).with_name(f".{Path(output).name}.lock")
+    with claim(lock, f"another process is training {output}; wait for it or choose another --output"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _card(args: argparse.Namespace, tokenizer: SentencePieceTokenizer, drawn: Drawn) -> dict[str, Any]:
+    return {
         "sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
@@ -79,60 +106,29 @@ def train_tokenizer(args: argparse.Namespace) -> Summary:
         "special_tokens": args.special_tokens,
         "character_coverage": args.character_coverage,
         "seed": args.seed,
-        "documents_seen": training.seen + held_out.seen,
-        "bytes_trained_on": training.size,
-        "bytes_held_out": held_out.size,
-        "bytes_per_token": _bytes_per_token(tokenizer, held_out),
+        "documents_seen": drawn.training.seen + drawn.held_out.seen,
+        "documents_trained_on": drawn.training.held,
+        "bytes_trained_on": drawn.training.size,
+        "bytes_held_out": drawn.held_out.size,
+        "bytes_per_token": _bytes_per_token(tokenizer, drawn.held_out),
+        "read_to_the_end": drawn.complete,
+        **drawn.counts,
     }
-    publish(paths["json"], [(json.dumps(card, indent=1) + "\n").encode()])
-    return {"output": str(paths["model"]), **card}
 
 
-def _check(args: argparse.Namespace, paths: dict[str, Path]) -> None:
+def _check(args: argparse.Namespace, paths: list[Path]) -> None:
     for name in ("vocab_size", "pad_to_multiple"):
         if getattr(args, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected 1 or more")
-    if not args.overwrite and (taken := [path for path in paths.values() if path.exists()]):
+    wrong = [token for token in args.special_tokens if not token or token in BUILT_IN or token.split() != [token]]
+    if wrong or len(set(args.special_tokens)) < len(args.special_tokens):
+        problem = f"{wrong[0]!r} among them" if wrong else "one of them twice"
+        raise DataError(
+            f"--special-tokens has {problem}, expected different names without white space and none of "
+            f"{', '.join(BUILT_IN)}, which are there anyway"
+        )
+    if not args.overwrite and (taken := [path for path in paths if path.exists()]):
         raise DataError(f"output {taken[0]} exists; choose another --output, or replace it with --overwrite")
-
-
-def draw_samples(args: argparse.Namespace) -> tuple[Sample, Sample]:
-    """Read the sources once: the sample to train on, and one to measure with."""
-    training = Sample(args.sample_bytes, args.seed)
-    held_out = Sample(max(args.sample_bytes // HELD_OUT, 1), args.seed)
-    for number, text in enumerate(_texts(args)):
-        (held_out if number % HELD_OUT == HELD_OUT - 1 else training).add(text)
-    if not training.size:
-        raise DataError("the input gives no document with text in it; look at --input and --text-column")
-    return training, held_out
-
-
-def _texts(args: argparse.Namespace) -> Iterator[str]:
-    """Documents, unit by unit in a random order, until enough is read."""
-    settings = Settings(
-        tokenizer="",
-        text_column=args.text_column,
-        template=unescape(args.template),
-        text_mode=args.text_mode,
-        max_document_bytes=args.max_document_bytes,
-    )
-    sources = find_sources(args)
-    check_columns(sources, settings)
-    units = list(plan_units(sources, settings.whole_files))
-    random.Random(args.seed).shuffle(units)
-    read = 0
-    for unit in progress("read", iterable=units, unit="unit"):
-        for raw in unit_records(unit, settings):
-            try:
-                text = text_of(raw, settings)
-            except RejectedError:
-                continue
-            if not text or text.isspace():
-                continue
-            yield text
-            read += len(text)
-            if read >= args.read_bytes:
-                return
 
 
 def train(args: argparse.Namespace, vocab_size: int, documents: Sequence[str]) -> bytes:
@@ -146,7 +142,8 @@ def train(args: argparse.Namespace, vocab_size: int, documents: Sequence[str]) -
         "model_type": args.model_type,
         "vocab_size": vocab_size,
         "character_coverage": args.character_coverage,
-        "user_defined_symbols": list(args.special_tokens),
+        # Not user-defined symbols, which are found in texts: a document that quotes one would be cut there.
+        "control_symbols": list(args.special_tokens),
         "byte_fallback": True,
         "split_digits": True,
         "allow_whitespace_only_pieces": True,

@@ -87,7 +87,7 @@ def test_verify_command(tmp_path: Path, corpus: str, capsys) -> None:
 
 @pytest.mark.parametrize("shards", [1, 3, 5])
 def test_merged_shards_equal_one_run(tmp_path: Path, model: str, shards: int, monkeypatch) -> None:
-    monkeypatch.setattr("tools.corpus.sources.SMALLEST_UNIT", 2000)
+    monkeypatch.setattr("tools.corpus.units.SMALLEST_UNIT", 2000)
     whole = make(tmp_path / "whole", model, DOCUMENTS)
     source = tmp_path / "whole" / "in.jsonl"
     args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "s"), "--workers", "1"]

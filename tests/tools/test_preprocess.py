@@ -102,8 +102,8 @@ def test_lines_of_a_text_file_as_documents(tmp_path: Path, model: str) -> None:
 def test_cutting_a_file_into_ranges_loses_no_line(
     tmp_path: Path, model: str, unit: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.corpus.sources.SMALLEST_UNIT", unit)
-    monkeypatch.setattr("tools.corpus.sources.LARGEST_UNIT", unit)
+    monkeypatch.setattr("tools.corpus.units.SMALLEST_UNIT", unit)
+    monkeypatch.setattr("tools.corpus.units.LARGEST_UNIT", unit)
     source = write_jsonl(tmp_path / "in.jsonl", DOCUMENTS[:count])
     args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1"]
     assert main(args) == 0

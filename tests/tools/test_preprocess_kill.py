@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("compressed", [False, True], ids=["ranges", "stream"])
 def test_twenty_kills_leave_no_trace(tmp_path: Path, model: str, source: Path, compressed: bool, monkeypatch) -> None:
     # Small units, so that a run of a second has many moments to be killed at.
-    monkeypatch.setattr("tools.corpus.sources.SMALLEST_UNIT", 20_000)
+    monkeypatch.setattr("tools.corpus.units.SMALLEST_UNIT", 20_000)
     monkeypatch.setattr("tools.corpus.work.SEGMENT_BYTES", 40_000)
     if compressed:
         source = tmp_path / "in.jsonl.gz"

@@ -165,7 +165,7 @@ def test_folders_take_known_names_and_patterns(tmp_path: Path, model: str, capsy
         assert main([*args, *options]) == 0
         assert decoded(tmp_path / "c", model) == [f"text of {name}" for name in expected]
     assert main([*args, "--include", "*.py", "--exclude", "*.py"]) == 2
-    assert "--exclude leaves none" in capsys.readouterr().err
+    assert "2 left out by --exclude" in capsys.readouterr().err
 
 
 def test_another_stream_after_an_interruption_is_noticed(tmp_path: Path, model: str, monkeypatch, capsys) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tools.corpus.sources import add_source_arguments
+from tools.corpus.inputs import add_source_arguments
 
 
 def test_repeated_options_add_up() -> None:

@@ -24,7 +24,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, source: list[str], 
     args = [*source, "--vocab-size", "330", "--pad-to-multiple", "8", "--model-type", model_type]
     for name in ("one", "two"):
         assert main([*args, "--output", str(tmp_path / name / "tok")]) == 0
-    for suffix in ("model", "vocab", "json"):
+    for suffix in ("model", "vocab", "card.json"):
         one, two = (tmp_path / name / f"tok.{suffix}" for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
 
@@ -32,7 +32,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, source: list[str], 
 def test_card_and_vocabulary(tmp_path: Path, source: list[str]) -> None:
     args = [*source, "--vocab-size", "330", "--pad-to-multiple", "64", "--special-tokens", "<|user|>", "<|end|>"]
     assert main([*args, "--output", str(tmp_path / "tok")]) == 0
-    card = json.loads((tmp_path / "tok.json").read_text())
+    card = json.loads((tmp_path / "tok.card.json").read_text())
     assert card["vocab_size"] == 384
     assert card["sha256"] == hashlib.sha256((tmp_path / "tok.model").read_bytes()).hexdigest()
     assert card["documents_seen"] == 300
@@ -40,7 +40,13 @@ def test_card_and_vocabulary(tmp_path: Path, source: list[str]) -> None:
     assert len((tmp_path / "tok.vocab").read_text().splitlines()) == 384
     tokenizer = load_tokenizer(str(tmp_path / "tok.model"))
     assert tokenizer.vocab_size == 384
-    assert len(tokenizer.encode("<|user|><|end|>")) <= 3
+    # Ids of their own, which no text gives: a document that quotes them is not cut there.
+    quoted = "<|user|><|end|>"
+    assert not {3, 4} & set(tokenizer.encode(quoted).tolist()) and tokenizer.decode(tokenizer.encode(quoted)) == quoted
+    assert [line.split("\t")[0] for line in (tmp_path / "tok.vocab").read_text().splitlines()[3:5]] == [
+        "<|user|>",
+        "<|end|>",
+    ]
 
 
 def test_text_comes_back_whole_even_if_its_characters_were_never_seen(tmp_path: Path, source: list[str]) -> None:
@@ -73,7 +79,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, source: list[str], capsys, cha
     assert main([*source, "--vocab-size", "384", "--output", str(tmp_path / "tok"), *changes]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and said in errors[0]
-    assert not list(tmp_path.glob("tok.*"))
+    assert {path.name for path in tmp_path.glob("*tok.*")} <= {"tok.rejects.jsonl"}
 
 
 def test_sample_is_bounded_uniform_and_reproducible() -> None:
@@ -92,10 +98,10 @@ def test_sample_is_bounded_uniform_and_reproducible() -> None:
 
 
 def test_of_a_large_input_only_so_much_is_read(tmp_path: Path, source: list[str], monkeypatch) -> None:
-    monkeypatch.setattr("tools.corpus.sources.SMALLEST_UNIT", 1000)
+    monkeypatch.setattr("tools.corpus.units.SMALLEST_UNIT", 1000)
     args = [*source, "--vocab-size", "384", "--pad-to-multiple", "1"]
     assert main([*args, "--read-bytes", "15000", "--output", str(tmp_path / "tok")]) == 0
-    card = json.loads((tmp_path / "tok.json").read_text())
+    card = json.loads((tmp_path / "tok.card.json").read_text())
     assert 15_000 <= card["bytes_trained_on"] + card["bytes_held_out"] < 25_000
     assert card["documents_seen"] < 250
 

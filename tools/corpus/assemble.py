@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +12,6 @@ from pretrain.data.manifest import manifest_path
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
 from tools.corpus.chunks import Chunk
-from tools.corpus.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,11 @@ def assemble(
                 writer.add_sequences(*chunk.select(kept & _share(chunk, output) if len(outputs) > 1 else kept))
         for output, writer in zip(outputs, writers, strict=True):
             if not writer.num_tokens and not allow_empty:
-                raise DataError(_empty(output, sum(other.num_documents for other in writers)))
+                made = sum(other.num_documents for other in writers)
+                raise DataError(
+                    f"the {output.split} split got none of the {made} documents, so nothing was written; choose "
+                    "another --validation-fraction or give more documents"
+                )
         for writer in writers:
             manifest_path(writer.prefix).unlink(missing_ok=True)
         for writer in writers:
@@ -85,28 +86,3 @@ def _share(chunk: Chunk, output: Output) -> np.ndarray:
     # 53 bits are what a float64 holds exactly, so that no place rounds up to 1.
     place = (chunk.digests["low"] >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return (place >= output.low) & (place < output.high)
-
-
-def _empty(output: Output, documents: int) -> str:
-    if not documents:
-        return "the input gives no document with text in it, so nothing was written; look at --input and --text-column"
-    return (
-        f"the {output.split} split got none of the {documents} documents, so nothing was written; choose another "
-        "--validation-fraction or give more documents"
-    )
-
-
-def write_rejects(parts: Iterable[Path], path: Path) -> None:
-    """Publish the rejected records of all parts, in order; no file where there are none."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("wb") as file:
-        for part in parts:
-            Part(part).copy_rejects(file)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    if size:
-        os.replace(temporary, path)
-    else:
-        temporary.unlink()
-        path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import string
 from dataclasses import asdict, dataclass, field
@@ -46,6 +47,9 @@ class Settings:
         return described
 
 
+_ONE_PER_LINE = "expected one object per line; jq -c 'if type == \"array\" then .[] else . end' makes that"
+
+
 class RejectedError(Exception):
     """A record that gives no document."""
 
@@ -66,7 +70,7 @@ def text_of(raw: Raw, settings: Settings) -> str:
     if raw.source.kind == "text":
         assert isinstance(payload, bytes)
         return _decode(payload).rstrip("\r\n") if not settings.whole_files else _decode(payload)
-    record = _parse(payload) if isinstance(payload, bytes) else payload
+    record = _parse(payload, settings.columns) if isinstance(payload, bytes) else payload
     text = _text(record, settings)
     if (
         len(text) * 4 > settings.max_document_bytes
@@ -76,6 +80,16 @@ def text_of(raw: Raw, settings: Settings) -> str:
     return text
 
 
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of reading that every tool's command line has."""
+    return {
+        "text_column": args.text_column or "text",
+        "template": _unescape(args.template),
+        "text_mode": args.text_mode or "file",
+        "max_document_bytes": args.max_document_bytes,
+    }
+
+
 def _decode(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
@@ -83,17 +97,35 @@ def _decode(content: bytes) -> str:
         raise RejectedError("wrong encoding", f"not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes, columns: list[str]) -> Any:
     text = _decode(line)
     try:
-        return json.loads(text)
+        record = json.loads(text)
     except RecursionError:
         raise RejectedError("broken JSON", "nested too deeply") from None
     except ValueError as error:
-        raise RejectedError("broken JSON", str(error)) from None
+        raise RejectedError("broken JSON", _explained(str(error), text)) from None
+    for name in columns:
+        # Only where the name stands there twice can it be a key twice, of which Python would keep the last.
+        if isinstance(record, dict) and text.count(json.dumps(name)) > 1 and _keys(text).count(name) > 1:
+            raise RejectedError("duplicate key", f"several values of column '{name}'")
+    return record
+
+
+def _keys(text: str) -> list[str]:
+    pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    return [key for key, _ in pairs]
+
+
+def _explained(reason: str, text: str) -> str:
+    if text.strip() in ("{", "[", "[{"):
+        return f"{reason}: {_ONE_PER_LINE}"
+    return reason if text.endswith("\n") else f"{reason} (the last line, without a line end: the file may be cut off)"
 
 
 def _text(record: Any, settings: Settings) -> str:
+    if isinstance(record, list) and any(isinstance(item, dict) for item in record):
+        raise RejectedError("JSON array", f"objects in an array: {_ONE_PER_LINE}")
     if not isinstance(record, dict):
         raise RejectedError("broken JSON", f"a {type(record).__name__}, expected an object")
     columns = {name: _column(record, name) for name in settings.columns}
@@ -133,7 +165,7 @@ def template_columns(template: str) -> list[str]:
     return sorted({name for name, _, _ in fields})
 
 
-def unescape(template: str | None) -> str | None:
+def _unescape(template: str | None) -> str | None:
     """A template from the command line, checked: a shell hands over ``\\n`` as two characters."""
     if template is None:
         return None

@@ -17,12 +17,12 @@ PROBED = 100
 
 
 def check_columns(sources: Sequence[Source], settings: Settings) -> None:
-    """Raise ``DataError`` if none of the first records of the first source has the columns asked for.
+    """Raise ``DataError`` if none of the first records of the first source with columns has those asked for.
 
     Records that are broken do not count, nor does standard input, which can be read only once.
     """
-    source = sources[0]
-    if source.kind == "text" or source.path == "-":
+    source = next((source for source in sources if source.kind != "text" and source.path != "-"), None)
+    if source is None:
         return
     found: set[str] = set()
     for record in _records(source, settings):

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 PIECE_BYTES = 4096
 """SentencePiece's limit on one training sentence; longer lines are cut."""
 
+_UNKNOWN = "\u2585"
+
 
 class Sample:
     """Documents with the smallest seeded hashes of their numbers, up to a number of bytes in all.
@@ -36,15 +38,23 @@ class Sample:
         while len(self._heap) > 1 and self.size - len(self._heap[0][2].encode()) >= self.limit:
             self.size -= len(heapq.heappop(self._heap)[2].encode())
 
+    @property
+    def held(self) -> int:
+        """Documents in the sample."""
+        return len(self._heap)
+
     def documents(self) -> list[str]:
         """The sample, in input order."""
         return [text for _, _, text in sorted(self._heap, key=lambda entry: entry[1])]
 
 
 def sentences(documents: Iterable[str]) -> Iterator[str]:
-    """Lines of the documents, cut to what SentencePiece accepts; empty ones left out."""
+    """Lines of the documents, cut to what SentencePiece accepts; empty ones left out.
+
+    It drops a whole line for one NUL or one of its sign for unknown bytes, so lines end there.
+    """
     for document in documents:
-        for line in document.splitlines():
+        for line in document.replace("\0", "\n").replace(_UNKNOWN, "\n").splitlines():
             while len(line.encode()) > PIECE_BYTES:
                 yield line[: PIECE_BYTES // 4]
                 line = line[PIECE_BYTES // 4 :]

@@ -1,4 +1,7 @@
-"""SentencePiece models and Hugging Face ``tokenizer.json`` files behind one interface."""
+"""SentencePiece models and Hugging Face ``tokenizer.json`` files behind one interface.
+
+Both read text as text: see ``tools.corpus.plain``.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretrain.errors import DataError
+from tools.corpus.card import old_card
 from tools.corpus.pieces import find_cut, pieces
+from tools.corpus.plain import plain_json, plain_sentencepiece
 
 _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 _BPE_PIECE, _PIECE = 1 << 14, 1 << 18
 """Characters encoded at once. BPE slows down on long text, so it gets shorter pieces."""
+TEXT_RULE = "quoted special tokens are text"
 
 
 class Tokenizer(Protocol):
@@ -23,6 +29,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     eos_id: int
     sha256: str
+    text_rule: str | None
+    """For the manifest: how quoted special tokens are read, where earlier versions read them otherwise."""
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of ``text`` without special tokens, int32 ``(tokens,)``."""
@@ -43,16 +51,20 @@ class SentencePieceTokenizer:
             model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, ValueError) as error:
             raise DataError(f"tokenizer {path} is not a SentencePiece model: {str(error).splitlines()[0]}") from None
-        self._model = model
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.vocab_size = model.get_piece_size()
         self.eos_id = model.piece_to_id(eos_token) if eos_token else model.eos_id()
         if self.eos_id < 0 or (eos_token and self.eos_id == model.unk_id()):
             named = f" {eos_token}" if eos_token else ""
             raise DataError(f"tokenizer {path} has no end-of-document token{named}; name it with --eos-token")
+        if model.is_byte(self.eos_id):
+            raise DataError(f"tokenizer {path} needs {eos_token} for the bytes of texts; name another --eos-token")
+        plain = plain_sentencepiece(content, self.eos_id)
+        self.text_rule: str | None = None if plain is content else TEXT_RULE
+        self._model = model if plain is content else sentencepiece.SentencePieceProcessor(model_proto=plain)
         spec = sentencepiece_model_pb2.ModelProto.FromString(content).trainer_spec
         self._piece = _BPE_PIECE if spec.model_type == spec.BPE else _PIECE
-        self._cut = find_cut(model.encode, [model.id_to_piece(number) for number in range(self.vocab_size)])
+        self._cut = find_cut(self._model.encode, [model.id_to_piece(number) for number in range(self.vocab_size)])
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32 ``(tokens,)``."""
@@ -72,14 +84,16 @@ class JsonTokenizer:
         import tokenizers
 
         content = path.read_bytes()
+        if old_card(path) is not None:
+            model_path = path.with_suffix(".model")
+            raise DataError(f"tokenizer {path} is the card of a SentencePiece model, no tokenizer; give {model_path}")
         try:
             model: Any = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:
             # The Rust binding raises bare `Exception`.
             raise DataError(f"tokenizer {path} is not a Hugging Face tokenizer.json: {error}") from None
-        model.no_truncation()
-        model.no_padding()
         self._model = model
+        self.text_rule: str | None = TEXT_RULE
         self.sha256 = hashlib.sha256(content).hexdigest()
         vocabulary = model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
@@ -90,10 +104,14 @@ class JsonTokenizer:
                 "token with --eos-token"
             )
         self.eos_id = vocabulary[found[0]]
+        self._plain: Any = tokenizers.Tokenizer.from_str(plain_json(content.decode(), found[0]))
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self._plain.encode_special_tokens = True
         self._cut = find_cut(self._ids, vocabulary)
 
     def _ids(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32 ``(tokens,)``."""

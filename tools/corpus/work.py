@@ -15,9 +15,11 @@ from pretrain.data.indexed import token_dtype
 from pretrain.errors import DataError
 from tools.corpus.extract import RejectedError, Settings, text_of
 from tools.corpus.parts import PartSummary, PartWriter
-from tools.corpus.readers import Meter, Problem, Raw, read_slice
+from tools.corpus.readers import Problem, Raw, read_slice
+from tools.corpus.rejects import described
 from tools.corpus.sources import Unit
-from tools.corpus.tokenizers import load_tokenizer
+from tools.corpus.streams import Meter
+from tools.corpus.tokenizers import Tokenizer, load_tokenizer
 
 SEGMENT_BYTES = 8 << 20
 """Payload in one segment of a sequential unit; what a kill can cost at most per worker."""
@@ -131,23 +133,31 @@ def encode_records(job: Job, summary: PartSummary, records: Iterable[Raw]) -> Pa
             summary.records += 1
             try:
                 text = text_of(raw, settings)
+                if not text or text.isspace():
+                    summary.empty += 1
+                elif failed := settings.filters.failed(text):
+                    filtered[failed] += 1
+                else:
+                    size = len(text) if text.isascii() else len(text.encode())
+                    part.add(np.concatenate((_encoded(text, tokenizer), end)), size)
             except RejectedError as error:
                 if job.stop_on_error:
                     raise DataError(_complaint(raw, error.problem)) from None
-                part.reject(_reject(raw, error.problem))
-                continue
-            if not text or text.isspace():
-                summary.empty += 1
-            elif failed := settings.filters.failed(text):
-                filtered[failed] += 1
-            else:
-                size = len(text) if text.isascii() else len(text.encode())
-                part.add(np.concatenate((tokenizer.encode(text), end)), size)
+                part.reject(rejected(raw, error.problem))
         summary.filtered = dict(sorted(filtered.items()))
     return summary
 
 
-def _reject(raw: Raw, problem: Problem) -> dict[str, Any]:
+def _encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    tokens = tokenizer.encode(text)
+    if (tokens == tokenizer.eos_id).any():
+        # For instance where it stands for unknown characters as well.
+        raise RejectedError("end token in text", "the tokenizer makes its end-of-document token of a part of the text")
+    return tokens
+
+
+def rejected(raw: Raw, problem: Problem) -> dict[str, Any]:
+    """A line of the rejects file."""
     return {
         "source": raw.source.label,
         "position": raw.position,
@@ -157,8 +167,7 @@ def _reject(raw: Raw, problem: Problem) -> dict[str, Any]:
 
 
 def _complaint(raw: Raw, problem: Problem) -> str:
-    place = "row" if raw.source.kind in ("parquet", "dataset") else "byte"
     return (
-        f"{raw.source.label}, {place} {raw.position}: {problem.category} ({problem.detail}); mend the input, or drop "
+        f"{described(rejected(raw, problem), rows=raw.source.kind in ('parquet', 'dataset'))}; mend the input, or drop "
         "--on-error stop to leave such records out"
     )

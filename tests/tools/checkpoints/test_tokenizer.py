@@ -32,10 +32,22 @@ def train(folder: Path, kind: str, *options: str) -> Path:
     return folder / "tok.model"
 
 
+def define_symbol(path: Path) -> None:
+    """Make the model's own special token a user-defined symbol, as models from elsewhere have them."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    assert proto.pieces[3].piece == "<|user|>"
+    proto.pieces[3].type = proto.SentencePiece.USER_DEFINED
+    path.write_bytes(proto.SerializeToString())
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("special", [["--special-tokens", "<|user|>"], []])
 def test_sentencepiece_ids_come_out_of_transformers(tmp_path: Path, kind: str, special: list[str]) -> None:
     path = train(tmp_path, kind, *special)
+    if special:
+        define_symbol(path)
     (tmp_path / "out").mkdir()
     ids = export_tokenizer(path, tmp_path / "out", vocab_size=330)
     model: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -46,6 +58,15 @@ def test_sentencepiece_ids_come_out_of_transformers(tmp_path: Path, kind: str, s
     assert ids == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (1, 2, 0)
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == path.read_bytes()
+
+
+def test_special_tokens_of_ones_own_are_special_there_too(tmp_path: Path) -> None:
+    path = train(tmp_path, "bpe", "--special-tokens", "<|user|>")
+    (tmp_path / "out").mkdir()
+    export_tokenizer(path, tmp_path / "out", vocab_size=330)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert loaded.encode("<|user|>") == [3] and model.encode("<|user|>") != [3]
 
 
 def test_llama_tokenizer_loads_it_too(tmp_path: Path) -> None:
