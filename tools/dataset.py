@@ -60,22 +60,27 @@ def _verify(args: argparse.Namespace) -> Summary:
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
-    parser.add_argument("prefix", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
-    parser.add_argument("--tokenizer", type=path_text, help="shows text instead of token ids")
-    parser.add_argument("--top", type=int, default=10, help="how many of the commonest tokens to show (default 10)")
+    parser.add_argument(
+        "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--document", type=int, metavar="N", help="show document N")
     what.add_argument("--sample", type=int, metavar="N", help="show sample N of training, with the two options below")
-    parser.add_argument("--seq-length", type=int, default=1024, help="the run's data.seq_length (default 1024)")
-    parser.add_argument("--seed", type=int, default=0, help="the run's data.seed (default 0)")
+    parser.add_argument("--seq-length", type=int, metavar="N", help="the run's data.seq_length (default 1024)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the run's data.seed (default 0)")
 
 
 def _inspect(args: argparse.Namespace) -> Summary:
+    if args.sample is None and (args.seq_length, args.seed) != (None, None):
+        raise DataError("--seq-length and --seed say how training draws a sample; give --sample N with them")
+    if args.top is not None and (args.document, args.sample) != (None, None):
+        raise DataError("--top belongs to the overview, which --document and --sample replace; leave it out")
     if args.document is not None:
         return inspect.document(args.prefix, args.document, args.tokenizer)
     if args.sample is not None:
-        return inspect.sample(args.prefix, args.sample, args.seq_length, args.seed, args.tokenizer)
-    return inspect.overview(args.prefix, args.tokenizer, args.top)
+        length = 1024 if args.seq_length is None else args.seq_length
+        return inspect.sample(args.prefix, args.sample, length, args.seed or 0, args.tokenizer)
+    return inspect.overview(args.prefix, args.tokenizer, 10 if args.top is None else args.top)
 
 
 def _add_merge(commands: Any) -> None:
@@ -94,14 +99,16 @@ def _add_merge(commands: Any) -> None:
         help="keep this fraction of the documents apart: writes PREFIX_train and PREFIX_validation",
     )
     parser.add_argument("--deduplicate", action="store_true", help="keep the first of several equal documents")
+    parser.add_argument("--partial", action="store_true", help="go ahead although shards of a run are missing")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
 def _merge(args: argparse.Namespace) -> Summary:
     if not 0.0 <= args.validation_fraction < 1.0:
         raise DataError(f"--validation-fraction is {args.validation_fraction}, expected a fraction in [0, 1)")
-    made = merge(args.inputs, args.output, args.validation_fraction, args.deduplicate, args.overwrite)
-    return {"outputs": made}
+    return merge(
+        args.inputs, args.output, args.validation_fraction, args.deduplicate, args.overwrite, partial=args.partial
+    )
 
 
 def _add_split(commands: Any) -> None:
@@ -115,14 +122,14 @@ def _add_split(commands: Any) -> None:
 def _split(args: argparse.Namespace) -> Summary:
     if not 0.0 < args.validation_fraction < 1.0:
         raise DataError(f"--validation-fraction is {args.validation_fraction}, expected a fraction in (0, 1)")
-    made = merge([args.input], args.output or args.input, args.validation_fraction, False, args.overwrite)
-    return {"outputs": made}
+    return merge([args.input], args.output or args.input, args.validation_fraction, False, args.overwrite, partial=True)
 
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", _bench, "throughput of tools.preprocess against bare tokenizer processes")
-    parser.add_argument("input", type=path_text, metavar="FILE", help="JSON lines with a column 'text'")
-    parser.add_argument("--tokenizer", type=path_text, required=True, help="SentencePiece .model")
+    parser.add_argument(
+        "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
+    )
     parser.add_argument(
         "--workers", type=int, default=default_workers(), help="processes on either side (default: all processors)"
     )

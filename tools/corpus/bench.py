@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def bench(path: str, tokenizer: str, workers: int, repeats: int) -> dict[str, An
 
     Args:
         path: JSON lines with a column ``text``.
-        tokenizer: a SentencePiece ``.model``.
+        tokenizer: a SentencePiece ``.model`` or a ``tokenizer.json``.
         workers: processes on either side.
         repeats: runs of each.
 
@@ -81,20 +82,31 @@ def _bare(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
 
 def _encode_share(path: str, tokenizer: str, number: int, workers: int) -> tuple[int, float, float]:
     """Bytes encoded, seconds and processor seconds spent in ``encode``."""
-    import sentencepiece
-
-    model: Any = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
+    encode = _bare_encode(tokenizer)
     size, wall, cpu = 0, 0.0, 0.0
     with open(path, "rb") as file:
         lines = islice(file, number, None, workers)
         while texts := [json.loads(line)["text"] for line in islice(lines, BATCH)]:
             started, started_cpu = time.perf_counter(), time.process_time()
             for text in texts:
-                model.encode(text)
+                encode(text)
             wall += time.perf_counter() - started
             cpu += time.process_time() - started_cpu
             size += sum(len(text.encode()) for text in texts)
     return size, wall, cpu
+
+
+def _bare_encode(tokenizer: str) -> Callable[[str], Any]:
+    """The library's own call, without anything of ours around it."""
+    if tokenizer.endswith(".json"):
+        import tokenizers
+
+        encode: Callable[[str], Any] = tokenizers.Tokenizer.from_file(tokenizer).encode
+    else:
+        import sentencepiece
+
+        encode = sentencepiece.SentencePieceProcessor(model_file=tokenizer).encode
+    return encode
 
 
 def _preprocess(path: str, tokenizer: str, workers: int) -> tuple[float, float]:

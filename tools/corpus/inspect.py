@@ -90,7 +90,8 @@ def _shown(prefix: str, kind: str, number: int, tokens: np.ndarray, tokenizer_pa
 
 def _matching(prefix: str, path: str) -> Tokenizer:
     """The tokenizer, checked against the manifest's hash."""
-    tokenizer, manifest = load_tokenizer(path), read_manifest(prefix)
+    manifest = read_manifest(prefix)
+    tokenizer = load_tokenizer(path, eos_id=manifest.eos_id if manifest else None)
     if manifest and manifest.tokenizer_sha256 != tokenizer.sha256:
         raise DataError(
             f"corpus {prefix} was made with tokenizer {manifest.tokenizer_sha256[:12]}, {path} is "

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.indexed import IndexedDataset, token_dtype
+import numpy as np
+
+from pretrain.data.indexed import IndexedDataset, token_dtype, tokens_path
 from pretrain.data.manifest import Manifest, read_manifest
 from pretrain.errors import DataError
 from tools.corpus.assemble import assemble, outputs_for
 from tools.corpus.chunks import Chunk, corpus_chunks
 from tools.corpus.dedup import find_duplicates
 from tools.corpus.state import existing_files
+from tools.locks import claim
 
 
 def merge(
-    prefixes: Sequence[str], output: str, validation_fraction: float, deduplicate: bool, overwrite: bool
-) -> list[dict[str, Any]]:
+    prefixes: Sequence[str],
+    output: str,
+    validation_fraction: float,
+    deduplicate: bool,
+    overwrite: bool,
+    partial: bool = False,
+) -> dict[str, Any]:
     """Write the documents of all corpora, in order, to ``output``; see ``tools.preprocess`` for the options.
 
+    Args:
+        partial: whether shards of a run may be missing.
+
     Returns:
-        prefix, documents and tokens of each corpus written.
+        prefix, documents and tokens of each corpus written, and how many duplicates were left out.
 
     Raises:
         DataError: an input is missing or damaged, inputs do not fit each other, or the output exists.
@@ -34,25 +47,26 @@ def merge(
     taken = [str(path) for out in outputs for path in existing_files(out.prefix)]
     if taken and not overwrite:
         raise DataError(f"output {taken[0]} exists; choose another --output, or replace it with --overwrite")
-    if inside := {out.prefix for out in outputs} & set(prefixes):
-        raise DataError(f"output {min(inside)} is one of the inputs; choose another --output")
+    _check_apart(prefixes, [out.prefix for out in outputs])
     corpora = [IndexedDataset(prefix, allow_empty=True) for prefix in prefixes]
     manifests = [read_manifest(prefix) for prefix in prefixes]
     known = _check_alike(corpora, manifests)
+    if not partial:
+        _check_shards([manifest for manifest in manifests if manifest])
     dtype = token_dtype(known.vocab_size) if known else corpora[0].dtype
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{Path(output).name}.", dir=Path(output).parent))
-    try:
+    duplicates = 0
+    with _folder(output) as folder:
         duplicate = None
         documents = sum(data.num_documents for data in corpora)
         if deduplicate and documents:
             digests = (chunk.digests for chunk in _chunks(corpora, digests=True))
             duplicate = find_duplicates(digests, documents, folder)
+            duplicates = int(np.count_nonzero(duplicate))
         writers = assemble(_chunks(corpora, digests=len(outputs) > 1), outputs, dtype, duplicate)
-    finally:
-        shutil.rmtree(folder)
     if known:
         base = _joined([manifest for manifest in manifests if manifest], prefixes)
+        if deduplicate:
+            base.counts["duplicates"] = base.counts.get("duplicates", 0) + duplicates
         settings = {**base.settings, "validation_fraction": validation_fraction, "deduplicate": deduplicate}
         for out, writer in zip(outputs, writers, strict=True):
             replace(
@@ -62,7 +76,50 @@ def merge(
                 checksums=writer.checksums,
                 settings={**settings, "split": out.split},
             ).write(out.prefix)
-    return [{"prefix": w.prefix, "documents": w.num_documents, "tokens": w.num_tokens} for w in writers]
+    made = [{"prefix": w.prefix, "documents": w.num_documents, "tokens": w.num_tokens} for w in writers]
+    return {"outputs": made, **({"duplicates": duplicates} if deduplicate else {})}
+
+
+@contextmanager
+def _folder(output: str) -> Iterator[Path]:
+    """A folder for temporary files that one process at a time has, and that no preprocessing of the same name has."""
+    folder = Path(f"{output}.work")
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder / "lock", f"another process is writing {output}; wait for it or choose another --output"):
+        if (folder / "run.json").exists():
+            raise DataError(f"{folder} holds an unfinished run of preprocessing; finish it or choose another --output")
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+def _check_apart(prefixes: Sequence[str], outputs: Sequence[str]) -> None:
+    """No corpus twice, none of them the output: by their files, however they are spelled."""
+    seen: dict[str, str] = {}
+    for prefix in prefixes:
+        real = os.path.realpath(tokens_path(prefix))
+        if real in seen:
+            raise DataError(
+                f"corpus {prefix} is given twice (as {seen[real]}); to read more of it, weight it in a blend"
+            )
+        seen[real] = prefix
+    if inside := [output for output in outputs if os.path.realpath(tokens_path(output)) in seen]:
+        raise DataError(f"output {inside[0]} is one of the inputs; choose another --output")
+
+
+def _check_shards(manifests: Sequence[Manifest]) -> None:
+    """Shards of one run are all there; a merged corpus says that it holds the whole input."""
+    runs: dict[str, set[int]] = {}
+    for manifest in manifests:
+        if shard := manifest.settings.get("shard"):
+            run = json.dumps([{**manifest.settings, "shard": shard[1]}, manifest.sources], sort_keys=True)
+            runs.setdefault(run, set()).add(shard[0])
+    for run, found in runs.items():
+        shards = json.loads(run)[0]["shard"]
+        if missing := sorted(set(range(shards)) - found):
+            named = ", ".join(map(str, missing[:10]))
+            raise DataError(f"of {shards} shards {len(missing)} are missing: {named}; give all of them, or --partial")
 
 
 def _chunks(corpora: Sequence[IndexedDataset], digests: bool) -> Iterator[Chunk]:

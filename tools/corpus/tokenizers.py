@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece ``.model`` file."""
 
-    def __init__(self, path: Path, eos_token: str | None):
+    def __init__(self, path: Path, eos_token: str | None, eos_id: int | None = None):
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
@@ -53,7 +53,9 @@ class SentencePieceTokenizer:
             raise DataError(f"tokenizer {path} is not a SentencePiece model: {str(error).splitlines()[0]}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.vocab_size = model.get_piece_size()
-        self.eos_id = model.piece_to_id(eos_token) if eos_token else model.eos_id()
+        if eos_id is None:
+            eos_id = model.piece_to_id(eos_token) if eos_token else model.eos_id()
+        self.eos_id: int = eos_id
         if self.eos_id < 0 or (eos_token and self.eos_id == model.unk_id()):
             named = f" {eos_token}" if eos_token else ""
             raise DataError(f"tokenizer {path} has no end-of-document token{named}; name it with --eos-token")
@@ -61,6 +63,7 @@ class SentencePieceTokenizer:
             raise DataError(f"tokenizer {path} needs {eos_token} for the bytes of texts; name another --eos-token")
         plain = plain_sentencepiece(content, self.eos_id)
         self.text_rule: str | None = None if plain is content else TEXT_RULE
+        self._shown = model
         self._model = model if plain is content else sentencepiece.SentencePieceProcessor(model_proto=plain)
         spec = sentencepiece_model_pb2.ModelProto.FromString(content).trainer_spec
         self._piece = _BPE_PIECE if spec.model_type == spec.BPE else _PIECE
@@ -74,13 +77,13 @@ class SentencePieceTokenizer:
 
     def decode(self, tokens: np.ndarray) -> str:
         """Text."""
-        return self._model.decode([int(token) for token in tokens])
+        return self._shown.decode([int(token) for token in tokens])
 
 
 class JsonTokenizer:
     """A Hugging Face ``tokenizer.json`` file."""
 
-    def __init__(self, path: Path, eos_token: str | None):
+    def __init__(self, path: Path, eos_token: str | None, eos_id: int | None = None):
         import tokenizers
 
         content = path.read_bytes()
@@ -97,6 +100,8 @@ class JsonTokenizer:
         self.sha256 = hashlib.sha256(content).hexdigest()
         vocabulary = model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
+        if eos_token is None and eos_id is not None:
+            eos_token = model.id_to_token(eos_id)
         found = [token for token in ([eos_token] if eos_token else _END_TOKENS) if token in vocabulary]
         if not found:
             raise DataError(
@@ -123,8 +128,13 @@ class JsonTokenizer:
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str, eos_token: str | None = None, eos_id: int | None = None) -> Tokenizer:
     """Open a tokenizer by its file name (``.json``: Hugging Face; anything else: SentencePiece); kept per process.
+
+    Args:
+        path: the file.
+        eos_token: its end-of-document token; default: its own.
+        eos_id: the same by number, as a manifest has it.
 
     Raises:
         DataError: the file is missing, of another format, or has no end-of-document token.
@@ -135,4 +145,5 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
             f"tokenizer {path} does not exist; expected a SentencePiece .model or a tokenizer.json, such as "
             "python -m tools.train_tokenizer writes"
         )
-    return JsonTokenizer(file, eos_token) if file.suffix == ".json" else SentencePieceTokenizer(file, eos_token)
+    kind = JsonTokenizer if file.suffix == ".json" else SentencePieceTokenizer
+    return kind(file, eos_token, eos_id)
