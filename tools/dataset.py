@@ -127,6 +127,7 @@ def _split(args: argparse.Namespace) -> Summary:
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", _bench, "throughput of tools.preprocess against bare tokenizer processes")
+    parser.add_argument("input", type=path_text, metavar="FILE", help="JSON lines with a column 'text'")
     parser.add_argument(
         "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
     )
