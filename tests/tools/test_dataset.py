@@ -204,3 +204,59 @@ def test_inspect_refuses_another_tokenizer(tmp_path: Path, corpus: str, capsys) 
     assert train_tokenizer.main(args) == 0
     assert dataset.main(["inspect", corpus, "--document", "0", "--tokenizer", str(tmp_path / "other.model")]) == 2
     assert "was made with tokenizer" in capsys.readouterr().err
+
+
+def test_a_corpus_given_twice_or_as_its_own_output_is_refused(tmp_path: Path, corpus: str, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(corpus)
+    (tmp_path / "link").symlink_to(tmp_path / "whole")
+    for other in (corpus, "whole/c", "./whole/c", "link/c"):
+        assert dataset.main(["merge", corpus, other, "--output", str(tmp_path / "m")]) == 2
+        assert "is given twice" in capsys.readouterr().err
+        assert dataset.main(["merge", corpus, "--output", other, "--overwrite"]) == 2
+        assert "is one of the inputs" in capsys.readouterr().err
+    assert contents(corpus) == before and not list(tmp_path.glob("m*"))
+
+
+def test_missing_shards_are_named(tmp_path: Path, model: str, corpus: str, capsys) -> None:
+    source = Path(corpus).parent / "in.jsonl"
+    args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "s"), "--workers", "1"]
+    for number in range(3):
+        assert preprocess.main([*args, "--shard", f"{number}/3"]) == 0
+    some = [str(tmp_path / f"s-{number:05d}-of-00003") for number in (0, 2)]
+    assert dataset.main(["merge", *some, "--output", str(tmp_path / "m")]) == 2
+    assert "of 3 shards 1 are missing: 1; give all of them, or --partial" in capsys.readouterr().err
+    assert dataset.main(["merge", *some, "--output", str(tmp_path / "m"), "--partial"]) == 0
+
+
+def test_two_merges_at_once_do_not_share_an_output(tmp_path: Path, corpus: str, capsys) -> None:
+    from tools.locks import claim
+
+    (tmp_path / "m.work").mkdir()
+    with claim(tmp_path / "m.work" / "lock", "busy"):
+        assert dataset.main(["merge", corpus, "--output", str(tmp_path / "m")]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert dataset.main(["merge", corpus, "--output", str(tmp_path / "m")]) == 0
+    assert not (tmp_path / "m.work").exists()
+
+
+def test_duplicates_that_a_merge_leaves_out_are_counted(tmp_path: Path, model: str, capsys) -> None:
+    a = make(tmp_path / "a", model, DOCUMENTS[:5])
+    b = make(tmp_path / "b", model, DOCUMENTS[3:9])
+    capsys.readouterr()
+    assert dataset.main(["merge", a, b, "--output", str(tmp_path / "m"), "--deduplicate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["duplicates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seq-length", "8"], "give --sample N with them"),
+        (["--document", "0", "--seed", "1"], "give --sample N with them"),
+        (["--document", "0", "--top", "3"], "--top belongs to the overview"),
+        (["--sample", "0", "--top", "3"], "--top belongs to the overview"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(corpus: str, capsys, options: list[str], said: str) -> None:
+    assert dataset.main(["inspect", corpus, *options]) == 2
+    assert said in capsys.readouterr().err

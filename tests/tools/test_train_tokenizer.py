@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.errors import DataError
 from tests.tools.texts import make_documents, write_jsonl
 from tools.corpus.sample import Sample, sentences
 from tools.corpus.tokenizers import load_tokenizer
@@ -111,3 +112,50 @@ def test_long_lines_are_cut_to_what_sentencepiece_reads() -> None:
     cut = list(sentences([line + "\n\nshort"]))
     assert "".join(cut[:-1]) == line and cut[-1] == "short"
     assert max(len(piece.encode()) for piece in cut) <= 4096
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, source: list[str], capsys) -> None:
+    (tmp_path / "big.jsonl").write_text(json.dumps({"text": "x" * 40_000}) + "\nbroken\n" + json.dumps({"text": " "}))
+    args = [*source, str(tmp_path / "big.jsonl"), "--vocab-size", "384", "--max-document-bytes", "20k"]
+    assert main([*args, "--output", str(tmp_path / "tok")]) == 0
+    card = json.loads((tmp_path / "tok.card.json").read_text())
+    assert (card["records"], card["documents_seen"], card["empty"], card["rejected"]) == (303, 300, 1, 2)
+    assert (card["rejected: too long"], card["rejected: broken JSON"], card["read_to_the_end"]) == (1, 1, True)
+    rejects = [json.loads(line) for line in (tmp_path / "tok.rejects.jsonl").read_text().splitlines()]
+    assert [(reject["source"], reject["position"]) for reject in rejects] == [
+        (str(tmp_path / "big.jsonl"), 0), (str(tmp_path / "big.jsonl"), 40_013),
+    ]  # fmt: skip
+    assert f"left out 2 records; they are in {tmp_path}/tok.rejects.jsonl" in capsys.readouterr().err
+
+
+def test_sentencepiece_leaves_no_line_out() -> None:
+    """It would drop a whole line for one NUL or one of its sign for unknown bytes."""
+    assert list(sentences(["before\0after \u2585 end"])) == ["before", "after ", " end"]
+
+
+def test_a_card_of_the_earlier_name_is_told_from_a_tokenizer(tmp_path: Path, source: list[str], capsys) -> None:
+    """transformers takes ``tokenizer.json`` for its own, so the card has another name now."""
+    args = [*source, "--vocab-size", "384", "--output", str(tmp_path / "tokenizer")]
+    assert main(args) == 0
+    assert not (tmp_path / "tokenizer.json").exists()
+    (tmp_path / "tokenizer.card.json").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match=f"is the card of a SentencePiece model, no tokenizer; give {tmp_path}"):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert main([*args, "--overwrite"]) == 0
+    assert not (tmp_path / "tokenizer.json").exists() and (tmp_path / "tokenizer.card.json").exists()
+
+
+@pytest.mark.parametrize("tokens", [["</s>"], ["a b"], [""], ["<|x|>", "<|x|>"]])
+def test_special_tokens_that_cannot_be_are_one_line(
+    tmp_path: Path, source: list[str], capsys, tokens: list[str]
+) -> None:
+    args = [*source, "--vocab-size", "384", "--output", str(tmp_path / "tok"), "--special-tokens", *tokens]
+    assert main(args) == 2
+    assert "--special-tokens has " in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_told_at_once(tmp_path: Path, source, capsys, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tools.train_tokenizer.draw_samples", lambda *args: pytest.fail("it was read"))
+    assert main([*source, "--vocab-size", "384", "--output", str(tmp_path / "file" / "tok")]) == 2
+    assert "error: " in capsys.readouterr().err
