@@ -60,9 +60,9 @@ def _verify(args: argparse.Namespace) -> Summary:
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
-    parser.add_argument(
-        "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
-    )
+    parser.add_argument("prefix", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("--tokenizer", type=path_text, help="shows text instead of token ids")
+    parser.add_argument("--top", type=int, metavar="N", help="how many of the commonest tokens to show (default 10)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--document", type=int, metavar="N", help="show document N")
     what.add_argument("--sample", type=int, metavar="N", help="show sample N of training, with the two options below")

@@ -71,16 +71,17 @@ def walk(root: str, passed: PassedOver, hidden: bool = False) -> Iterator[Entry]
             continue
         seen.add(real)
         for item in _listed(folder):
+            path = os.path.join(folder, item.name)
             if item.name.startswith(".") and not hidden:
-                passed.add("hidden", item.path)
+                passed.add("hidden", path)
             elif item.is_dir(follow_symlinks=False):
-                folders.append((item.path, linked))
-            elif item.is_dir():
-                links.append(item.path)
-            elif item.is_file():
-                yield Entry(item.path, FOUND, linked or item.is_symlink())
+                folders.append((path, linked))
+            elif os.path.isdir(path):  # where links go round, the entry itself would raise
+                links.append(path)
+            elif os.path.isfile(path):
+                yield Entry(path, FOUND, linked or item.is_symlink())
             else:
-                passed.add("broken links" if item.is_symlink() else "neither file nor folder", item.path)
+                passed.add("broken links" if item.is_symlink() else "neither file nor folder", path)
 
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:
