@@ -69,7 +69,10 @@ def _undecoded(batch: Any) -> Any:
     """Text columns as bytes, so that one row that is not UTF-8 does not take the others with it."""
     import pyarrow as pa
 
+    def cast(column: Any) -> Any:
+        if pa.types.is_dictionary(column.type):
+            return cast(column.dictionary).take(column.indices)
+        return column.cast(text.get(column.type, column.type))
+
     text = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    columns = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch]
-    columns = [column.cast(text.get(column.type, column.type)) for column in columns]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    return pa.RecordBatch.from_arrays([cast(column) for column in batch], names=batch.schema.names)
