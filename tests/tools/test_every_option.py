@@ -131,15 +131,18 @@ def test_the_tables_know_every_option() -> None:
     assert training == {name for name in OPTIONS if name in training} | TRAINING.keys()
 
 
-def outcome(folder: Path, main: Callable[[Sequence[str]], int], given: Given, options: list[str], capsys, monkeypatch):
+def outcome(
+    folder: Path, main: Callable[[Sequence[str]], int], given: Given, options: list[str], capsys, monkeypatch
+) -> dict[str, Any]:
     """What the outputs hold, or the error."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given[1])))
     folder.mkdir()
     code = main([*given[0], *options, "--output", str(folder / "c")])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code in (0, 2) and len(errors) == (code == 2), errors
-    made: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if ".manifest" not in path.name}
-    return {"error": errors[0]} if code else made
+    if code:
+        return {"error": errors[0]}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if ".manifest" not in path.name}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,7 +175,6 @@ TRAINING = {
 
 @pytest.mark.parametrize("kind", [jsonl, text_files, standard_input, saved_split])
 def test_the_same_for_training_a_tokenizer(tmp_path: Path, capsys, monkeypatch, kind) -> None:
-    monkeypatch.setitem(sys.modules[__name__].__dict__, "TEXTS", TEXTS)
     (tmp_path / "in").mkdir()
     given = kind(tmp_path / "in")
     common = ["--vocab-size", "290", "--pad-to-multiple", "1"]
