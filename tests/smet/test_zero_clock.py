@@ -73,6 +73,7 @@ def skipped_step(stage: int) -> dict[str, Any]:
     clock, applied, digests = [], [], []
     for step in range(7):
         session.step(step)
+        assert session.controller.after_step() is None, "called twice: the engine took one step"
         clock.append(session.optimizer.steps_done)
         applied.append(session.store.step_applied())
         digests.append(session.controller.mask_digest())
