@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FEWEST_TOKENS = 512
 """With fewer, the dense product is as fast or faster."""
 
-BREAK_EVEN = {16: 11.0, 32: 4.2, 64: 2.6, 128: 1.7}
+BREAK_EVEN = {16: 12.6, 32: 3.9, 64: 2.6, 128: 1.8}
 """Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
 tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
 

@@ -69,11 +69,14 @@ def _spread(
 
 @triton.jit
 def _sample(
-    a, b, out, begin, inner, group_row, group_first, tokens, a_width, b_width,
-    R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, TMA: tl.constexpr,
-    PRECISION: tl.constexpr,
+    a, b, out, begin, inner, group_row, group_first, tokens, a_width, b_width, size,
+    R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Up to GROUP active tiles of one row of tiles of ``a^T b``, which share their part of a. With TMA it is one."""
+    """Up to GROUP active tiles of one row of tiles of ``a^T b``, which share their part of a. With TMA it is one.
+
+    Of SPLITS parts of the tokens a program sums one; out then has so many vectors of ``size``, to be added up.
+    """
     row, first = tl.load(group_row + tl.program_id(0)), tl.load(group_first + tl.program_id(0))
     last = tl.load(begin + row + 1)
     if first >= last:
@@ -81,16 +84,19 @@ def _sample(
     r, lane = tl.arange(0, R), tl.arange(0, GROUP * C)
     entry = first + lane // C
     held = entry < last
+    length = tl.cdiv(tl.cdiv(tokens, SPLITS), STEP) * STEP
+    from_token = tl.program_id(1) * length
+    to_token = tl.minimum(from_token + length, tokens)
     SWAP: tl.constexpr = R < GROUP * C and not TMA  # the larger side comes first: matrix units want 64 there
     total = tl.zeros((GROUP * C, R) if SWAP else (R, GROUP * C), tl.float32)
     if TMA:
         place = tl.load(inner + first) * C
-        for begun in range(0, tokens, STEP):
+        for begun in range(from_token, to_token, STEP):
             total = tl.dot(a.load([begun, row * R]).T, b.load([begun, place]), total)
     else:
         column = tl.load(inner + entry, mask=held, other=0) * C + lane % C
         column = tl.max_contiguous(tl.multiple_of(column, C), C)
-        for begun in range(0, tokens, STEP):
+        for begun in range(from_token, to_token, STEP):
             t = begun + tl.arange(0, STEP)
             inside, at = (t < tokens)[:, None], t.to(tl.int64)[:, None]
             left = tl.load(a + at * a_width + (row * R + r)[None, :], mask=inside, other=0)
@@ -99,7 +105,7 @@ def _sample(
                 total = tl.dot(tl.trans(right), left, total, input_precision=PRECISION)
             else:
                 total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
-    start = out + entry.to(tl.int64) * (R * C) + lane % C
+    start = out + tl.program_id(1).to(tl.int64) * size + entry.to(tl.int64) * (R * C) + lane % C
     if SWAP:
         tl.store(start[:, None] + r[None, :] * C, total.to(out.dtype.element_ty), mask=held[:, None])
     else:
@@ -127,6 +133,8 @@ class SampleConfig(NamedTuple):
     warps: int
     stages: int
     tma: bool = False
+    splits: int = 1
+    """Programs that share the tokens of one group of tiles."""
 
 
 class Lists(NamedTuple):
@@ -159,14 +167,24 @@ def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> lis
     return [*found, SpreadConfig(256, step, 4, 3, True)] if tma and min(width, inner) >= 32 else found
 
 
-def sample_configs(rows: int, cols: int, dtype: torch.dtype, tma: bool) -> list[SampleConfig]:
-    """What is worth trying for tiles of ``rows x cols``."""
+def sample_configs(rows: int, cols: int, dtype: torch.dtype, tma: bool, splits: int = 1) -> list[SampleConfig]:
+    """What is worth trying for tiles of ``rows x cols``.
+
+    Args:
+        splits: that many programs for each tile keep the device busy.
+    """
     if dtype == torch.float32:
-        return [SampleConfig(max(1, 32 // cols), 32, 4, 2)]
-    found = [SampleConfig(max(1, 128 // cols), 64, 4, 3)]
-    if cols < 128:
-        found.append(SampleConfig(max(1, 256 // cols), 64, 8, 3))
-    return [*found, SampleConfig(1, 64, 4, 3, True)] if tma and rows >= 64 <= cols else found
+        found = [SampleConfig(max(1, 32 // cols), 32, 4, 2)]
+    else:
+        found = [SampleConfig(max(1, 128 // cols), 64, 4, 3)]
+        if cols < 128:
+            found.append(SampleConfig(max(1, 256 // cols), 64, 8, 3))
+        if tma and rows >= 64 <= cols:
+            found.append(SampleConfig(1, 64, 4, 3, True))
+    more = [found[0]._replace(splits=splits * found[0].group)]
+    if max(rows, cols) >= 64:  # what matrix units need
+        more.append(found[0]._replace(group=1, splits=splits))
+    return found + (list(dict.fromkeys(more)) if splits > 1 else [])
 
 
 def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, inner: int, along: bool) -> Tensor:
@@ -225,30 +243,42 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0]:
         raise RuntimeError(f"expected two matrices of as many rows, got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b, tokens = a.contiguous(), b.contiguous(), a.shape[0]
-    out = a.new_empty(lists.inner.numel() * rows * cols)
-    if not out.numel() or not tokens:
-        return out.zero_()
+    size = lists.inner.numel() * rows * cols
+    if not size or not tokens:
+        return a.new_zeros(size)
     usual = aligned(a, b)
-    tma = usual and _worth_descriptors(a, tokens * out.numel())
-    key = ("sample", rows, cols, a.dtype, tokens, a.shape[1], b.shape[1], usual, a.device)
+    tma = usual and _worth_descriptors(a, tokens * size)
+    key = ("sample", rows, cols, a.dtype, tokens, a.shape[1], b.shape[1], size, usual, a.device)
 
-    def launch(config: SampleConfig) -> None:
+    def launch(config: SampleConfig) -> Tensor:
         if config.group not in groups:
             groups[config.group] = groups_of(lists, config.group)
         chosen, given = groups[config.group], (a, b)
         if config.tma:
             tiles = [config.step, rows], [config.step, cols]
             given = tuple(TensorDescriptor.from_tensor(*pair) for pair in zip((a, b), tiles, strict=True))
-        constants = (rows, cols, config.group, config.step, config.tma, _precision(a))
+        split = config.splits > 1
+        out = a.new_empty(config.splits * size, dtype=torch.float32 if split else a.dtype)
         run(
-            _sample, (chosen.row.numel(), 1),
-            (*given, out, lists.begin, lists.inner, *chosen, tokens, a.shape[1], b.shape[1]), constants,
-            (key, config, constants[-1]) if usual else None, num_warps=config.warps, num_stages=config.stages,
+            _sample, (chosen.row.numel(), config.splits),
+            (*given, out, lists.begin, lists.inner, *chosen, tokens, a.shape[1], b.shape[1], size),
+            (rows, cols, config.group, config.step, config.splits, config.tma, _precision(a)),
+            (key, config, _precision(a)) if usual else None, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
+        return out.view(config.splits, size).sum(0).to(a.dtype) if split else out
 
     with on_device_of(a):
-        launch(fastest(key, lambda: sample_configs(rows, cols, a.dtype, tma), launch, a.device))
-    return out
+        return launch(
+            fastest(key, lambda: sample_configs(rows, cols, a.dtype, tma, _splits(a, lists)), launch, a.device)
+        )
+
+
+def _splits(x: Tensor, lists: Lists) -> int:
+    """Programs for each tile that give every multiprocessor two; 1 where there are enough tiles or few tokens."""
+    if not x.is_cuda:
+        return 1
+    programs = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+    return min(triton.next_power_of_2(programs // lists.inner.numel() + 1) // 2 or 1, max(1, x.shape[0] // 512), 16)
 
 
 def groups_of(lists: Lists, size: int) -> Groups:

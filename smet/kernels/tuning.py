@@ -15,7 +15,7 @@ chosen: dict[Hashable, object] = {}
 
 
 def fastest(
-    key: Hashable, candidates: Callable[[], Sequence[Config]], launch: Callable[[Config], None], device: torch.device
+    key: Hashable, candidates: Callable[[], Sequence[Config]], launch: Callable[[Config], object], device: torch.device
 ) -> Config:
     """The candidate whose ``launch`` takes the least time on ``device``; without a GPU the first one.
 
@@ -34,7 +34,7 @@ def fastest(
     return known  # type: ignore[return-value]
 
 
-def _measured(candidates: Sequence[Config], launch: Callable[[Config], None]) -> Config:
+def _measured(candidates: Sequence[Config], launch: Callable[[Config], object]) -> Config:
     from triton.runtime.errors import OutOfResources
 
     times: dict[Config, float] = {}
@@ -49,7 +49,7 @@ def _measured(candidates: Sequence[Config], launch: Callable[[Config], None]) ->
     return min(times, key=times.__getitem__)
 
 
-def _milliseconds(action: Callable[[], None]) -> float:
+def _milliseconds(action: Callable[[], object]) -> float:
     for _ in range(2):
         action()
     taken = []

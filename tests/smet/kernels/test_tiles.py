@@ -88,7 +88,7 @@ def test_in_the_interpreter(check: str) -> None:
 
 
 TYPES = {"begin": "*i32", "inner": "*i32", "slots": "*i32", "group_row": "*i32", "group_first": "*i32"}
-SIZES = ("tokens", "inputs", "outputs", "a_width", "b_width")
+SIZES = ("tokens", "inputs", "outputs", "a_width", "b_width", "size")
 
 
 def kernels_of(block: tuple[int, int], element: str, dtype: torch.dtype, tma: bool) -> Iterator[tuple[Any, ...]]:
@@ -106,11 +106,12 @@ def kernels_of(block: tuple[int, int], element: str, dtype: torch.dtype, tma: bo
                 types["x"] = f"tensordesc<{element}[{config.tokens}, {config.step}]>"
                 types["values"] = f"tensordesc<{element}[{tile[0]}, {tile[1]}]>"
             yield tiles._spread, types, constants, config
-    for config in tiles.sample_configs(r, c, dtype, tma):
+    for config in tiles.sample_configs(r, c, dtype, tma, splits=4):
         constants = {
-            "R": r, "C": c, "GROUP": config.group, "STEP": config.step, "TMA": config.tma, "PRECISION": "ieee",
+            "R": r, "C": c, "GROUP": config.group, "STEP": config.step, "SPLITS": config.splits, "TMA": config.tma,
+            "PRECISION": "ieee",
         }  # fmt: skip
-        types = dict.fromkeys(("a", "b", "out"), f"*{element}")
+        types = dict.fromkeys(("a", "b", "out"), f"*{element}") | ({"out": "*fp32"} if config.splits > 1 else {})
         if config.tma:
             types |= {name: f"tensordesc<{element}[{config.step}, {side}]>" for name, side in (("a", r), ("b", c))}
         yield tiles._sample, types, constants, config

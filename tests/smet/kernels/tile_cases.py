@@ -85,7 +85,7 @@ def check_every_configuration(block: tuple[int, int], dtype: torch.dtype, tma: b
     cases = [
         (tiles.spread_configs(r, c, dtype, tma), "spread_configs", 0),
         (tiles.spread_configs(c, r, dtype, tma), "spread_configs", 1),
-        (tiles.sample_configs(r, c, dtype, tma), "sample_configs", 2),
+        (tiles.sample_configs(r, c, dtype, tma, splits=4), "sample_configs", 2),
     ]
     for configs, name, which in cases:
         for config in configs:

@@ -95,26 +95,39 @@ def _ratio(found: dict[str, Any], key: str = "median") -> str:
 def _training(settings: list[dict[str, Any]]) -> Iterator[str]:
     rows = []
     for setting in settings:
-        dense = setting["peaks"][setting["dense"]]["bytes"]
+        dense, busy = setting["peaks"][setting["dense"]]["bytes"], setting["where"][setting["dense"]].get("busy")
         for side, step in setting["steps"].items():
-            peak = setting["peaks"][side]
+            peak, own = setting["peaks"][side], setting["where"][side].get("busy")
             rows.append(
                 [
                     f"{setting['title']}, ZeRO-{setting['zero_stage']}, {setting['tokens']:,} tokens", side,
                     f"{1e3 * step['seconds']:.1f} ms", _ratio(step, "ratio"),
+                    "" if own is None else f"{1e3 * own:.1f} ms", "" if own is None else f"{own / busy:.2f}",
                     "" if peak["bytes"] is None else f"{peak['bytes'] / 1e9:.2f} GB",
                     "" if peak["bytes"] is None else f"{peak['bytes'] / dense:.2f}",
                     "" if peak["bytes"] is None else f"{peak['ratio']:.2f}",
                 ]
             )  # fmt: skip
-    heads = ["model", "side", "step", "step / dense step", "peak memory", "peak / dense", "peak / planned"]
-    yield table(heads, rows)
+    heads = [
+        "model",
+        "side",
+        "step",
+        "step / dense step",
+        "GPU busy",
+        "busy / dense busy",
+        "peak memory",
+        "peak / dense",
+    ]
+    yield table([*heads, "peak / planned"], rows)
     yield (
         "One process, bf16, optimizer step and all; dense is torch's fused AdamW under the same DeepSpeed stage. The "
         "1b-shaped stack is six of the 24 layers of the 1b model with a quarter of its vocabulary, so that its "
-        "head takes its real share; the 350m model has a feed-forward width of 2,816 = 22 x 128 on all sides."
+        "head takes its real share; the 350m model has a feed-forward width of 2,816 = 22 x 128 on all sides. SMET "
+        "chooses by itself who multiplies: tiles where they are faster, else expand and the dense product. *GPU busy* "
+        "is the sum of a step's kernels. Where it is well below the step, the GPU waits for Python, of which SMET's "
+        "layers need more than `nn.Linear`: larger micro-batches or wider layers hide that, smaller ones do not."
     )
-    for setting in settings:
+    for setting in settings[:2]:
         if any(setting["where"].values()):
             yield from _where(setting)
 
@@ -122,10 +135,10 @@ def _training(settings: list[dict[str, Any]]) -> Iterator[str]:
 def _where(setting: dict[str, Any]) -> Iterator[str]:
     where = setting["where"]
     names = list(where)
-    kinds = [kind for kind in where[names[0]] if kind != "clock"]
+    kinds = [kind for kind in where[names[0]] if kind not in ("clock", "busy")]
     rows = [[kind, *(f"{1e3 * where[name].get(kind, 0.0):.1f}" for name in names)] for kind in kinds]
-    rows.append(["clock", *(f"{1e3 * where[name]['clock']:.1f}" for name in names)])
-    yield f"Milliseconds of one profiled step by kind of kernel, {setting['title']}, ZeRO-{setting['zero_stage']}:"
+    place = f"{setting['title']}, ZeRO-{setting['zero_stage']}, {setting['tokens']:,} tokens"
+    yield f"Milliseconds of one step on the GPU by kind of kernel, {place}:"
     yield table(["kernels", *names], rows)
 
 
@@ -147,6 +160,33 @@ def _products(found: dict[str, Any]) -> Iterator[str]:
     yield (
         "Time of the tiles' product over cuBLAS's on the whole matrix, bf16, played back from a recording, so that "
         "none waits for Python; error: the largest relative one of the three against fp32."
+    )
+    if text := _limits(found["rows"]):
+        yield text
+
+
+def _limits(rows: list[dict[str, Any]]) -> str:
+    """What keeps tiles from the rate of the whole product, from the first rows of square tiles."""
+    first: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["tile"][0] == row["tile"][1] and row["density"] == 0.25:
+            first.setdefault(row["tile"][0], row)
+    if len(first) < 2:
+        return ""
+    said = [
+        f"{side}: {row['tflops']['forward']:.0f} TFLOP/s, inputs at {row['tflops']['forward'] / side:.1f} TB/s"
+        for side, row in sorted(first.items())
+    ]
+    dense = next(iter(first.values()))["cublas_tflops"]["forward"]
+    return (
+        "What limits them is not arithmetic but reading: a program multiplies each input that it fetches from the L2 "
+        "cache by one tile's width of outputs only, so there are as many operations for each byte as a tile is wide, "
+        f"and the cache gives what it gives. Forward, by side of the tile: {'; '.join(said)}; cuBLAS reaches "
+        f"{dense:.0f} TFLOP/s, as its programs are 128 to 256 wide. What would help: wider tiles, or masks in which "
+        "neighbouring rows of tiles share their columns, so that a program can serve several with one read. Where a "
+        "matrix has fewer active tiles than the GPU has multiprocessors (350m; 2048 x 2048 with tiles of 128), the "
+        "gradient of the values leaves some idle unless its sum over the tokens is split, which revisions from "
+        "2026-11-27 on try where it may pay."
     )
 
 
