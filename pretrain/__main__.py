@@ -79,12 +79,12 @@ class Start:
 
     def __init__(self, config: str, overrides: list[str]):
         self.config, self.overrides = config, overrides
-        self.joined = False
+        self.placed = self.joined = False
 
     def is_first(self) -> bool:
         """Whether errors are printed here: once the ranks have joined they are the same on all of them; before, hosts
-        may differ."""
-        return os.environ.get("RANK" if self.joined else "LOCAL_RANK", "0") in ("0", "")
+        may differ; a process that does not know its place speaks for itself."""
+        return not self.placed or os.environ.get("RANK" if self.joined else "LOCAL_RANK", "0") in ("0", "")
 
     def run(self) -> int:
         """Returns ``DONE`` or ``STOPPED``."""
@@ -93,12 +93,12 @@ class Start:
 
         _quiet()
         place = adopt_environment()
+        self.placed = True
         if place.note:
             print(f"note: {place.note}", file=sys.stderr, flush=True)
         config = load_config(self.config, self.overrides, world_size=place.world)
         check_world(place.world, config)
         layout = self._layout(place, config)
-        self.joined = True
         from pretrain.run import run
 
         trainer = run(config, layout, REQUEST)
@@ -111,7 +111,9 @@ class Start:
         if _has_joined():
             from pretrain.startup import start
 
-            return start(config)
+            layout = start(config)
+            self.joined = True
+            return layout
         meeting = meet(place, config, REQUEST)
         try:
             if place.rank == 0:
@@ -124,6 +126,8 @@ class Start:
             meeting.fail(problems_of(error))
             raise
         meeting.joined()
+        self.joined = True
+        meeting.compare(layout)
         return layout
 
 

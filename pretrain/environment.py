@@ -176,6 +176,8 @@ def _checked(environ: MutableMapping[str, str], source: str, note: str) -> Place
         address = environ.setdefault("MASTER_ADDR", "127.0.0.1")
     environ.setdefault("MASTER_PORT", str(port))
     environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in environ:  # DeepSpeed asserts that it is the same, whoever started us
+        environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(local)
     hosted = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Place(rank, world, local, source, address, port, hosted, note)
 

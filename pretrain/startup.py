@@ -29,9 +29,10 @@ def choose_device(wanted: str) -> torch.device:
     # torch's launcher sets the first, DeepSpeed's the second.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or local + 1)
     if processes > count:
+        remedy = f"start at most {count} per host" if count else "see nvidia-smi and CUDA_VISIBLE_DEVICES there"
         raise LaunchError(
-            f"train.device is {wanted}, and {processes} processes on this host need a GPU each, it has {count}; start "
-            f"at most {count} per host, or set train.device to cpu"
+            f"train.device is {wanted}, and {processes} processes on this host need a GPU each, it has {count}; "
+            f"{remedy}, or set train.device to cpu"
         )
     return torch.device("cuda", local)
 

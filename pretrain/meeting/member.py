@@ -9,18 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pretrain.config import RunConfig
 from pretrain.environment import ALONE, Place
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import FAILED, STOPPED, USER
-from pretrain.meeting.hello import Hello, hello
+from pretrain.meeting.hello import Hello, difference, hello
 from pretrain.meeting.lines import SECONDS, Lines
 from pretrain.meeting.roll_call import TOLD_AFTER, TOLD_EVERY, RollCall
 from pretrain.outside import printable
 from pretrain.ports import listen, why_not
 from pretrain.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from pretrain.layout import Layout
 
 NAMES_SECONDS = 60.0
 """For a name that does not resolve: it may be that of a host which is just starting."""
@@ -97,6 +100,18 @@ class Meeting:
         with self._leaving:
             self.begun.set()
         self.stop.begin()
+
+    def compare(self, layout: Layout) -> None:
+        """What rank 0 does at the meeting, where torchrun has brought the ranks together. Collective.
+
+        Raises:
+            LaunchError: a rank differs; on all of them.
+        """
+        if self.place.store_is_hosted:
+            first, *others = layout.gather_objects(self.own)
+            for one in others:
+                if problem := difference(one, first):
+                    raise LaunchError(problem)
 
     def fail(self, problems: Sequence[str]) -> None:
         """Tell all ranks what this one's user has to mend; rank 0 prints it. Returns if there is nobody to tell."""

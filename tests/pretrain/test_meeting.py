@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from pretrain.config import load_config
+from pretrain.environment import Place
+from pretrain.errors import LaunchError
+from pretrain.meeting import Meeting
 from pretrain.meeting.lines import ranks_in_words
+from pretrain.stopping import StopRequest
 from tests.distributed import free_port
 from tests.pretrain.attempts import write_run_file
 from tests.pretrain.members import Member, start, stop
@@ -71,8 +76,8 @@ def test_patience_ends(config: str, rank: int, launched: dict[str, str], expecte
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_a_rank_that_differs_ends_all_with_one_line(config: str, what: str) -> None:
     changes, expected = DIFFERENT[what]
-    found = ends(start(config, 3, rank1=changes))
-    assert [code for code, _, _ in found] == [2, 2, 2]
+    found = ends(start(config, 2, rank1=changes))
+    assert [code for code, _, _ in found] == [2, 2]
     (line,) = [line for _, _, lines in found for line in lines]
     assert line.startswith("error: ") and expected in line, line
 
@@ -189,6 +194,19 @@ def test_torchruns_store_is_waited_for_with_a_line(config: str) -> None:
     assert stop(member, "waiting") < 5
     code, _, (line, _) = member.end()
     assert code == 75 and "rank 0 waits for torchrun at 127.0.0.1:" in line and "if torchrun has ended" in line
+
+
+def test_under_torchrun_ranks_are_compared_when_they_have_joined(config: str) -> None:
+    run = load_config(config)
+    place = Place(0, 2, 0, "torchrun", "127.0.0.1", 1, store_is_hosted=True)
+    meeting = Meeting(place, run, StopRequest())
+
+    class Joined:
+        def gather_objects(self, own: Any) -> list[Any]:
+            return [own, {**own, "rank": 1, "settings": {**own["settings"], "train": {}}}]
+
+    with pytest.raises(LaunchError, match="rank 1 on .* have different settings"):
+        meeting.compare(Joined())  # type: ignore[arg-type]
 
 
 def test_ranks_in_words() -> None:
