@@ -240,7 +240,7 @@ MISTAKES: list[tuple[Any, list[Any], str]] = [
     (reshape_weight, [], "model.layers.1.mlp.up_proj.weight is F32 [24, 36], expected (36, 24)"),
     (damage_weights, [], "model.safetensors is damaged"),
     (old_format, [], "pytorch_model.bin is of an older format"),
-    (lambda f: None, ["--density", "0"], "sparsity.density is 0.0"),
+    (lambda f: None, ["--density", "0"], "error: density is 0.0"),
     (lambda f: None, ["--block", "5", "1"], "which does not divide"),
     (lambda f: None, ["--method", "dense"], "--method is dense with --density 0.5"),
 ]
