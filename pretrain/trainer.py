@@ -44,6 +44,8 @@ class Trainer:
         self.config, self.layout, self.engine = config, layout, engine
         self.store, self.bank, self.topology, self.loader = store, bank, topology, loader
         self.folder = folder
+        self.corpora = [loader.corpus]
+        """All that is read, for training and evaluation."""
         self.callbacks: list[Callback] = []
         self.step = 0
         self.consumed_samples = 0
@@ -79,10 +81,16 @@ class Trainer:
                 self._call("after_step", record)
             self.layout.agree(self.folder.require_written)
             self._call("on_end")
+            self.layout.agree(self._settle)
         finally:
             for callback in self.callbacks:
                 callback.close()
             self.loader.close()
+
+    def _settle(self) -> None:
+        """All is saved; now see that what was read was sound, as far as that was not known before."""
+        for corpus in self.corpora:
+            corpus.settle()
 
     def request_stop(self, reason: str) -> None:
         """End the run after this step. Every rank must ask at the same step."""

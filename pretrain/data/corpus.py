@@ -7,6 +7,7 @@ of them each source gave is a function of that number.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,12 @@ class Corpus(Protocol):
 
     def limit_ids(self, vocab_size: int) -> None:
         """Refuse, in ``sample``, ids from ``vocab_size`` on."""
+
+    def settle(self, wait: bool = True) -> None:
+        """Raise ``DataError`` if an index is damaged; without ``wait``, if that is known by now.
+
+        Only the process that checks knows: call it where all ranks learn what one finds.
+        """
 
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each source gave among the first ``num_samples``, by prefix; times ``seq_length`` for tokens."""
@@ -83,6 +90,11 @@ class BlendedCorpus:
         """Refuse, in ``sample``, ids from ``vocab_size`` on."""
         for corpus in self.corpora:
             corpus.limit_ids(vocab_size)
+
+    def settle(self, wait: bool = True) -> None:
+        """Raise ``DataError`` if an index is damaged; without ``wait``, if that is known by now."""
+        for corpus in self.corpora:
+            corpus.settle(wait)
 
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each corpus gave among the first ``num_samples``, by prefix."""
@@ -158,6 +170,11 @@ class Curriculum:
         for corpus in self._corpora.values():
             corpus.limit_ids(vocab_size)
 
+    def settle(self, wait: bool = True) -> None:
+        """Raise ``DataError`` if an index is damaged; without ``wait``, if that is known by now."""
+        for corpus in self._corpora.values():
+            corpus.settle(wait)
+
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each corpus gave among the first ``num_samples``, by prefix."""
         stage = self.stage(num_samples)
@@ -170,7 +187,7 @@ class Curriculum:
 
 
 def open_corpus(
-    spec: str | Path | Sequence[dict[str, Any]], seq_length: int, seed: int
+    spec: str | Path | Sequence[dict[str, Any]], seq_length: int, seed: int, check: bool = True
 ) -> TokenCorpus | BlendedCorpus | Curriculum:
     """Open a corpus, a blend or a curriculum.
 
@@ -179,29 +196,34 @@ def open_corpus(
             ``{"until_tokens": number, "blend": [{"path", "weight"}, ...]}``, the last without an end.
         seq_length: tokens the model sees per sample.
         seed: of the order of samples.
+        check: see ``TokenCorpus``.
 
     Raises:
         DataError: see the classes above; or a spec of another form.
     """
     if isinstance(spec, (str, Path)):
-        return TokenCorpus(spec, seq_length, seed)
+        return TokenCorpus(spec, seq_length, seed, check)
     if not isinstance(spec, Sequence) or not spec or not all(isinstance(e, dict) for e in spec):
         raise DataError(f"data is {spec!r}, expected a path prefix or a list of {{path, weight}}")
     entries: list[Any] = list(spec)
     opened: dict[tuple[str, int], TokenCorpus] = {}
     if "blend" not in entries[0]:
-        return _open_blend(entries, seq_length, seed, opened)
+        return _open_blend(entries, seq_length, seed, opened, check)
     stages = []
     for number, entry in enumerate(entries):
         last = number == len(entries) - 1
         _check_keys(entry, ("blend",) if last else ("blend", "until_tokens"), "a stage")
-        blend = _open_blend(entry["blend"], seq_length, seed, opened)
+        blend = _open_blend(entry["blend"], seq_length, seed, opened, check)
         stages.append((blend, 0 if last else -(-int(entry["until_tokens"]) // seq_length)))
     return Curriculum(stages)
 
 
 def _open_blend(
-    entries: Sequence[dict[str, Any]], seq_length: int, seed: int, opened: dict[tuple[str, int], TokenCorpus]
+    entries: Sequence[dict[str, Any]],
+    seq_length: int,
+    seed: int,
+    opened: dict[tuple[str, int], TokenCorpus],
+    check: bool,
 ) -> BlendedCorpus:
     """``opened`` holds the corpora by prefix and by how often it was listed before in the same blend."""
     parts, listed = [], Counter[str]()
@@ -209,10 +231,11 @@ def _open_blend(
         _check_keys(entry, ("path",), "a blend entry", optional=("weight",))
         path = str(entry["path"])
         # A second mention has a seed of its own, so that it does not give the same samples again.
-        key = (path, listed[path])
-        listed[path] += 1
+        place = os.path.realpath(path)  # under whatever spelling
+        key = (place, listed[place])
+        listed[place] += 1
         if key not in opened:
-            opened[key] = TokenCorpus(path, seq_length, seed + key[1])
+            opened[key] = TokenCorpus(path, seq_length, seed + key[1], check)
         parts.append((opened[key], entry.get("weight", 1.0)))
     return BlendedCorpus(parts)
 

@@ -123,7 +123,7 @@ class IndexedDataset:
             )
 
     def _check_ends(self, index: Path, data: Path) -> None:
-        """The checks that cost no pass over the index; ``tools.dataset verify`` makes the rest."""
+        """The checks that cost no pass over the index; ``pretrain.data.soundness`` makes the rest."""
         found = data.stat().st_size
         expected = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self.lengths) else 0
         if found != expected:
@@ -153,15 +153,29 @@ class IndexedDataset:
         return len(self._tokens)
 
     def document(self, number: int) -> np.ndarray:
-        """Tokens of one document, ``(length,)``, in the corpus' dtype: a view on the mapped file."""
+        """Tokens of one document, ``(length,)``, in the corpus' dtype: a view on the mapped file.
+
+        Raises:
+            DataError: the index contradicts itself there.
+        """
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of a corpus of {self.num_documents}")
         first, end = int(self.boundaries[number]), int(self.boundaries[number + 1])
         if first == end:
             return self._tokens[:0]
-        start = int(self.pointers[first]) // self.dtype.itemsize
-        stop = int(self.pointers[end - 1]) // self.dtype.itemsize + int(self.lengths[end - 1])
-        return self._tokens[start:stop]
+        if 0 <= first < end <= self.num_sequences:
+            start, item = int(self.pointers[first]), self.dtype.itemsize
+            lengths = self.lengths[first:end]
+            stop = start + int(lengths.sum(dtype=np.int64)) * item
+            # Against both neighbours: an offset that is wrong by itself would pass for a document's.
+            before = 0 if first == 0 else int(self.pointers[first - 1]) + int(self.lengths[first - 1]) * item
+            after = self.num_tokens * item if end == self.num_sequences else int(self.pointers[end])
+            if start == before and stop == after and (lengths >= 0).all():
+                return self._tokens[start // item : stop // item]
+        raise DataError(
+            f"{index_path(self.prefix)} is damaged: it says of document {number} what cannot be; run python -m "
+            f"tools.dataset verify {self.prefix}"
+        )
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         """``count`` tokens of the flat stream from token ``start``: a view on the mapped file, ``(count,)``."""

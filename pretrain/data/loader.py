@@ -49,7 +49,11 @@ class BatchLoader:
         Returns:
             ``accumulation`` int64 tensors ``(micro_batch_size, seq_length + 1)``; inputs are
             ``[:, :-1]``, targets ``[:, 1:]``.
+
+        Raises:
+            DataError: a sample is bad, or an index has turned out to be damaged; perhaps on this rank only.
         """
+        self.corpus.settle(wait=False)
         ahead, self._ahead = self._ahead, None
         batch = ahead[1].result() if ahead and ahead[0] == consumed_samples else self._read(consumed_samples)
         following = consumed_samples + self.global_batch_size

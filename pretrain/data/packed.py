@@ -11,6 +11,7 @@ import numpy as np
 from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
 from pretrain.data.manifest import read_manifest
 from pretrain.data.order import SampleOrder
+from pretrain.data.soundness import check_index
 from pretrain.errors import DataError
 
 PROBES = 64
@@ -27,12 +28,13 @@ class TokenCorpus:
         prefix: path without ``.bin`` / ``.idx``.
         seq_length: tokens the model sees per sample.
         seed: of the order.
+        check: look at every byte of the index; False where another process of this host does.
 
     Raises:
         DataError: the files are missing or damaged, disagree with their manifest, or hold less than one sample.
     """
 
-    def __init__(self, prefix: str | Path, seq_length: int, seed: int):
+    def __init__(self, prefix: str | Path, seq_length: int, seed: int, check: bool = True):
         self.prefix = str(prefix)
         self.seq_length = seq_length
         self.data = IndexedDataset(prefix)
@@ -42,6 +44,8 @@ class TokenCorpus:
                 f"corpus {self.prefix} has {self.data.num_tokens} tokens in {self.data.num_documents} documents, its "
                 f"manifest says {manifest.tokens} in {manifest.documents}; they are of different runs: preprocess again"
             )
+        self._index = check_index(self.data, manifest.checksums.get("idx") if manifest else None) if check else None
+        self.settle(wait=False)
         self.vocab_size = manifest.vocab_size if manifest else None
         self.tokenizer_sha256 = manifest.tokenizer_sha256 if manifest else None
         self.eos_id = manifest.eos_id if manifest else None
@@ -75,6 +79,11 @@ class TokenCorpus:
                 f"{self.prefix}"
             )
         return tokens
+
+    def settle(self, wait: bool = True) -> None:
+        """Raise ``DataError`` if the index is damaged; without ``wait``, if that is known by now."""
+        if self._index is not None:
+            self._index.require(wait)
 
     def limit_ids(self, vocab_size: int) -> None:
         """From here on ``sample`` refuses ids from ``vocab_size`` on, as a model of that many rows must."""

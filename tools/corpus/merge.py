@@ -16,6 +16,7 @@ import numpy as np
 
 from pretrain.data.indexed import IndexedDataset, token_dtype, tokens_path
 from pretrain.data.manifest import Manifest, read_manifest
+from pretrain.data.soundness import check_index
 from pretrain.errors import DataError
 from tools.corpus.assemble import assemble, outputs_for
 from tools.corpus.chunks import Chunk, corpus_chunks
@@ -53,6 +54,8 @@ def merge(
     known = _check_alike(corpora, manifests)
     if not partial:
         _check_shards([manifest for manifest in manifests if manifest])
+    for data, manifest in zip(corpora, manifests, strict=True):  # else the output's checksums would make damage sound
+        check_index(data, manifest.checksums.get("idx") if manifest else None).require(wait=True)
     dtype = token_dtype(known.vocab_size) if known else corpora[0].dtype
     duplicates = 0
     with _folder(output) as folder:

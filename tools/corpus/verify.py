@@ -10,13 +10,12 @@ import numpy as np
 
 from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
 from pretrain.data.manifest import Manifest, manifest_path, read_manifest
+from pretrain.data.soundness import BLOCK, index_problems
 from pretrain.errors import DataError
 from tools.corpus.progress import progress
 
 ENTRIES = 1 << 20
 """Index entries or tokens looked at together."""
-BLOCK = 8 << 20
-"""Bytes hashed together."""
 
 
 def verify(prefix: str, vocab_size: int | None, eos_id: int | None) -> list[str]:
@@ -36,7 +35,7 @@ def verify(prefix: str, vocab_size: int | None, eos_id: int | None) -> list[str]
         manifest, data = read_manifest(prefix), IndexedDataset(prefix, allow_empty=True)
     except DataError as error:
         return [str(error)]
-    problems = [*_index(data), *_manifest(data, manifest)]
+    problems = [*index_problems(data), *_manifest(data, manifest)]
     if problems:
         # What the tokens say depends on the index: no use going on.
         return problems + list(_checksums(prefix, manifest))
@@ -47,29 +46,6 @@ def verify(prefix: str, vocab_size: int | None, eos_id: int | None) -> list[str]
     if eos_id is not None:
         problems += _ends(data, eos_id)
     return problems + list(_checksums(prefix, manifest))
-
-
-def _index(data: IndexedDataset) -> Iterator[str]:
-    """Offsets must follow from the lengths, and document boundaries never go back."""
-    place = 0
-    for start in range(0, data.num_sequences, ENTRIES):
-        lengths = np.asarray(data.lengths[start : start + ENTRIES], np.int64)
-        expected = place + np.concatenate(([0], np.cumsum(lengths))) * data.dtype.itemsize
-        wrong = np.flatnonzero((data.pointers[start : start + ENTRIES] != expected[:-1]) | (lengths < 0))
-        if len(wrong):
-            number = start + int(wrong[0])
-            yield (
-                f"{index_path(data.prefix)}: sequence {number} starts at byte {int(data.pointers[number])} with "
-                f"{int(data.lengths[number])} tokens, expected byte {int(expected[wrong[0]])} by the lengths before it"
-            )
-            return
-        place = int(expected[-1])
-    for start in range(0, data.num_documents, ENTRIES):
-        steps = np.diff(data.boundaries[start : start + ENTRIES + 1])
-        if (steps < 0).any():
-            number = start + int(np.flatnonzero(steps < 0)[0])
-            yield f"{index_path(data.prefix)}: document {number} ends before it starts"
-            return
 
 
 def _manifest(data: IndexedDataset, manifest: Manifest | None) -> Iterator[str]:
