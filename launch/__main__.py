@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from launch.arguments import run_parser, status_parser
+from launch.ends import command_of
 from pretrain.errors import LaunchError, UserError, problems_of
 from pretrain.exit_codes import DONE, USER
 from pretrain.outside import printable
@@ -24,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = run_parser().parse_intermixed_args(given[1:] if check else given)
         if check or options.check:
             return _check(options)
-        return _dry_run(options) if options.dry_run else _run(options)
+        # A Slurm job's own command line is not the one that submitted it.
+        command = "" if options.slurm else command_of(given)
+        return _dry_run(options) if options.dry_run else _run(options, command)
     except UserError as error:
         for problem in problems_of(error):
             print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
@@ -69,7 +72,7 @@ def _check(options: argparse.Namespace) -> int:
     return DONE if all(finding.good for finding in findings) else USER
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, command: str) -> int:
     from launch import slurm
     from launch.prepare import batch_of, policy_of, prepare, require_port, watch_of
     from launch.signals import Signals
@@ -94,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         policy_of(options),
         watch_of(options, prepared.config),
         signals,
+        command=command,
     )
     supervisor.require_hosts()
     code = supervisor.run()

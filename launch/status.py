@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launch.ends import goes_on
 from launch.progress import events, heartbeats, published, step_of, tail
 from pretrain import outside
 from pretrain.config.yaml_text import read_yaml
@@ -35,9 +37,17 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
     total = _total(settings, folder)
     step = int(metrics[-1]["step"]) if metrics else 0
     running = any(rank["alive_seconds"] <= ALIVE_SECONDS and rank["phase"] != "ended" for rank in ranks)
+    why = next((str(event.get("why")) for event in reversed(noted) if event.get("kind") == "end"), None)
+    orderly = why is not None and all(rank["phase"] == "ended" for rank in ranks)
+    state = "running" if running else "done" if step >= total else "stopped" if orderly else "not running"
+    hosts = len({rank["host"] for rank in ranks})
     return {
         "run": str(folder),
-        "state": "running" if running else "done" if step >= total else "not running",
+        "state": state,
+        "why": why if state == "stopped" else None,
+        "goes_on_with": goes_on(folder, settings, step, len(ranks), hosts, _launched(noted))
+        if state in ("stopped", "not running")
+        else None,
         "step": step,
         "steps": total,
         **_speed(metrics, total - step),
@@ -59,6 +69,17 @@ def _total(settings: dict[str, Any], folder: Path) -> int:
     if not isinstance(steps, int):
         raise LaunchError(f"{folder / 'config.yaml'} has no train.steps, expected the settings of a run")
     return steps
+
+
+def _launched(noted: list[dict[str, Any]]) -> str | None:
+    """How ``python -m launch`` was called last; the file may be another's, so nothing else passes for it."""
+    commands = [event.get("command") for event in noted if event.get("kind") == "launch"]
+    command = str(commands[-1]) if commands and commands[-1] else ""
+    try:
+        shlex.split(command)
+    except ValueError:
+        return None
+    return command if command.startswith("python -m launch ") and command.isprintable() else None
 
 
 def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
@@ -113,12 +134,15 @@ def _laggard(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
 def report(status: dict[str, Any]) -> str:
     """For people."""
     share = status["step"] / max(1, status["steps"])
-    lines = [f"{status['run']}: {status['state']}, step {status['step']:,} of {status['steps']:,} ({share:.1%})"]
+    why = f" ({status['why']})" if status["why"] else ""
+    lines = [f"{status['run']}: {status['state']}{why}, step {status['step']:,} of {status['steps']:,} ({share:.1%})"]
     if status["tokens_per_second"] is not None:
         left = duration(status["seconds_left"])
+        steps = status["steps"] - status["step"]
+        to_go = f"{left} left" if status["state"] == "running" else f"{steps:,} steps to go, {left} at that speed"
         lines.append(
-            f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step, "
-            f"{left} left"
+            f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step"
+            + (f", {to_go}" if steps > 0 else "")
         )
         lines.append(f"so far      {status['tokens']:,} tokens, loss {_number(status['loss'])}")
     saved = status["checkpoint"]
@@ -127,6 +151,8 @@ def report(status: dict[str, Any]) -> str:
         if saved
         else "checkpoint  none yet"
     )
+    if status["goes_on_with"]:
+        lines.append(f"to go on    {status['goes_on_with']}")
     if update := status["topology"]:
         moved = f"{update['grown']:,} blocks moved" if update["grown"] is not None else ""
         lines.append(f"topology    update {update['update']} after step {update['step']:,}: {moved}")

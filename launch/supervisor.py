@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.attempt import Attempt, Ended, Watch
+from launch.ends import saved, with_overrides
 from launch.hosts import Choice, Host, choose
 from launch.progress import Reached, events, note, reached
 from launch.remote import Remote, on_all
@@ -54,6 +55,7 @@ class Supervisor:
         signals: what this process was told.
         attempt: makes one attempt; tests give their own.
         sleep: waits; tests give their own.
+        command: how this program was called, for advice; empty: not known.
     """
 
     def __init__(
@@ -66,9 +68,11 @@ class Supervisor:
         signals: Signals,
         attempt: Callable[..., Runner] = Attempt,
         sleep: Callable[[float], None] = time.sleep,
+        command: str = "",
     ):
         self.job, self.config, self.remote = job, config, remote
         self.policy, self.watch, self.signals = policy, watch, signals
+        self.command = command
         self._attempt, self._sleep = attempt, sleep
         self.folder = Path(config.train.output_dir)
         if not self.folder.is_absolute():
@@ -77,13 +81,30 @@ class Supervisor:
         self.number = 0
 
     def run(self) -> int:
-        """Returns one of ``pretrain.exit_codes``."""
+        """Returns one of ``pretrain.exit_codes``; the last line says what is saved, and what goes on from there."""
+        code = self._run()
+        print(self._last_line(code), flush=True)
+        return code
+
+    def _last_line(self, code: int) -> str:
+        step, total = reached(self.folder).step, self.config.train.steps
+        if code == DONE and step >= total:
+            shown = f"to see it: python -m tools.plot_run {self.folder}"
+            return f"done: step {step} of {total}, {saved(self.folder)}; {shown}"
+        overrides = ["train.stop_at=0"] if code == DONE else []
+        same = "the same command" + "".join(f" with {override}" for override in overrides)
+        command = with_overrides(self.command, overrides) if self.command else same
+        ended = {DONE: "stopped at train.stop_at", STOPPED: "stopped as asked"}.get(code, "ended")
+        then = "when that is mended" if code == USER else "to go on"
+        return f"{ended}: step {step} of {total}, {saved(self.folder)}; {then}: {command}"
+
+    def _run(self) -> int:
         best = reached(self.folder)
         idle = 0
         choice: Choice | None = Choice(
             hosts=self.job.hosts, micro_batch_size=self.config.train.micro_batch_size
         )  # the first attempt takes what the user gave
-        self._note("launch", hosts=_names(self.job.hosts), world_size=self.job.world)
+        self._note("launch", hosts=_names(self.job.hosts), world_size=self.job.world, command=self.command)
         while True:
             ended = Ended(FAILED, "no host answers, or too few for this run")
             if choice is not None:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pretrain.command import remember
 from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; returns one of ``pretrain.exit_codes``."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    remember(sys.argv[1:] if arguments is None else arguments)
     if options.dry_run:
         return _told(lambda: _dry_run(options), is_first=lambda: True)
     REQUEST.install()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.callbacks.traffic import TrafficCallback
-from pretrain.checkpoint.load import choose
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
@@ -27,10 +27,12 @@ from pretrain.config import RunConfig
 from pretrain.config.schema import Source, Stage
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
+from pretrain.ends import broken_line, last_line, why_ended
 from pretrain.engine import Engine
 from pretrain.errors import DataError
 from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
+from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
 from pretrain.plan import cut
 from pretrain.run_folder import RunFolder
@@ -47,10 +49,18 @@ def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> T
         UserError: as ``prepare``; or what stops a run that had begun.
     """
     trainer = prepare(config, layout, stop)
+    first = trainer.step
     try:
         trainer.fit()
+    except BaseException:
+        if layout.is_main:
+            print(broken_line(trainer), flush=True)
+        raise
     finally:
         trainer.heartbeat.close()
+    if layout.is_main:
+        trainer.folder.append_event("end", trainer.step, why=why_ended(trainer, first))
+        print(last_line(trainer, first), flush=True)
     return trainer
 
 
@@ -71,7 +81,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     heartbeat = Heartbeat(folder, layout.rank, layout.world_size, *limits)
     heartbeat.start()
     heartbeat.mark("verifying checkpoints", 0)
-    checkpoint = choose(config.checkpoint.resume, folder.checkpoints, layout)
+    origin = origin_of(config, folder, layout, train_data.fingerprint)
+    checkpoint = origin.path if origin else None
 
     heartbeat.mark("building the model", 0)
     settings = deepspeed_config(config, layout.dp_size)
@@ -89,15 +100,18 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     validation = None
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
+        trainer.corpora.append(validation_data)
     trainer.callbacks = _callbacks(config, folder, layout, validation)
     if checkpoint is not None:
         heartbeat.mark("loading the checkpoint", 0)
         resume(trainer, checkpoint)
+    remarks = folder.remarks(config, trainer.step) if layout.is_main else []
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()
     weights = layout.gather_objects(_sparse_weights(trainer))
     if layout.is_main:
-        print(_summary(trainer, weights), flush=True)
+        remarks += origin.what_bends(trainer) if origin else []
+        print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
     return trainer
 
 
@@ -115,11 +129,15 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
     if data.tokenizer is not None:
         path = Path(data.tokenizer)
         if not path.is_file():
-            raise DataError(f"data.tokenizer {path} does not exist; train one with python -m tools.train_tokenizer")
+            raise DataError(
+                f"data.tokenizer {path} does not exist; give the place where it lies now, data.tokenizer=null to go "
+                "without its check, or train one with python -m tools.train_tokenizer"
+            )
         tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
     corpora = []
+    check = os.environ.get("LOCAL_RANK", "0") == "0"  # once per host: each may have a copy of its own
     for spec in (_curriculum(data.curriculum) or _blend(data.train), _blend(data.validation)):
-        corpus = open_corpus(spec, data.seq_length, data.seed) if spec else None
+        corpus = open_corpus(spec, data.seq_length, data.seed, check) if spec else None
         if corpus is not None:
             check_vocabulary(corpus, config.model.vocab_size, tokenizer)
             corpus.sample(0)  # ids that the model does not know are refused before anything is built

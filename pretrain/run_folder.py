@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import outside
+from pretrain.changes import Change, changes, completed, known
+from pretrain.checkpoint.folder import published, step_of
+from pretrain.command import again
 from pretrain.config import RunConfig
-from pretrain.config.load import config_from_dict
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import CheckpointError, ConfigError
 
-MAY_CHANGE = {
-    "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
-    "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency",
-    "data.tokenizer",
+OWN = {
+    "config.yaml", "deepspeed.json", "metrics.jsonl", "topology.jsonl", "events.jsonl", "memory.json", "checkpoints",
+    "heartbeat", "tensorboard", "run.png",
 }  # fmt: skip
-"""Settings that a resumed run may change: they do not change what is being trained."""
-MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard", "operation", "deepspeed")
+"""Names of what a run and its tools write."""
+HARMLESS = {"heartbeat", "events.jsonl", "tensorboard", "run.png"}
+"""Those of them that are in nobody's way: a run killed in its first moment leaves some."""
 
 
 SMALLEST_BYTES = 1 << 16
@@ -66,26 +68,12 @@ def require_writable(output_dir: str) -> None:
         raise CheckpointError(f"train.output_dir {output_dir} cannot be written in {place} ({why}); choose another")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key: old -> new`` for every setting that differs and may not."""
-    found = []
-    for key in sorted({*old, *new}):
-        dotted = prefix + key
-        if dotted in MAY_CHANGE or dotted in MAY_CHANGE_SECTIONS or old.get(key) == new.get(key):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            found += differences(old[key], new[key], f"{dotted}.")
-        else:
-            found.append(f"{dotted}: {old.get(key)!r} -> {new.get(key)!r}")
-    return found
-
-
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an earlier version with the defaults of keys that are new since, which say what it did."""
+def last_step(metrics: Path) -> int:
+    """The last step in a ``metrics.jsonl``; 0 = none."""
     try:
-        return config_from_dict(settings).to_dict()
-    except ConfigError:
-        return settings
+        return int(json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
 
 
 class RunFolder:
@@ -120,27 +108,80 @@ class RunFolder:
                 f"output folder {self.path} already holds a run and checkpoint.resume is never; choose another "
                 "train.output_dir, or set checkpoint.resume=auto to continue it"
             )
-        try:
-            old = read_yaml(saved)
-        except ConfigError as error:
-            raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
-        changed = differences(_completed(old), config.to_dict())
+        changed = [change for change in changes(completed(self._saved()), config.to_dict()) if not change.allowed]
         if changed:
+            more = "; ..." if len(changed) > 6 else ""
             raise CheckpointError(
-                f"output folder {self.path} already holds another run ({'; '.join(changed[:6])}"
-                f"{'; ...' if len(changed) > 6 else ''}); choose another train.output_dir, or set these back to "
-                "continue it"
+                f"output folder {self.path} already holds another run ({'; '.join(map(str, changed[:6]))}{more}); "
+                f"{self._ways_on(changed)}"
             )
 
+    def _saved(self) -> dict[str, Any]:
+        """The settings of the run that this folder holds; empty where it holds none."""
+        saved = self.path / "config.yaml"
+        try:
+            return read_yaml(saved) if saved.exists() else {}
+        except ConfigError as error:
+            raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
+
+    def _ways_on(self, changed: list[Change]) -> str:
+        if len(changed) > 12 or known(self._saved()) is None:
+            return "choose another train.output_dir, or set these back to continue it"
+        newest = next(reversed(published(self.checkpoints)), None)
+        branch = ""
+        if newest is not None and all(change.fits for change in changed):
+            command = again(f"checkpoint.resume={newest}", "train.output_dir=NEW")
+            branch = f"to branch off with these settings: {command}; "
+        return (
+            f"to go on with it: {again(*(change.back for change in changed))}; {branch}another train.output_dir alone "
+            "begins at step 1"
+        )
+
+    def resume_from(self, given: str) -> str:
+        """``given``, a value of ``checkpoint.resume``; ``auto`` where this folder began from that checkpoint before.
+
+        The command that started a branch goes on with it, as any other command does.
+        """
+        if given in ("auto", "never") or not (self.path / "config.yaml").exists():
+            return given
+        before = (self._saved().get("checkpoint") or {}).get("resume")
+        own = published(self.checkpoints)
+        same = isinstance(before, str) and os.path.realpath(before) == os.path.realpath(given)
+        return "auto" if same and own and step_of(own[-1]) > step_of(Path(given)) else given
+
     def _require_unused(self) -> None:
+        """Files of others may lie here, such as logs; what this run would write may not."""
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"output folder {self.path} is a file; choose another train.output_dir")
-        # A run killed in its first moment leaves these, which are in nobody's way.
-        harmless = ("heartbeat", "events.jsonl")
-        if self.path.is_dir() and not all(p.name.endswith(".tmp") or p.name in harmless for p in self.path.iterdir()):
+        place = self.path.resolve()
+        home = Path(os.path.expanduser("~")).resolve()
+        if place in (home, Path(place.anchor), Path(__file__).resolve().parents[1]):
+            raise CheckpointError(f"train.output_dir is {self.path}, expected a folder of its own, such as runs/a")
+        found = sorted(name for name in self._names() if name in OWN - HARMLESS)
+        if found == ["checkpoints"] and not any((self.path / "checkpoints").iterdir()):
+            found = []
+        if found:
             raise CheckpointError(
-                f"output folder {self.path} is not empty and holds no run; choose another train.output_dir"
+                f"output folder {self.path} has {' and '.join(found)} but no config.yaml, so whose they are is not "
+                "known; put its config.yaml back to go on (each checkpoint's state.json has the settings), or choose "
+                "another train.output_dir"
             )
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+
+    def remarks(self, config: RunConfig, step: int) -> list[str]:
+        """What a run that begins or goes on after ``step`` finds here and should say; before ``begin``."""
+        if step:
+            return []
+        found = [f"begins at step 1 of {config.train.steps} in {self.path}"]
+        others = sorted(name for name in self._names() if name not in OWN and not name.endswith(".tmp"))
+        if others and not (self.path / "config.yaml").exists():
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            found.append(f"{self.path} holds files of others, which stay as they are: {', '.join(others[:3])}{more}")
+        if reached := last_step(self.path / "metrics.jsonl"):
+            found.append(f"an earlier start came to step {reached} there, and left no checkpoint: it is done again")
+        return found
 
     def begin(self, config: RunConfig, deepspeed: dict[str, Any], step: int) -> None:
         """Write the settings; drop metrics of steps after ``step``, which will be done again.

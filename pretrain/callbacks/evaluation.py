@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from pretrain.callbacks.base import Callback, Record
 from pretrain.data.loader import BatchLoader
 from pretrain.evaluate import evaluate
@@ -26,6 +29,20 @@ class EvaluationCallback(Callback):
         if trainer.step == trainer.total_steps or (interval and trainer.step % interval == 0):
             samples = trainer.config.evaluation.samples
             record.update(evaluate(trainer.engine, self.loader, samples, trainer.layout, trainer.stopping))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the losses so far were measured on."""
+        return {"fingerprint": self.loader.corpus.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Say if later losses will be of other text."""
+        before, now = state.get("fingerprint"), self.loader.corpus.fingerprint
+        if before not in (None, now) and os.environ.get("RANK", "0") == "0":
+            print(
+                f"warning: data.validation holds other data than before (fingerprint {before[:12]} -> {now[:12]}): "
+                "validation losses before and after this point do not compare",
+                flush=True,
+            )
 
     def close(self) -> None:
         """Stop the loader's reader."""

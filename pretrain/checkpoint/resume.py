@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pretrain.changes import DATA, changes, completed
 from pretrain.checkpoint.content import restore_state, vectors_of
 from pretrain.checkpoint.folder import STATE
 from pretrain.checkpoint.load import read_vectors
 from pretrain.checkpoint.probe import probe_loss, require_same_loss
 from pretrain.checkpoint.sound import require_sound
 from pretrain.checkpoint.state import read_state
+from pretrain.command import again
+from pretrain.config import RunConfig
 from pretrain.errors import CheckpointError
 from pretrain.records import misfit
 from pretrain.trainer import Trainer
@@ -23,15 +26,9 @@ def resume(trainer: Trainer, path: Path) -> None:
     have told, settings have to tell then.
 
     Raises:
-        CheckpointError: it is of another model or corpus, or its recorded batch has another loss.
+        CheckpointError: it is of another model, or its recorded batch has another loss.
     """
     state = read_state(path)
-    fingerprint = trainer.loader.corpus.fingerprint
-    if state["data_fingerprint"] not in (None, fingerprint):
-        raise CheckpointError(
-            f"checkpoint {path} was trained on other data (fingerprint {state['data_fingerprint'][:12]}, this run's is "
-            f"{fingerprint[:12]}); give the same data.train, data.seq_length and data.seed"
-        )
     vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
     read_vectors(path, vectors, trainer.layout)
     require_sound(trainer.engine.model, trainer.bank, vectors, state, trainer.layout, path)
@@ -54,6 +51,37 @@ def resume(trainer: Trainer, path: Path) -> None:
 def _require_known(tokens: list[int], vocab_size: int, path: Path) -> None:
     if not tokens or max(tokens) >= vocab_size:
         raise CheckpointError(f"the recorded batch in {path / STATE} has no tokens of this model's vocabulary")
+
+
+def require_same_data(state: dict[str, Any], config: RunConfig, fingerprint: str, path: Path) -> None:
+    """Refuse to go on with other samples than those that a checkpoint's position counts.
+
+    Where the data lies does not matter: the fingerprint is of its content. Checkpoints that were imported, not
+    trained, have none.
+
+    Args:
+        state: of the checkpoint at ``path``.
+        fingerprint: of this run's training data.
+
+    Raises:
+        CheckpointError: the data differs; says in what, and how to go on.
+    """
+    saved = state["data_fingerprint"]
+    if saved in (None, fingerprint):
+        return
+    shape = ("data.train", "data.curriculum", "data.seq_length", "data.seed")
+    found = changes(completed(state["config"]), config.to_dict())
+    changed = [change for change in found if change.key in shape]
+    told = "; ".join(map(str, changed)) or "the files have changed, though not their names"
+    remedy = "restore those files"
+    if changed:
+        remedy = f"to go on: {again(*(change.back for change in changed if change.old not in (None, [])))}"
+        if any(change.key in DATA for change in changed):
+            remedy += ", or wherever that corpus lies now: its content counts, not its place"
+    raise CheckpointError(
+        f"checkpoint {path} was trained on other data ({told}; fingerprint {saved[:12]}, this run's is "
+        f"{fingerprint[:12]}); {remedy}; another train.output_dir begins at step 1"
+    )
 
 
 _FUNCTION = {

@@ -61,11 +61,11 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "of other data": (
         ("checkpoint.resume={0}/run/checkpoints/step-00000002", "data.train={0}/other"),
-        "was trained on other data (fingerprint ",
+        "was trained on other data (data.train: ",
     ),
     "of another order of the data": (
         ("checkpoint.resume={0}/run/checkpoints/step-00000002", "data.seed=1"),
-        "give the same data.train, data.seq_length and data.seed",
+        "was trained on other data (data.seed: 0 -> 1; fingerprint ",
     ),
     "of another function": (
         ("checkpoint.resume={0}/run/checkpoints/step-00000002", "model.rope_theta=2.0", "model.rms_norm_eps=1.0"),

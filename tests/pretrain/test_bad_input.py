@@ -78,13 +78,13 @@ DATA: list[Case] = [
 ]
 
 FOLDERS: list[Case] = [
-    ("holds other files", ("train.output_dir={}/notes",), "output folder {}/notes is not empty and holds no run"),
+    ("holds metrics of nobody", ("train.output_dir={}/orphan",), "{}/orphan has metrics.jsonl but no config.yaml, so"),
     ("is a file", ("train.output_dir={}/notes/todo.txt",), "output folder {}/notes/todo.txt is a file"),
     ("lies below a file", ("train.output_dir={}/notes/todo.txt/run",), "/run cannot be written (Not a directory: "),
     (
         "holds another run",
         ("optimizer.lr=0.5", "sparsity.density=0.5"),
-        "already holds another run (optimizer.lr: 0.01 -> 0.5; sparsity.density: 0.29 -> 0.5); choose another",
+        "already holds another run (optimizer.lr: 0.01 -> 0.5; sparsity.density: 0.29 -> 0.5); to go on with it: ",
     ),
     ("holds a run, resume=never", ("checkpoint.resume=never",), "already holds a run and checkpoint.resume is never"),
     ("holds a foreign config.yaml", ("train.output_dir={}/foreign",), "{}/foreign already holds another run"),
@@ -114,6 +114,7 @@ def arrange(folder: Path) -> None:
     (folder / "other.model").write_bytes(b"another one")
     for name, file, text in (
         ("notes", "todo.txt", "do not overwrite\n"),
+        ("orphan", "metrics.jsonl", "{}\n"),
         ("foreign", "config.yaml", "learning_rate: 0.1\nlayers: 3\n"),
         ("list", "config.yaml", "- 1\n- 2\n"),
         ("torn", "config.yaml", "model:\n  vocab_size: 97\n  hidden_si: [24\n"),

@@ -21,7 +21,7 @@ from tools.corpus.tokenizers import load_tokenizer
 PAGE = "docs/checkpoints.md"
 
 SHORT = (
-    " train.steps=4 train.global_batch_size=4 train.micro_batch_size=1 train.device=cpu evaluation.samples=2"
+    " train.global_batch_size=4 train.micro_batch_size=1 train.device=cpu evaluation.samples=2"
     " evaluation.interval=0 optimizer.warmup_steps=0 checkpoint.interval=2 data.seq_length=32"
 )
 """Added to a training command: the same run, but seconds long."""
@@ -47,21 +47,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
 
 
 def shortened(command: str) -> str:
-    """The command on a run of 4 steps instead of 300, saved at 2 instead of 200."""
+    """The command on a run of 4 steps instead of 300, saved at 2 instead of 200; one that trains on takes 2 more."""
+    steps = 6 if "train.steps=320" in command else 4
     command = command.replace("step-00000200", "step-00000002").replace("train.stop_at=100", "train.stop_at=2")
+    command = command.replace("step-00000300", "step-00000004")
     command = command.replace("deepspeed ", f"deepspeed --master_port {free_port()} ")
-    return command + (SHORT if re.search(r"(-m|--module) pretrain ", command) else "")
+    return command + (f" train.steps={steps}{SHORT}" if re.search(r"(-m|--module) pretrain ", command) else "")
 
 
 @pytest.mark.slow
 def test_every_command_and_example_works_in_order(checkout: Path) -> None:
-    assert len(commands(PAGE)) == 10
+    assert len(commands(PAGE)) == 11
     for command in commands(PAGE):
         run(["bash", "-c", shortened(command)], checkout)
     run([sys.executable, "-c", "\n".join(blocks(PAGE, "python"))], checkout)
-    for name in ("quickstart", "branch", "imported"):
+    for name, steps in (
+        ("quickstart", [1, 2, 3, 4]),
+        ("branch", [3, 4]),
+        ("longer", [5, 6]),
+        ("imported", [1, 2, 3, 4]),
+    ):
         rows = (checkout / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(row)["step"] for row in rows] == ([3, 4] if name == "branch" else [1, 2, 3, 4])
+        assert [json.loads(row)["step"] for row in rows] == steps
 
 
 def test_every_option_the_page_names_exists() -> None:

@@ -1,0 +1,186 @@
+"""Settings that a run had and those it goes on with: which may differ, and what the change does.
+
+What is trained may not change within a run folder. Where data lies may: its content is compared, by fingerprint
+(``pretrain.checkpoint.resume``). A branch in a folder of its own may change anything that fits the weights. Whatever
+may change, and bends the run, is said once, old and new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.command import again, override
+from pretrain.config import RunConfig
+from pretrain.config.load import config_from_dict
+from pretrain.errors import ConfigError
+from pretrain.schedule import learning_rate
+from smet.schedule import TopologySchedule
+
+DATA = ("data.train", "data.curriculum", "data.validation")
+"""Corpora, known by their content."""
+MAY_CHANGE = {
+    "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
+    "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency",
+    "data.tokenizer", *DATA,
+}  # fmt: skip
+"""Settings that a resumed run may change: they do not change what is being trained."""
+MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard", "operation", "deepspeed")
+QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", "checkpoint", "logging", "operation")
+"""Settings and sections that bend nothing."""
+
+
+SHAPES = tuple(
+    f"sparsity.{name}" for name in ("method", "density", "block", "distribution", "include", "exclude", "row_parallel")
+)
+"""Settings that decide which weights there are."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting, by its dotted name."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_short(self.old)} -> {_short(self.new)}"
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a run may go on with it in its own folder."""
+        return self.key in MAY_CHANGE or _in(self.key, MAY_CHANGE_SECTIONS)
+
+    @property
+    def bends(self) -> bool:
+        """Whether the run may come out otherwise for it."""
+        return not _in(self.key, QUIET)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a branch may have it: neither the weights nor the order of the data depend on it."""
+        return self.key.startswith(("optimizer.", "train.")) or (
+            self.key.startswith("sparsity.") and self.key not in SHAPES
+        )
+
+    @property
+    def back(self) -> str:
+        """The override that undoes it."""
+        return override(self.key, self.old)
+
+
+def _in(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _short(value: Any) -> str:
+    blend = isinstance(value, list) and value and all(isinstance(item, dict) and "path" in item for item in value)
+    text = ", ".join(str(item["path"]) for item in value) if blend else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
+    """Every setting that differs between two runs' plain settings."""
+    found = []
+    for key in sorted({*old, *new}, key=str):
+        was, is_now = old.get(key), new.get(key)
+        if was == is_now:
+            continue
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            found += changes(was, is_now, f"{prefix}{key}.")
+        else:
+            found.append(Change(f"{prefix}{key}", was, is_now))
+    return found
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version with the defaults of keys that are new since, which say what it did."""
+    config = known(settings)
+    return settings if config is None else config.to_dict()
+
+
+def known(settings: dict[str, Any]) -> RunConfig | None:
+    """Saved settings as this version understands them, or None."""
+    try:
+        return config_from_dict(settings)
+    except ConfigError:
+        return None
+
+
+@dataclass(frozen=True)
+class Bend:
+    """What a run that goes on after ``step`` does otherwise than it would have done."""
+
+    changed: list[Change]
+    rate: tuple[float, float]
+    """Learning rate of the next step by the old settings, and by the new."""
+    fraction: tuple[float, float]
+    """The same of the prune fraction of the next topology update that the new settings have; 0 = no update."""
+
+    def event(self) -> dict[str, Any]:
+        """For ``events.jsonl``."""
+        return {
+            "changed": {change.key: [change.old, change.new] for change in self.changed},
+            "learning_rate": list(self.rate),
+            "prune_fraction": list(self.fraction),
+        }
+
+    def lines(self, checkpoint: Path) -> list[str]:
+        """For the screen: what changed since ``checkpoint``, what that does, and what else could be done."""
+        found = [f"changed since {checkpoint.name}: {'; '.join(str(change) for change in self.changed)}"]
+        (old_rate, new_rate), (old_part, new_part) = self.rate, self.fraction
+        if not _close(old_rate, new_rate):
+            found.append(f"  learning rate of the next step: {old_rate:.2e} -> {new_rate:.2e}")
+        if not _close(old_part, new_part):
+            found.append(f"  prune fraction of the next topology update: {old_part:.3g} -> {new_part:.3g} (0 = none)")
+        if any(change.key == "train.steps" for change in self.changed) and new_rate > 1.01 * old_rate:
+            found.append(
+                "  the schedule is laid out over train.steps, so more of them raise the rate again. To go on without "
+                "the jump, branch at the old rate: "
+                + again(
+                    f"checkpoint.resume={checkpoint}", "train.output_dir=NEW", "optimizer.schedule=constant",
+                    f"optimizer.lr={old_rate:.4g}", *_same_updates(old_part),
+                )
+                + "; or from an earlier checkpoint. Under optimizer.schedule=constant, or wsd until its decay, more "
+                "steps change nothing."
+            )  # fmt: skip
+        return found
+
+
+def _same_updates(fraction: float) -> tuple[str, ...]:
+    if fraction == 0.0:
+        return ("sparsity.update_interval=0",)
+    return "sparsity.prune_schedule=constant", f"sparsity.prune_start={fraction:.3g}"
+
+
+def bend(saved: dict[str, Any], config: RunConfig, step: int) -> Bend | None:
+    """What ``config`` changes for a run saved after ``step`` with the settings ``saved``; None: nothing."""
+    found = [change for change in changes(completed(saved), config.to_dict()) if change.bends]
+    if not found:
+        return None
+    old = known(saved) or config
+    return Bend(found, (_rate(old, step), _rate(config, step)), _fractions(old, config, step))
+
+
+def _rate(config: RunConfig, step: int) -> float:
+    return learning_rate(step, config.optimizer, config.train.steps)
+
+
+def _fractions(old: RunConfig, new: RunConfig, step: int) -> tuple[float, float]:
+    now = TopologySchedule(new.sparsity, new.train.steps)
+    before = TopologySchedule(old.sparsity, old.train.steps)
+    interval = new.sparsity.update_interval or old.sparsity.update_interval
+    if not interval:
+        return 0.0, 0.0
+    following = (step // interval + 1) * interval
+    return tuple(  # type: ignore[return-value]
+        schedule.prune_fraction(following) if schedule.config.dynamic and following <= schedule.last_step else 0.0
+        for schedule in (before, now)
+    )
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
