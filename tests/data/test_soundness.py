@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,14 @@ def test_a_negative_entry_is_named(tmp_path: Path, place: str) -> None:
 
 
 def test_a_large_index_is_looked_at_behind_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, look = threading.Event(), soundness._problem
     monkeypatch.setattr(soundness, "AT_ONCE", 0)
+    monkeypatch.setattr(soundness, "_problem", lambda *given: look(*given) if opened.wait(60) else "never opened")
     prefix = make_corpus(tmp_path / "corpus", tokens=70)
     flipped(index_path(prefix), HEADER.size + 4 * 7 + 8 * 7 + 8 * 2, 0)  # a boundary, in order still
     spec = [{"blend": [{"path": prefix}], "until_tokens": 8}, {"blend": [{"path": prefix}]}]
     corpus = open_corpus(spec, 8, 0)
+    opened.set()
     with pytest.raises(DataError, match=r"corpus\.idx was changed: its sha256 is"):
         corpus.settle()
     with pytest.raises(DataError, match="was changed"):

@@ -139,7 +139,12 @@ def attempts(folder: Path) -> dict[str, Attempt]:
     """All cases in one process: what takes time is the start of one."""
     arrange(folder)
     corpus = str(folder / "corpus")
-    changes = {"train__steps": 2, "optimizer__warmup_steps": 0, "evaluation__interval": 0}
+    changes = {
+        "train__steps": 2,
+        "sparsity__update_interval": 0,
+        "optimizer__warmup_steps": 0,
+        "evaluation__interval": 0,
+    }
     file = write_run_file(folder / "run.yaml", corpus, folder / "run", **changes)
     cases, names = [], []
     for name, overrides, _ in (*SETTINGS, *DATA, *FOLDERS):
