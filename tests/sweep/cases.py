@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.sweep.judge import MARKER
-from tests.sweep.tools import TOOLS, Tool
+from tests.sweep.tools import ARTIFACTS, TOOLS, Tool
+
+ALL = {**TOOLS, **ARTIFACTS}
 
 NASTY = (
     "", " ", "-1", "0", "-0.5", "1.5", "1e999", "nan", "inf", "99999999999999999999", "0x10", "1_000", "\u0663",
@@ -35,13 +37,15 @@ VALUES = ("-1", "0", "1e999", "9" * 20, "null", '"x"', "[]", "{}", "nan", "../..
 
 
 def cases(name: str, count: int, seed: int, root: Path) -> Iterator[dict[str, Any]]:
-    """``count`` cases of the tool ``name``; ``prepare`` makes the folder of each."""
-    tool = TOOLS[name]
+    """``count`` cases of a tool or artifact; ``prepare`` makes the folder of each. Of artifacts, number 0 is whole."""
+    tool = ALL[name]
     for number in range(count):
         rng = random.Random(f"{seed} {name} {number}")
         words = rng.choice(tool.commands).split()
         case = {"tool": name, "number": number, "module": tool.module, "folder": str(root / name / str(number))}
-        if rng.random() < 0.5:
+        if name in ARTIFACTS and number == 0:
+            yield {**case, "argv": words, "how": "whole", "damage": None}
+        elif name in TOOLS and rng.random() < 0.5:
             words, how = _mutate(rng, tool, words)
             yield {**case, "argv": words, "how": how, "damage": None}
         else:
@@ -70,7 +74,7 @@ def _mutate(rng: random.Random, tool: Tool, words: list[str]) -> tuple[list[str]
 
 def prepare(case: dict[str, Any], world: Path) -> None:
     """Make the case's folder: ``in`` with copies of the tool's inputs, damaged if the case says so."""
-    tool, into = TOOLS[case["tool"]], Path(case["folder"]) / "in"
+    tool, into = ALL[case["tool"]], Path(case["folder"]) / "in"
     shutil.rmtree(into.parent, ignore_errors=True)
     into.mkdir(parents=True)
     for name in tool.inputs:

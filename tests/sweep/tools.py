@@ -92,3 +92,13 @@ TOOLS = {
         ("run.yaml",), ("--dry-run",),
     ),
 }  # fmt: skip
+
+READER = "tests.sweep.readers"
+ARTIFACTS = {
+    "corpus with a manifest": Tool(READER, ("corpus corpus",), CORPUS),
+    "corpus without one": Tool(READER, ("corpus noise",), NOISE),
+    "checkpoint, exported": Tool(READER, ("export run",), ("run",)),
+    "checkpoint, resumed": Tool(READER, ("resume run.yaml",), ("run", "run.yaml", *NOISE)),
+    "run file": Tool(READER, ("config run.yaml",), ("run.yaml",)),
+}
+"""What is read whole after damage, and how; by kind of artifact."""
