@@ -23,8 +23,8 @@ COUNTS = {
 """500 in all."""
 SAMPLE = 8
 SEEN_ELSEWHERE = ("corpus.bin", "noise.bin", "run.yaml", "config.yaml")
-"""Another token, or another setting, is a whole reading of another thing. Only `tools.dataset verify`, which reads every
-byte, can tell the first from damage."""
+"""Another token, or another setting, is a whole reading of another thing. Only `tools.dataset verify` reads every
+byte and can tell the first from damage."""
 
 
 @pytest.fixture(scope="module")
