@@ -99,7 +99,7 @@ def test_the_page_is_made_from_the_json_alone(quick, tmp_path: Path):
         (["--json", "no/such/folder/result.json"], "--json no/such/folder/result.json"),
         (["--device", "cuda", "--ranks", "99"], "--ranks 99"),
         (["render", "missing.json", "page.md"], "missing.json cannot be read"),
-        (["render", __file__, "page.md"], "is no result of the benchmark"),
+        (["render", __file__, "page.md"], "holds no JSON, expected one JSON object"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_exit_code_2(
