@@ -84,7 +84,7 @@ def test_what_falls_short_is_said(rehearsed: tuple[Path, str]):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--json", "x.json", "--sections", "kernel"], "'kernel' is none of kernels, products, .*did you mean 'kernels'"),
+        (["--json", "x.json", "--sections", "kernel"], "'kernel' is none of kernels, .*did you mean 'kernels'"),
         (["--json", "no/such/folder/x.json"], "--json no/such/folder/x.json"),
         (["--json", "x.json"], "no GPU is visible; --rehearse"),
     ],
