@@ -17,15 +17,8 @@ from tools.bench.spread import median as median_figure
 from tools.bench.spread import ratios
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Everything. Starts processes; nothing is left behind.
-
-    Raises:
-        UserError: settings that do not fit each other.
-    """
-    begin, load = time.perf_counter(), machine.load()
-    described = machine.describe(options.device)
-    layers = layer.measure(options)
+def _engines(options: Options) -> tuple[dict[str, Any], steps.Seconds, dict[str, steps.Seconds]]:
+    """What the first session found, and the step times of all sessions: at the size asked for, and by fewer tokens."""
     found = ranks.run(jobs.everything, options, "engines", jobs.ticks(options))
     more = [
         ranks.run(jobs.steps_only, options, f"steps {number}", jobs.step_ticks(options))
@@ -36,6 +29,19 @@ def measure(options: Options) -> dict[str, Any]:
         tokens: steps.pooled([part, *(other["smaller"][tokens] for other in more)])
         for tokens, part in found["smaller"].items()
     }
+    return found, seconds, smaller
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Everything. Starts processes; nothing is left behind.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    begin, load = time.perf_counter(), machine.load()
+    described = machine.describe(options.device)
+    layers = layer.measure(options)
+    found, seconds, smaller = _engines(options)
     peaks = {
         "dense": ranks.run(memory.peak_dense, options, "memory, dense", memory.PEAK_STEPS),
         "SMET": ranks.run(memory.peak_smet, options, "memory, SMET", memory.PEAK_STEPS),

@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.errors import DataError
 from tools.corpus.filters import Filters
-from tools.corpus.readers import Problem, Raw
+from tools.corpus.raw import Problem, Raw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.errors import DataError, nearest
-from tools.corpus.readers import Problem, Raw
+from tools.corpus.raw import Problem, Raw
 from tools.corpus.sources import Source
 
 _NETWORK = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")

@@ -9,7 +9,8 @@ from typing import Any
 
 from pretrain.errors import DataError, nearest
 from tools.corpus.extract import Settings
-from tools.corpus.readers import Raw, read_slice
+from tools.corpus.raw import Raw
+from tools.corpus.readers import read_slice
 from tools.corpus.sources import Slice, Source
 
 PROBED = 100

@@ -8,28 +8,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO
 
 from tools.corpus.formats import HEAD, unreadable
+from tools.corpus.raw import Problem, Raw
 from tools.corpus.sources import Slice, Source
 from tools.corpus.streams import BLOCK, BrokenStreamError, Meter, open_stream
-
-
-class Problem(NamedTuple):
-    """Why a record cannot be used: a short category to count by, and the details."""
-
-    category: str
-    detail: str
-
-
-class Raw(NamedTuple):
-    """One record as found."""
-
-    source: Source
-    position: int
-    """Byte offset of the line (in the decompressed text), or row number; -1 where it is about the whole file, or
-    about all that would follow."""
-    payload: bytes | str | dict[str, Any] | Problem
 
 
 def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int, meter: Meter | None) -> Iterator[Raw]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tools.corpus.readers import Problem, Raw
+from tools.corpus.raw import Problem, Raw
 from tools.corpus.sources import Slice
 
 ROWS = 256

@@ -15,7 +15,8 @@ from pretrain.data.indexed import token_dtype
 from pretrain.errors import DataError
 from tools.corpus.extract import RejectedError, Settings, text_of
 from tools.corpus.parts import PartSummary, PartWriter
-from tools.corpus.readers import Problem, Raw, read_slice
+from tools.corpus.raw import Problem, Raw
+from tools.corpus.readers import read_slice
 from tools.corpus.rejects import described
 from tools.corpus.sources import Unit
 from tools.corpus.streams import Meter
