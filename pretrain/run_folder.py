@@ -71,7 +71,7 @@ def require_writable(output_dir: str) -> None:
 def last_step(metrics: Path) -> int:
     """The last step in a ``metrics.jsonl``; 0 = none."""
     try:
-        return int(json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
+        return int(outside.parse_json(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return 0
 

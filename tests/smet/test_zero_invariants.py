@@ -114,14 +114,14 @@ def test_births_are_steps_of_updates_and_ages_grow_with_the_clock(name: str) -> 
 
 @each_case
 def test_regrown_weights_move_on_their_first_step_by_no_more_than_the_warm_up_allows(name: str) -> None:
-    """Age 1 of a warm-up of 4: a quarter of lr / sqrt(d), whatever the gradient."""
-    limit = 5e-3 / 0.23**0.5 / 4
+    """Age 1 of a warm-up of 4: a quarter of lr / sqrt(d), whatever the gradient; d is what is active of the layer."""
     watched = 0
     for (_, previous), (before, _) in zip(moments(name), moments(name)[1:], strict=False):
         if before["steps"] == 0 or before["steps"] % INTERVAL:
             continue
         for layer, found in layers_of(before):
             fresh = found["birth"] == before["steps"]
+            limit = 5e-3 / found["mask"].mean() ** 0.5 / 4
             moved = np.abs(found["weight"][fresh] - previous[layer]["weight"][fresh])
             assert moved.max() <= limit * (1 + 1e-5)
             watched += int((moved > 0.9 * limit).sum())

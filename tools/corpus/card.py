@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from pretrain.outside import read_json
 
 _FIELDS = {"sha256", "vocab_size", "model_type", "bytes_per_token"}
 
@@ -17,7 +18,7 @@ def card_path(prefix: str) -> Path:
 def old_card(path: Path) -> dict[str, Any] | None:
     """The card in the ``PREFIX.json`` that it was written to until 2026; None where that is something else."""
     try:
-        given = json.loads(path.read_bytes())
+        given = read_json(path)
     except (OSError, ValueError):
         return None
     return given if isinstance(given, dict) and given.keys() >= _FIELDS else None

@@ -11,6 +11,8 @@ import hashlib
 import json
 from typing import Any
 
+from pretrain.outside import parse_json
+
 
 def plain_sentencepiece(content: bytes, eos_id: int) -> bytes:
     """A SentencePiece model whose end-of-document token is a control symbol, which text never gives."""
@@ -29,7 +31,7 @@ def plain_json(content: str, end: str) -> str:
 
     The token for unknown words keeps its name: text does give that.
     """
-    given = json.loads(content)
+    given = parse_json(content)
     model, added = given["model"], given.get("added_tokens") or []
     special = {token["content"] for token in added if token.get("special")} - {_unknown(model)} | {end}
     prefix = "\U0010fffe" + hashlib.sha256(content.encode()).hexdigest()[:16]

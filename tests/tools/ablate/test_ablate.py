@@ -135,12 +135,12 @@ def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
     matrix = matrices.write(tmp_path)
     broken = tmp_path / "out" / "tiny-d0.25-set-naive-s0" / "run"
     broken.mkdir(parents=True)
-    (broken / "somebody else's").touch()
+    (broken / "metrics.jsonl").touch()  # somebody else's
     process = start(matrix, tmp_path / "out", "--jobs", "2")
     said, errors = process.communicate(timeout=100)
     assert process.returncode == 1 and "1 of 2 cells done" in said
     lines = [line for line in errors.splitlines() if line.startswith("failed: ")]
-    assert lines and all("tiny-d0.25-set-naive-s0" in line and "holds no run" in line for line in lines)
+    assert lines and all("tiny-d0.25-set-naive-s0" in line and "no config.yaml" in line for line in lines)
     assert (tmp_path / "out" / "tiny-d0.25-smet-s0" / "result.json").exists()
     assert "**Not complete.**" in (tmp_path / "out" / "results.md").read_text()
 
