@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ class Supervisor:
     def _last_line(self, code: int) -> str:
         step, total = reached(self.folder).step, self.config.train.steps
         if code == DONE and step >= total:
-            shown = f"to see it: python -m tools.plot_run {self.folder}"
+            shown = f"to see it: python -m tools.plot_run {shlex.quote(str(self.folder))}"
             return f"done: step {step} of {total}, {saved(self.folder)}; {shown}"
         overrides = ["train.stop_at=0"] if code == DONE else []
         same = "the same command" + "".join(f" with {override}" for override in overrides)

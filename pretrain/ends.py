@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pretrain.checkpoint.folder import published
 from pretrain.command import again
 from pretrain.run_folder import RunFolder
@@ -28,9 +30,10 @@ def last_line(trainer: Trainer, first: int) -> str:
     why, step, total, folder = why_ended(trainer, first), trainer.step, trainer.total_steps, trainer.folder
     where = saved(folder)
     if why == "complete":
+        run = shlex.quote(str(folder.path))
         return (
-            f"done: {step} steps, {where}; to see it: python -m tools.plot_run {folder.path}; to use it: python -m "
-            f"tools.export_hf {folder.path} OUT"
+            f"done: {step} steps, {where}; to see it: python -m tools.plot_run {run}; to use it: python -m "
+            f"tools.export_hf {run} OUT"
         )
     if why == "was complete":
         return (

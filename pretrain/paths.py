@@ -44,11 +44,32 @@ def expanded(text: str) -> str:
 
 
 def path_text(text: str) -> str:
-    """``expanded`` as argparse wants its ``type``: for prefixes, patterns, and names that may be paths."""
+    """``expanded`` as argparse wants its ``type``: for patterns, and names that may be paths."""
+    if not text.strip():  # "$DIR" of a variable that is not set: as a pattern it would be the whole disk
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a path; is a variable of the shell not set?")
     try:
         return expanded(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"is {error}") from None
+
+
+def prefix_text(text: str) -> str:
+    """``path_text`` for what ``.bin`` and other suffixes are put to, which a folder's name with a slash cannot be."""
+    path = path_text(text)
+    if os.path.basename(path) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(
+            f"is '{text}', a folder, expected the beginning of file names, such as {path.rstrip('./') or '.'}/NAME"
+        )
+    return path
+
+
+def why_no_file(path: str | Path) -> str:
+    """What ``path`` is, where a file to read was expected and there is none."""
+    if os.path.isdir(path):
+        return "is a folder"
+    if os.path.exists(path):
+        return "is no plain file"
+    return "is a link to nothing" if os.path.islink(path) else "does not exist"
 
 
 def path_argument(text: str) -> Path:

@@ -34,6 +34,7 @@ from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
 from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
+from pretrain.paths import why_no_file
 from pretrain.plan import cut
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
@@ -130,8 +131,8 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
         path = Path(data.tokenizer)
         if not path.is_file():
             raise DataError(
-                f"data.tokenizer {path} does not exist; give the place where it lies now, data.tokenizer=null to go "
-                "without its check, or train one with python -m tools.train_tokenizer"
+                f"data.tokenizer {path} {why_no_file(path)}; give the place where it lies now, data.tokenizer=null to "
+                "go without its check, or train one with python -m tools.train_tokenizer"
             )
         tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
     corpora = []

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import DataError
-from pretrain.paths import path_text
+from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 from tools.corpus import inspect
 from tools.corpus.cli import Summary, add_json_argument, make_parser, run_tool
@@ -45,7 +45,7 @@ def _command(commands: Any, name: str, work: Any, help: str) -> argparse.Argumen
 
 def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", _verify, "check everything about corpora; exit code 2 if one is not sound")
-    parser.add_argument("prefixes", nargs="+", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("prefixes", nargs="+", type=prefix_text, metavar="PREFIX", help="path without .bin and .idx")
     parser.add_argument("--vocab-size", type=int, help="ids must be below it (default: the manifest's)")
     parser.add_argument("--eos-id", type=int, help="documents must end with it (default: the manifest's)")
 
@@ -60,7 +60,7 @@ def _verify(args: argparse.Namespace) -> Summary:
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
-    parser.add_argument("prefix", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("prefix", type=prefix_text, metavar="PREFIX", help="path without .bin and .idx")
     parser.add_argument("--tokenizer", type=path_text, help="shows text instead of token ids")
     parser.add_argument("--top", type=int, metavar="N", help="how many of the commonest tokens to show (default 10)")
     what = parser.add_mutually_exclusive_group()
@@ -86,10 +86,10 @@ def _inspect(args: argparse.Namespace) -> Summary:
 def _add_merge(commands: Any) -> None:
     parser = _command(commands, "merge", _merge, "write the documents of several corpora, in order, as one")
     parser.add_argument(
-        "inputs", nargs="+", type=path_text, metavar="PREFIX", help="corpora made with one tokenizer, in order"
+        "inputs", nargs="+", type=prefix_text, metavar="PREFIX", help="corpora made with one tokenizer, in order"
     )
     parser.add_argument(
-        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
+        "--output", type=prefix_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
     )
     parser.add_argument(
         "--validation-fraction",
@@ -113,8 +113,8 @@ def _merge(args: argparse.Namespace) -> Summary:
 
 def _add_split(commands: Any) -> None:
     parser = _command(commands, "split", _split, "write one corpus as PREFIX_train and PREFIX_validation")
-    parser.add_argument("input", type=path_text, metavar="PREFIX", help="path without .bin and .idx")
-    parser.add_argument("--output", type=path_text, metavar="PREFIX", help="default: the input's prefix")
+    parser.add_argument("input", type=prefix_text, metavar="PREFIX", help="path without .bin and .idx")
+    parser.add_argument("--output", type=prefix_text, metavar="PREFIX", help="default: the input's prefix")
     parser.add_argument("--validation-fraction", type=float, default=0.02, metavar="F", help="default: 0.02")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 

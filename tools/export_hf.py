@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.folder import free_bytes, write_synced
 from pretrain.errors import CheckpointError, DataError
-from pretrain.paths import path_argument, path_text
+from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.screen import on_screen
 from tools.checkpoints import stream
 from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
@@ -107,8 +107,8 @@ def _tokenizer(given: str | None, checkpoint: Checkpoint) -> Path | None:
     found = given or checkpoint.section("data").get("tokenizer")
     if found is not None and not Path(found).is_file():
         raise DataError(
-            f"tokenizer {found} {'' if given else '(data.tokenizer of the run) '}does not exist; run this where the "
-            "run was started, name the file with --tokenizer, or export without one: --tokenizer none"
+            f"tokenizer {found} {'' if given else '(data.tokenizer of the run) '}{why_no_file(found)}; run this "
+            "where the run was started, name the file with --tokenizer, or export without one: --tokenizer none"
         )
     return Path(found) if found else None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -226,13 +227,14 @@ def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
 def describe(report: Report) -> str:
     """The report for a person."""
     tokenizer = f", its {report['tokenizer']}" if report["tokenizer"] else ", no tokenizer"
+    start = shlex.quote(f"checkpoint.resume={report['checkpoint']}")
     notes = [*report["passed_over"]]
     if report["dropped"]:
         notes.insert(0, f"dropped, as asked: {folded(report['dropped'])}")
     return "".join(f"note: {note}\n" for note in notes) + (
         f"{report['out']}: {report['parameters_stored']:,} of {report['parameters']:,} parameters kept{tokenizer}\n"
         f"write a run file with `base: {report['out']}/model.yaml` (relative to that file), and start it with\n"
-        f"  python -m pretrain YOUR_RUN.yaml checkpoint.resume={report['checkpoint']}"
+        f"  python -m pretrain YOUR_RUN.yaml {start}"
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
-from pretrain.paths import path_text
+from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.assemble import Output, assemble, outputs_for
 from tools.corpus.chunks import part_chunks
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--eos-token", metavar="TOKEN", help="end-of-document token (default: the tokenizer's own)")
     parser.add_argument(
-        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
+        "--output", type=prefix_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
     )
     parser.add_argument(
         "--validation-fraction", type=float, default=0.0, metavar="F",

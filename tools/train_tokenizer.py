@@ -18,7 +18,7 @@ from typing import Any
 
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
-from pretrain.paths import path_text
+from pretrain.paths import prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.card import card_path, old_card
 from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("train_tokenizer", __doc__)
     add_source_arguments(parser)
     parser.add_argument(
-        "--output", type=path_text, required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab, .card.json"
+        "--output", type=prefix_text, required=True, metavar="PREFIX", help="writes PREFIX.model, .vocab, .card.json"
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special ones and 256 bytes included")
     parser.add_argument(

@@ -11,12 +11,14 @@ the last S), and int8[S] sequence modes in multimodal corpora only (ignored here
 
 from __future__ import annotations
 
+import shlex
 import struct
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.errors import DataError
+from pretrain.paths import why_no_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -74,8 +76,8 @@ class IndexedDataset:
         for path in (index, data):
             if not path.is_file():
                 raise DataError(
-                    f"corpus file {path} does not exist; expected {self.prefix}.bin and {self.prefix}.idx, "
-                    "as written by python -m tools.preprocess --output " + self.prefix
+                    f"corpus file {path} {why_no_file(path)}; expected {self.prefix}.bin and {self.prefix}.idx, "
+                    "as written by python -m tools.preprocess --output " + shlex.quote(self.prefix)
                 )
         self.dtype, sequences, boundaries = self._read_header(index)
         self._check_index_size(index, sequences, boundaries)
@@ -174,7 +176,7 @@ class IndexedDataset:
                 return self._tokens[start // item : stop // item]
         raise DataError(
             f"{index_path(self.prefix)} is damaged: it says of document {number} what cannot be; run python -m "
-            f"tools.dataset verify {self.prefix}"
+            f"tools.dataset verify {shlex.quote(self.prefix)}"
         )
 
     def tokens(self, start: int, count: int) -> np.ndarray:

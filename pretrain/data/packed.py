@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ class TokenCorpus:
             raise DataError(
                 f"corpus {self.prefix} holds token ids from {int(tokens.min())} to {int(tokens.max())} near token "
                 f"{index * self.seq_length}, expected 0 to {self._id_limit - 1}; run python -m tools.dataset verify "
-                f"{self.prefix}"
+                f"{shlex.quote(self.prefix)}"
             )
         return tokens
 

@@ -188,3 +188,26 @@ def test_the_same_for_training_a_tokenizer(tmp_path: Path, capsys, monkeypatch, 
             value = ["20"]
         made = outcome(tmp_path / option, train_tokenizer.main, given, [*common, option, *value], capsys, monkeypatch)
         assert made != base, option
+
+
+TEXT_OPTIONS = ("--eos-token", "--text-column", "--template", "--split", "--dataset-config", "--include", "--exclude")
+
+
+@pytest.mark.parametrize("option", TEXT_OPTIONS)
+def test_an_option_of_empty_text_is_no_default(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a shell variable that is not set."""
+    given = ["--tokenizer", str(tmp_path / "t.model"), "--output", str(tmp_path / "out"), *jsonl(tmp_path)[0]]
+    assert preprocess.main([*given, "--workers", "1", option, ""]) == 2
+    assert capsys.readouterr().err == f"error: {option} is empty; give it a value, or leave it out\n"
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(preprocess, "preprocess", full)
+    given = ["--tokenizer", "t.model", "--output", str(tmp_path / "out"), *jsonl(tmp_path)[0]]
+    assert preprocess.main([*given, "--workers", "1"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: No space left on device ({tmp_path}/out); mend that")

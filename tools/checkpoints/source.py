@@ -31,7 +31,8 @@ def local_folder(model: str, revision: str | None) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"model folder {model} does not exist")
+        what = "is no folder" if Path(model).exists() else "does not exist"
+        raise CheckpointError(f"model folder {model} {what}, expected one with config.json and .safetensors in it")
     import huggingface_hub
 
     wanted = ["config.json", "model*.safetensors", _INDEX, *TOKENIZERS]

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from pretrain.errors import DataError
+from pretrain.paths import why_no_file
 from tools.corpus.progress import progress
 from tools.corpus.tokenizers import load_tokenizer
 
@@ -49,7 +50,7 @@ def bench(path: str, tokenizer: str, workers: int, repeats: int) -> dict[str, An
     """
     load_tokenizer(tokenizer)
     if not Path(path).is_file():
-        raise DataError(f"input {path} does not exist; expected a file of JSON lines with a column 'text'")
+        raise DataError(f"input {path} {why_no_file(path)}; expected a file of JSON lines with a column 'text'")
     if workers < 1 or repeats < 1:
         raise DataError(f"--workers is {workers} and --repeats {repeats}, expected 1 or more of each")
     pairs = []

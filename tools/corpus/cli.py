@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pretrain.errors import DataError
 from pretrain.outside import printable
 from smet.errors import UserError
 
@@ -32,13 +33,15 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summary]) -> int:
     """Work and print the summary. Returns the exit code: 0, or 2 after one line about the user's mistake."""
     try:
+        _require_words(args)
         summary = work(args)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         # A full disk, a missing right, a lost mount: not for this program to mend, nor a bug in it.
-        where = f" ({error.filename})" if error.filename else ""
+        place = error.filename or getattr(args, "output", None)  # a write into an open file names none
+        where = f" ({place})" if place else ""
         print(f"error: {error.strerror or error}{where}; mend that and start the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -50,6 +53,14 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
         for key, value in summary.items():
             print(printable(f"{key}: {_readable(value)}"))  # documents may be anybody's text
     return 0
+
+
+def _require_words(args: argparse.Namespace) -> None:
+    """Refuse an option whose text is empty, such as that of a shell variable that is not set: it would count as not
+    given."""
+    for name, value in vars(args).items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise DataError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
 
 
 def _readable(value: Any) -> str:

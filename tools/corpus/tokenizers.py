@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretrain.errors import DataError
+from pretrain.paths import why_no_file
 from tools.corpus.card import old_card
 from tools.corpus.pieces import find_cut, pieces
 from tools.corpus.plain import plain_json, plain_sentencepiece
@@ -142,7 +143,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, eos_id: int | None =
     file = Path(path)
     if not file.is_file():
         raise DataError(
-            f"tokenizer {path} does not exist; expected a SentencePiece .model or a tokenizer.json, such as "
+            f"tokenizer {path} {why_no_file(path)}; expected a SentencePiece .model or a tokenizer.json, such as "
             "python -m tools.train_tokenizer writes"
         )
     kind = JsonTokenizer if file.suffix == ".json" else SentencePieceTokenizer

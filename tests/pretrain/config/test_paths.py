@@ -12,7 +12,7 @@ import pytest
 
 from launch.arguments import run_parser, status_parser
 from pretrain.config import load_config
-from pretrain.paths import expanded, path_argument, path_text
+from pretrain.paths import expanded, path_argument, path_text, prefix_text, why_no_file
 from tests.pretrain.config.test_load import RUN, load, problems_of, write
 
 
@@ -89,7 +89,9 @@ def test_every_path_of_every_tool(module: str) -> None:
     name, *options = TOOLS[module]
     parser: argparse.ArgumentParser = getattr(importlib.import_module(module), name)()
     found = {action.dest: action.type for action in parser._actions}
-    assert {option: found[option] for option in options if found[option] not in (path_text, path_argument)} == {}
+    assert {
+        option: found[option] for option in options if found[option] not in (path_text, path_argument, prefix_text)
+    } == {}
 
 
 def test_every_path_of_the_corpus_tools_commands_and_of_launch(home: Path) -> None:
@@ -124,3 +126,26 @@ def test_a_tool_says_in_its_usage_what_is_wrong(capsys: pytest.CaptureFixture[st
 def test_without_a_home_the_password_file_is_asked() -> None:
     with mock.patch.dict("os.environ", clear=True):
         assert expanded("~/x") != "~/x"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+def test_a_variable_of_the_shell_that_is_not_set_names_no_path(text: str) -> None:
+    """``--input "$TEXT"`` would read the whole disk otherwise, and ``--output "$OUT"`` write a file named .bin."""
+    for kind in (path_text, path_argument, prefix_text):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a path; is a variable of the shell not set"):
+            kind(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "better"), [("data/", "data/NAME"), (".", "./NAME"), ("a/..", "a/NAME"), ("/", "./NAME")]
+)
+def test_a_folder_is_no_prefix(text: str, better: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a folder, expected the beginning of file names") as caught:
+        prefix_text(text)
+    assert str(caught.value).endswith(better)
+
+
+def test_what_is_there_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    found = [why_no_file(path) for path in (tmp_path, "/dev/null", tmp_path / "link", tmp_path / "nothing")]
+    assert found == ["is a folder", "is no plain file", "is a link to nothing", "does not exist"]
