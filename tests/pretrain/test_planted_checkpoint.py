@@ -201,7 +201,7 @@ def resume_all(file: str, paths: list[str], watched: str) -> list[Attempt]:
 def resumed(planted: tuple[Path, Path]) -> dict[str, Attempt]:
     folder, _ = planted
     corpus = write_corpus(folder / "corpus", tokens=2000)
-    changes = {"sparsity__density": 0.5, "sparsity__warmup_steps": 100, "sparsity__method": "smet", "train__steps": 4}
+    changes = {"sparsity__density": 0.5, "sparsity__warmup_steps": 100, "sparsity__method": "smet", "train__steps": 400}
     file = write_run_file(folder / "run.yaml", corpus, folder / "run", evaluation__interval=0, **changes)
     text = Path(file).read_text().replace("  update_interval: 4\n", "").replace("  stop_fraction: 1.0\n", "")
     Path(file).write_text(text)
