@@ -58,6 +58,7 @@ class ModelAverage:
         self.decay, self.device = decay, device
         self.count = 0
         """Models averaged so far."""
+        self._shapes: dict[str, list[int]] = {}
         self._layers: dict[str, _Layer] = {}
         self._tensors: dict[str, Tensor] = {}
         self.update(model)
@@ -70,8 +71,10 @@ class ModelAverage:
             ConfigError: it is of other shapes.
         """
         layers, others = _parts(model)
-        if self.count and {*layers, *others} != {*self._layers, *self._tensors}:
-            raise ConfigError("the model's layers are not those that the average began with")
+        shapes = _shapes(layers, others)
+        if self.count:
+            self._require(shapes, "the model's layers are not those that the average began with")
+        self._shapes = shapes
         share = 1.0 / (self.count + 1) if self.decay is None else 1.0 - self.decay
         for name, layer in layers.items():
             self._take_layer(name, layer, share)
@@ -82,6 +85,12 @@ class ModelAverage:
             else:
                 self._tensors[name].lerp_(new.to(self._tensors[name]), share)
         self.count += 1
+
+    def _require(self, shapes: dict[str, list[int]], text: str) -> None:
+        """Refuse a model of other names or shapes, before anything is changed."""
+        if other := [name for name in {**self._shapes, **shapes} if self._shapes.get(name) != shapes.get(name)]:
+            first = f"{other[0]} is {shapes.get(other[0], 'missing')}, expected {self._shapes.get(other[0], 'none')}"
+            raise ConfigError(f"{text}: {first}" + (f" (and {len(other) - 1} more)" if len(other) > 1 else ""))
 
     def _take_layer(self, name: str, layer: SparseLinear, share: float) -> None:
         if layer.values.numel() != layer.active * layer.grid.block_size:
@@ -117,7 +126,11 @@ class ModelAverage:
         """A copy of ``like`` with the averaged weights, for evaluation and export; nothing in it is trained.
 
         Its sparse layers have the union as their mask (``smet.densify`` makes one an ``nn.Linear``).
+
+        Raises:
+            ConfigError: ``like`` is of other shapes.
         """
+        self._require(_shapes(*_parts(like)), "the model's layers are not those of the average")
         averaged = copy.deepcopy(like).requires_grad_(False)
         layers, others = _parts(averaged)
         for name, layer in layers.items():
@@ -145,6 +158,7 @@ class ModelAverage:
         """Tensors and numbers, to be saved beside the model's and the optimizer's."""
         return {
             "count": self.count,
+            "shapes": dict(self._shapes),
             "layers": {name: dict(vars(own)) for name, own in self._layers.items()},
             "tensors": dict(self._tensors),
         }
@@ -157,6 +171,8 @@ class ModelAverage:
         """
         if {*state["layers"], *state["tensors"]} != {*self._layers, *self._tensors}:
             raise ConfigError("the average was saved of a model with other layers")
+        if "shapes" in state:  # states of the first release have none
+            self._require(state["shapes"], "the average was saved of a model with other layers")
         self.count = state["count"]
         for name, saved in state["layers"].items():
             device = self._layers[name].values.device
@@ -167,6 +183,12 @@ class ModelAverage:
 
 def _precise(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _shapes(layers: dict[str, SparseLinear], others: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Of a sparse layer (rows, columns, block's height and width) of its canonical matrix, of a tensor its shape."""
+    grids = {name: [one.grid.rows, one.grid.cols, *one.grid.block] for name, one in layers.items()}
+    return {**grids, **{name: list(tensor.shape) for name, tensor in others.items()}}
 
 
 def _parts(model: nn.Module) -> tuple[dict[str, SparseLinear], dict[str, Tensor]]:

@@ -150,6 +150,8 @@ def _weight_is_odd(layer: nn.Module) -> str | None:
     if type(weight) is not nn.Parameter or tuple(weight.shape) != stored:
         what = f"a {type(weight).__name__} of shape {list(weight.shape)}"
         return f"its weight is {what}, cut or wrapped by an engine: sparsify before that"
+    if 0 in shape:
+        return f"its weight of shape {list(weight.shape)} has no elements"
     if weight.dtype not in _FLOATS:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}, no float of 16 to 64 bits"
     return None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from smet import kernels
-from smet.ages import AgeTable, Remedies
+from smet.ages import CODES, AgeTable, Remedies
 from smet.errors import ConfigError
 from smet.groups import check_group
 from smet.kernels import checks
@@ -184,6 +184,7 @@ class SmetAdamW(torch.optim.Optimizer):
                 f"the optimizer state has the entries {', '.join(map(str, state_dict))} and no 'smet', expected one "
                 "saved by SmetAdamW: its clock and ages cannot be guessed"
             )
+        position = _position(own, state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         if not self.external_clock:  # an engine's partitions may be cut anew before they are loaded
             _check_sizes(state_dict["state"], params)
@@ -193,8 +194,7 @@ class SmetAdamW(torch.optim.Optimizer):
                 self.state[params[index]][key] = value.to(params[index].device, copy=True).contiguous()
         self.steps_done = own["steps_done"]
         self.ages.load_state_dict(own)
-        older = {"updates_done": None if self.steps_done else 0, "seen": self.steps_done}
-        self.topology = TopologyPosition(**own.get("topology", older))
+        self.topology = position
         if self.topology.seen is None:
             self.topology.seen = self.steps_done
 
@@ -202,6 +202,28 @@ class SmetAdamW(torch.optim.Optimizer):
         """What pickles and copies carry: torch keeps only its own three entries."""
         own = ("ages", "steps_done", "topology", "external_clock", "_running")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "driver": None}
+
+
+def _position(own: Any, whole: dict[str, Any]) -> TopologyPosition:
+    """Read the entry 'smet' of a state, all of which is looked at before any of it is taken.
+
+    Raises:
+        ConfigError: it is damaged, or the entries beside it are missing.
+    """
+    try:
+        steps, births = own["steps_done"], own["births"]
+        sound = isinstance(steps, int) and steps >= 0 and births[0] == 0 and len(births) == CODES
+        sound = sound and all(birth is None or 0 <= birth <= steps for birth in births)
+        sound = sound and all(first <= last for _, first, last in own.get("spans", []))
+        position = TopologyPosition(**own.get("topology", {"updates_done": None if steps else 0, "seen": steps}))
+        if sound and {"state", "param_groups"} <= whole.keys():
+            return position
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError):
+        pass
+    raise ConfigError(
+        "the optimizer state is damaged or incomplete: expected torch's entries state and param_groups, and under "
+        f"'smet' steps_done, {CODES} births, spans and topology, as SmetAdamW.state_dict() gives them"
+    )
 
 
 def _check_parameter(name: str, param: Tensor) -> None:

@@ -244,3 +244,32 @@ def test_a_copy_leaves_what_belongs_to_the_run_behind() -> None:
     assert run.topology.gradients.bytes_held == 0
     run.model(x).sum().backward()
     assert run.topology.gradients.bytes_held == 2 * 4 * 1024
+
+
+def other_shapes(*sizes: tuple[int, int], **settings: Any) -> nn.Module:
+    model = nn.Sequential(*(nn.Linear(inputs, outputs) for outputs, inputs in sizes))
+    sparsify(model, SmetConfig(density=0.25, **settings), quiet=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (other_shapes((32, 64)), r"0 is \[32, 64, 1, 1\], expected \[64, 32, 1, 1\] \(and 1 more\)"),
+        (other_shapes((64, 32), block=(1, 4)), r"0 is \[64, 32, 1, 4\], expected \[64, 32, 1, 1\]"),
+        (other_shapes((64, 16)), r"0 is \[64, 16, 1, 1\], expected"),
+        (other_shapes((64, 32), (8, 64)), r"1 is \[8, 64, 1, 1\], expected none \(and 1 more\)"),
+    ],
+    ids=["transposed", "other blocks", "smaller", "longer"],
+)
+def test_a_model_or_state_of_other_shapes_is_refused_and_changes_nothing(other: nn.Module, said: str) -> None:
+    model = other_shapes((64, 32))
+    average = ModelAverage(model)
+    before = dense(average.model(model))
+    for use in (average.update, average.model, lambda m: average.load_state_dict(ModelAverage(m).state_dict())):
+        with pytest.raises(ConfigError, match="not those|other layers"):
+            use(other)
+    with pytest.raises(ConfigError, match=said):
+        average.update(other)
+    assert average.count == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, dense(average.model(model)), strict=True))

@@ -176,3 +176,14 @@ def test_a_report_taken_for_the_model_says_where_the_model_is(caplog: pytest.Log
     with pytest.raises(AttributeError, match="no 'parameters'; the model that was made sparse is its .model"):
         report.parameters()
     assert isinstance(sparse_layers(report.model)["0"], SparseLinear)
+
+
+def test_a_layer_without_elements_is_named_and_the_others_become_sparse() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4), nn.Linear(4, 0))
+    report = sparsify(model, HALF, quiet=True)
+    assert list(report.layers) == ["1"] and report.share == 1.0
+    assert [one.reason for one in report.left_dense] == [
+        "its weight of shape [4, 0] has no elements", "its weight of shape [0, 4] has no elements",
+    ]  # fmt: skip
+    assert model(torch.ones(2, 0)).shape == (2, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -304,3 +305,33 @@ def test_fsdp_is_refused_in_one_line() -> None:
         assert "is a DTensor, expected a plain tensor; FSDP and torch's tensor parallelism are not supp" in optimizer
         assert "is not in the optimizer; make the optimizer over" in stale
         assert kernel.startswith("values is a DTensor")
+
+
+DAMAGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no mapping": lambda own: 3,
+    "empty": lambda own: {},
+    "a clock of text": lambda own: {**own, "steps_done": "12"},
+    "a negative clock": lambda own: {**own, "steps_done": -1},
+    "too few births": lambda own: {**own, "births": own["births"][:9]},
+    "a birth in the future": lambda own: {**own, "births": [0, 10**9, *own["births"][2:]]},
+    "spans of two": lambda own: {**own, "spans": [[1, 2]]},
+    "a topology of other entries": lambda own: {**own, "topology": {"foo": 1}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_state_is_one_line_and_changes_nothing(damage: str) -> None:
+    model = sparse_model()
+    optimizer = SmetAdamW(parameter_groups(model, CONFIG))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["lr"] = 0.5
+    for broken in ({**state, "smet": DAMAGED[damage](state["smet"])}, {"smet": state["smet"]}):
+        with pytest.raises(ConfigError, match="the optimizer state is damaged or incomplete: expected"):
+            optimizer.load_state_dict(broken)
+    assert optimizer.steps_done == 1 and all(group["lr"] == 1e-3 for group in optimizer.param_groups)
+    optimizer.load_state_dict(state)
+    assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
