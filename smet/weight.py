@@ -16,7 +16,8 @@ def readable_weight(layer: SparseLinear) -> Tensor:
 
     What is written into it would be lost, so torch refuses in-place changes, by whichever rule of its own holds
     where it is read: results of unbind are not to be written while gradients are on, inference tensors while they
-    are off. ``.data`` gets around both.
+    are off. ``.data`` gets around both, and so does who reads it with gradients on and writes with gradients off, as
+    the functions of ``nn.init`` do: that is lost.
 
     Raises:
         RuntimeError: an engine holds the values elsewhere at this moment (ZeRO-3 outside the layer's own forward).
