@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pretrain import outside
 from pretrain.errors import LaunchError
 
 CARRIED = (
@@ -64,7 +65,7 @@ def from_files(folders: Iterable[Path]) -> dict[str, str]:
     for path in (folder / FILE for folder in folders):
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(outside.read_bytes(path, outside.MEGABYTE).decode().splitlines(), 1):
             name, equals, value = line.strip().partition("=")
             if line.strip().startswith("#") or not line.strip():
                 continue

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.hosts import Host
+from pretrain import outside
 from pretrain.errors import LaunchError, nearest
 
 SLOTS = ("slots", "slot", "cpus", "cpu", "count")
@@ -33,7 +34,7 @@ def read_hostfile(path: Path, per_host: int | None = None) -> tuple[Host, ...]:
         LaunchError: it is missing, empty, or has a line of another form.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = outside.read_bytes(path, outside.MEGABYTE).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"--hostfile {path} cannot be read ({error}); see launch/templates/hostfile") from None
     found: dict[str, int | None] = {}

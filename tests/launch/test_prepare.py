@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,12 @@ def test_it_starts_without_torch() -> None:
     )
     root = Path(__file__).parent.parent.parent
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_a_pipe_or_a_huge_file_in_place_of_a_hostfile_does_not_hold_a_start_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").write_bytes(b"a" * (2 << 20))
+    for name, said in (("pipe", "not a regular file"), ("huge", "2,097,152 bytes, expected at most")):
+        with pytest.raises(LaunchError, match=f"hostfile .*/{name} cannot be read .*{said}") as caught:
+            read_hostfile(tmp_path / name)
+        assert len(str(caught.value)) < 1000

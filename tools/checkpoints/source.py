@@ -168,9 +168,19 @@ class Weights:
         return False
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in fp32."""
+        """One tensor in fp32.
+
+        Raises:
+            CheckpointError: it holds NaN or infinite weights, of which no run could make anything.
+        """
         tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
-        return tensor.float()
+        single = tensor.float()
+        if odd := single.numel() - int(single.isfinite().sum()):
+            raise CheckpointError(
+                f"{self._file_of[name]}: {odd:,} of {single.numel():,} weights of {name} are NaN or infinite in fp32, "
+                "expected finite ones; the model is damaged or has diverged, and cannot be imported"
+            )
+        return single
 
 
 def tokenizer_in(folder: Path) -> tuple[str | None, list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from tqdm import tqdm
@@ -97,7 +98,11 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
         watched = {name: memory.watch(vector) for name, vector in vectors.items()}
         # No copy-ahead: with it, torch reorders the vectors on machines with a GPU, and a layer's parts lie together.
         writer = dcp.FileSystemWriter(temporary, per_thread_copy_ahead=0)
-        dcp.save(dict(watched), storage_writer=writer, no_dist=True)
+        try:
+            dcp.save(dict(watched), storage_writer=writer, no_dist=True)
+        except CheckpointException as error:  # a full disk, or a weight that cannot be taken: torch wraps either
+            (cause, _), *_ = error.failures.values()
+            raise cause from None
     folders.write_synced(temporary / folders.STATE, json.dumps(state))
     files = {path.name: folders.describe(path) for path in sorted(temporary.iterdir())}
     layout = {"world_size": 1, "data": 1, "tensor": 1, "pipeline": 1, "zero_stage": 0}

@@ -224,3 +224,35 @@ def test_a_tokenizer_of_another_kind_gives_way_to_a_good_one(
     assert import_(tmp_path / "source", tmp_path / "none") == 0
     printed = capsys.readouterr().out
     assert "no tokenizer" in printed and printed.count("is passed over") == 2 and not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model.layers.1.mlp.down_proj.weight", float("nan")), (EMBEDDING, float("inf")), (HEAD, 1e300)]
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: float
+) -> None:
+    """Of blocks with NaN in them none would be the largest: they would be left out without a word."""
+    make_hf(tmp_path / "model")
+
+    def damage(weights: Weights) -> None:
+        weights[name] = weights[name].double()
+        weights[name][0, 1] = value
+
+    edit(damage)(tmp_path / "model")
+    assert import_hf.main([str(tmp_path / "model"), str(tmp_path / "out"), "--density", "0.5"]) == 2
+    assert f" weights of {name} are NaN or infinite in fp32" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_fills_up_in_the_midst_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    make_hf(tmp_path / "model")
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    assert import_(tmp_path / "model", tmp_path / "out") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
