@@ -39,7 +39,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> SmetAdam
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
-        remedies=Remedies(sparsity.bias_correction, sparsity.warmup_steps, sparsity.warmup_scope),
+        remedies=Remedies.of(sparsity),
         external_clock=True,
     )
 

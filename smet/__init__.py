@@ -11,32 +11,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smet.adamw import AdamW
     from smet.ages import Remedies
     from smet.average import ModelAverage
     from smet.bank import MaskBank
     from smet.config import PRESETS, SmetConfig
-    from smet.controller import TopologyController, UpdateReport
+    from smet.controller import TopologyController
     from smet.convert import densify, parameter_groups, sparsify
     from smet.errors import ConfigError, UserError
     from smet.linear import SparseLinear, sparse_layers
     from smet.optimizer import SmetAdamW
     from smet.report import SparsifyReport
+    from smet.run import Run, attach
     from smet.store import LocalStore
+    from smet.update import UpdateReport
 else:
     _HOMES = {
+        "AdamW": "adamw",
         "PRESETS": "config",
         "ConfigError": "errors",
         "LocalStore": "store",
         "MaskBank": "bank",
         "ModelAverage": "average",
         "Remedies": "ages",
+        "Run": "run",
         "SmetAdamW": "optimizer",
         "SmetConfig": "config",
         "SparseLinear": "linear",
         "SparsifyReport": "report",
         "TopologyController": "controller",
-        "UpdateReport": "controller",
+        "UpdateReport": "update",
         "UserError": "errors",
+        "attach": "run",
         "densify": "convert",
         "parameter_groups": "convert",
         "sparse_layers": "linear",
@@ -61,11 +67,13 @@ else:
 
 __all__ = [
     "PRESETS",
+    "AdamW",
     "ConfigError",
     "LocalStore",
     "MaskBank",
     "ModelAverage",
     "Remedies",
+    "Run",
     "SmetAdamW",
     "SmetConfig",
     "SparseLinear",
@@ -73,6 +81,7 @@ __all__ = [
     "TopologyController",
     "UpdateReport",
     "UserError",
+    "attach",
     "densify",
     "parameter_groups",
     "sparse_layers",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smet.config import CHOICES
+from smet.config import CHOICES, SmetConfig
 from smet.errors import ConfigError, nearest
 from smet.fields import wrong_types
 
@@ -43,6 +43,11 @@ class Remedies:
                 found.append(f"warmup_steps is {self.warmup_steps}, expected 0 or more")
         if found:
             raise ConfigError(found)
+
+    @classmethod
+    def of(cls, config: SmetConfig) -> Remedies:
+        """Those that ``config`` asks for."""
+        return cls(config.bias_correction, config.warmup_steps, config.warmup_scope)
 
     def warmup(self, age: float, regrown: bool) -> float:
         """r of algorithm.md: the fraction of its full step that a weight takes at ``age``."""

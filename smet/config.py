@@ -7,7 +7,8 @@ there is no second code path. Method and symbols: Xiao et al., arXiv 2606.00888.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from smet.errors import ConfigError, nearest
 from smet.fields import wrong_types
@@ -23,12 +24,28 @@ CHOICES = {
 }
 
 
+C = TypeVar("C", bound=type)
+
+
+def _method_first(cls: C) -> C:
+    """Let the method that is named give the defaults, so that a config cannot name one and be another."""
+    plain = vars(cls)["__init__"]
+
+    @wraps(plain)
+    def init(self: Any, **given: Any) -> None:
+        plain(self, **self.with_preset(given))
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+@_method_first
 @dataclass(kw_only=True)
 class SmetConfig:
     """Settings of sparse training. Steps are optimizer steps; fractions lie in [0, 1]."""
 
     method: str | None = None
-    """Name of the preset these settings started from (see ``PRESETS``); a label once loaded."""
+    """Name of the preset (see ``PRESETS``) that gives what is not said here; a label once loaded."""
     density: float = 0.25
     """Fraction of blocks that stay active in the sparse layers, in (0, 1]."""
     block: tuple[int, int] = (1, 1)
@@ -130,14 +147,15 @@ class SmetConfig:
     @staticmethod
     def with_preset(given: dict[str, Any]) -> dict[str, Any]:
         """The keys of ``given`` on top of those of the preset that ``given["method"]`` names."""
-        return {**PRESETS.get(given.get("method", "smet"), {}), **given}
+        method = given.get("method")
+        return {**(PRESETS.get(method, {}) if isinstance(method, str) else {}), **given}
 
     @classmethod
     def preset(cls, method: str, **changes: Any) -> SmetConfig:
         """The settings of a named method, with ``changes`` on top."""
         if method not in PRESETS:
             raise ConfigError(f"method is '{method}', expected one of {', '.join(PRESETS)}{nearest(method, PRESETS)}")
-        return cls(**cls.with_preset({"method": method, **changes}))
+        return cls(method=method, **changes)
 
     @property
     def dynamic(self) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,49 +33,10 @@ from smet.schedule import TopologySchedule
 from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
 from smet.topology import TopologyChange, block_scores, change_by_ranges
-from smet.wiring import fragments_of, require_served
+from smet.update import UpdateReport
+from smet.wiring import agree_on_remedies, fragments_of, require_served
 
-__all__ = ["MaskMismatchError", "TopologyController", "UpdateReport"]
-
-
-@dataclass
-class UpdateReport:
-    """What one topology update did. ``pruned`` and ``grown`` count blocks over all layers of this rank."""
-
-    step: int
-    update: int
-    fraction: float
-    pruned: int = 0
-    grown: int = 0
-    recycled: int = 0
-    """Pruned blocks that had been grown at the update just before."""
-    seconds: float = 0.0
-    digest: str = ""
-    density: dict[str, float] = field(default_factory=dict)
-
-    @staticmethod
-    def merged(reports: Sequence[UpdateReport]) -> UpdateReport:
-        """One report of all shards of a model: counts add up, the slowest rank's time counts."""
-        first = reports[0]
-        if len(reports) == 1:
-            return first
-        density: dict[str, list[float]] = {}
-        for report in reports:
-            for name, value in report.density.items():
-                density.setdefault(name, []).append(value)
-        return UpdateReport(
-            first.step, first.update, first.fraction,
-            pruned=sum(report.pruned for report in reports),
-            grown=sum(report.grown for report in reports),
-            recycled=sum(report.recycled for report in reports),
-            seconds=max(report.seconds for report in reports),
-            digest=combined_digest({str(shard): report.digest for shard, report in enumerate(reports)}),
-            density={name: sum(values) / len(values) for name, values in density.items()},
-        )  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        """One line of ``topology.jsonl``."""
-        return dict(vars(self))
+__all__ = ["MaskMismatchError", "TopologyController"]
 
 
 class TopologyController:
@@ -97,7 +56,8 @@ class TopologyController:
 
     Raises:
         ConfigError: ``total_steps`` is no positive number; ``topology_ranges`` is not a multiple of ``shards``, or does
-            not divide a layer; model, store and bank do not belong together; replicas were built differently.
+            not divide a layer; model, store and bank do not belong together; the optimizer was told other remedies than
+            ``config`` says; replicas were built differently.
     """
 
     def __init__(
@@ -127,6 +87,7 @@ class TopologyController:
         dynamic = self.layers if config.dynamic else {}
         require_served(dynamic, bank)
         own = [fragment.range for fragment in fragments_of(dynamic, store).values()]
+        agree_on_remedies(config, store.optimizer)
         self._ranges = dict(zip(dynamic, all_ranges(own, store.group), strict=True))
         self.gradients = DenseGradients(store.group, store.replicas)
         """Dense gradients of the step in progress, if it ends in an update that grows by them."""

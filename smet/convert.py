@@ -21,6 +21,7 @@ from smet.patterns import is_transposed
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.seeds import generator
+from smet.settings import remember, told
 from smet.topology import block_scores, largest, random_active
 
 INITIAL = ("random", "magnitude")
@@ -57,11 +58,12 @@ def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Module
 
 def sparsify(
     model: nn.Module | SparsifyReport,
-    config: SmetConfig,
+    config: SmetConfig | None = None,
     initial: str = "random",
     dense_source: DenseSource | None = None,
     piece: Piece = WHOLE,
     quiet: bool = False,
+    **settings: Any,
 ) -> SparsifyReport:
     """Replace the selected linear layers of ``model`` by ``SparseLinear``, in place.
 
@@ -75,11 +77,12 @@ def sparsify(
 
     Args:
         model: any torch or transformers model, before it is wrapped (DDP, FSDP, DeepSpeed) or has an optimizer.
-        config: densities, filters and method.
+        config: densities, filters and method. The model remembers them, for ``AdamW`` and ``attach``.
         initial: ``random`` masks, or ``magnitude`` (keep the largest weights, unscaled).
         dense_source: gives a layer's dense ``(out, in)`` weight; default is the layer's own.
         piece: for parallel layouts; a piece may hold no layer to make sparse.
         quiet: do not print the report.
+        settings: those of ``SmetConfig`` by name, in the place of ``config``.
 
     Returns:
         The report; the model is its ``.model``.
@@ -88,7 +91,7 @@ def sparsify(
         ConfigError: invalid settings, no layer left to select, a block that does not divide a layer, or a model that
             is wrapped, has no values yet, or is no module.
     """
-    config.check()
+    config = told(config, settings).check()
     if isinstance(model, SparsifyReport):
         model = model.model
     _check_model(model, initial, piece)
@@ -110,6 +113,7 @@ def sparsify(
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
+    remember(model, config)
     report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
     if not quiet:
         say(str(report), logging.WARNING if report.warnings else logging.INFO)

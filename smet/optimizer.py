@@ -49,7 +49,8 @@ class SmetAdamW(torch.optim.Optimizer):
         params: parameters or groups. A group may set ``aged`` (its weights can be regrown),
             ``lr_factor`` (default 1; multiplies ``lr`` at every step, never compounds), ``lr``,
             ``betas``, ``eps`` and ``weight_decay``.
-        remedies: bias correction and warm-up; see ``SmetConfig``.
+        remedies: bias correction and warm-up; see ``SmetConfig``. None = those of the topology controller's config, and
+            until there is one the defaults.
         external_clock: True where an engine may call ``step`` any number of times per optimizer
             step (ZeRO-3 calls it once per sub-group, some engines once before training). Then
             nothing happens before ``start()``, and only ``advance()`` moves time.
@@ -73,6 +74,8 @@ class SmetAdamW(torch.optim.Optimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_factor": 1.0, "aged": False,
         }  # fmt: skip
         self.ages = AgeTable(0.0, 0.0, remedies or Remedies())
+        self.remedies_told = remedies is not None
+        """Whether the remedies were given; others follow the config of the controller."""
         super().__init__(params, defaults)
         self.steps_done = 0
         self.topology = TopologyPosition()
@@ -101,8 +104,12 @@ class SmetAdamW(torch.optim.Optimizer):
         self._slowest_betas()
 
     def start(self) -> None:
-        """Let ``step`` change weights from now on (with ``external_clock``)."""
-        self._running = True
+        """Let ``step`` change weights from now on, and ``advance()`` alone move time: an engine's clock."""
+        self.external_clock = self._running = True
+
+    def _takes_steps(self) -> bool:
+        """Whether ``step`` may change weights now."""
+        return self._running
 
     def advance(self) -> None:
         """Record that one optimizer step was applied: every age grows by one."""
@@ -138,7 +145,7 @@ class SmetAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._running:
+        if not self._takes_steps():
             return loss
         self._slowest_betas()
         for group in self.param_groups:
@@ -200,7 +207,7 @@ class SmetAdamW(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles and copies carry: torch keeps only its own three entries."""
-        own = ("ages", "steps_done", "topology", "external_clock", "_running")
+        own = ("ages", "remedies_told", "steps_done", "topology", "external_clock", "_running")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "driver": None}
 
 

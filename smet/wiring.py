@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smet.ages import Remedies
 from smet.bank import MaskBank
+from smet.config import SmetConfig
 from smet.errors import ConfigError
 from smet.linear import SparseLinear
+from smet.optimizer import SmetAdamW
 from smet.store import Fragment, ParameterStore
 
 REMEDY = "make the optimizer over parameter_groups(model, config)"
@@ -56,3 +59,23 @@ def require_served(layers: Mapping[str, SparseLinear], bank: Any) -> None:
     for name, layer in layers.items():
         if layer.source is not (bank if bank.sharded else None):
             raise ConfigError(f"the mask of {name} is served by another MaskBank; make one of this model")
+
+
+def agree_on_remedies(config: SmetConfig, optimizer: SmetAdamW) -> None:
+    """Give ``optimizer`` the remedies that ``config`` asks for, unless it was told any.
+
+    Raises:
+        ConfigError: it was told others.
+    """
+    asked, told = Remedies.of(config), optimizer.ages.remedies
+    if not optimizer.remedies_told:
+        optimizer.ages.remedies = asked
+    elif told != asked:
+        raise ConfigError(
+            [
+                f"{name} is {vars(told)[name]!r} in the optimizer's remedies and {value!r} in the config; leave out"
+                " remedies, which then follow the config"
+                for name, value in vars(asked).items()
+                if vars(told)[name] != value
+            ]
+        )

@@ -41,7 +41,7 @@ class ZeroStore:
         if kind not in SUPPORTED or not isinstance(client, SmetAdamW):
             raise ConfigError(
                 f"the engine runs {kind} over {type(client).__name__}, expected ZeRO 1, 2 or 3 over SmetAdamW; "
-                "set parallel.zero_stage to 1, 2 or 3 and leave deepspeed.data_types.grad_accum_dtype unset"
+                "set the stage to 1, 2 or 3 (zero_optimization.stage) and leave data_types.grad_accum_dtype unset"
             )
         self.optimizer = client
         self.stage3 = kind == "DeepSpeedZeroOptimizer_Stage3"
@@ -134,6 +134,27 @@ class ZeroStore:
             return original(*arguments, **options)
 
         self.zero.step = step
+
+    def after_each_step(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Call ``action`` after each ``engine.step`` that used gradients up: not within an accumulation.
+
+        Returns:
+            Call it to end that.
+        """
+        original = self.engine.step
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            before = self.ticks()
+            result = original(*arguments, **options)
+            if self.ticks() != before:
+                action()
+            return result
+
+        def end() -> None:
+            self.engine.step = original
+
+        self.engine.step = step
+        return end
 
     def decide_each_step(self, skip: Callable[[float], bool]) -> None:
         """Ask ``skip`` at every step, with the global gradient norm, whether to leave it out as after an overflow.

@@ -7,7 +7,7 @@ from typing import Any
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
-from smet.controller import UpdateReport
+from smet.update import UpdateReport
 
 
 class TopologyCallback(Callback):

@@ -1,0 +1,159 @@
+"""``attach``: from now on the steps of an optimizer, or of a DeepSpeed engine, drive the topology of its model."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from smet.adamw import AdamW
+from smet.bank import MaskBank
+from smet.controller import TopologyController
+from smet.errors import ConfigError
+from smet.optimizer import SmetAdamW
+from smet.settings import settings_of, unwrapped
+from smet.store import LocalStore, ParameterStore
+from smet.update import UpdateReport
+
+Replicas = dist.ProcessGroup | Literal["all"] | None
+OnUpdate = Callable[[UpdateReport], object]
+Served = tuple[nn.Module, ParameterStore, Callable[[Callable[[], None]], Callable[[], None]]]
+"""Model, its store, and what calls an action after each step until what it returns is called."""
+
+
+class Run:
+    """What ``attach`` gives back. Nobody has to keep it: the steps do."""
+
+    def __init__(self, topology: TopologyController, on_update: OnUpdate | None):
+        self.topology = topology
+        """Masks' digest, schedule and clock, should you want them."""
+        self.last_report: UpdateReport | None = None
+        """What the last topology update did."""
+        self._on_update = on_update
+        self._ends: list[Callable[[], None]] = []
+
+    @property
+    def updates_done(self) -> int:
+        """Topology updates so far, those before resuming among them."""
+        return self.topology.updates_done
+
+    def _after_step(self) -> None:
+        report = self.topology.after_step()
+        self.topology.before_step()  # of the next step
+        if report is not None:
+            self.last_report = report
+            if self._on_update is not None:
+                self._on_update(report)
+
+    def detach(self) -> None:
+        """Let steps change the topology no more; the optimizer may then be attached again."""
+        for end in self._ends:
+            end()
+        self._ends.clear()
+        self.topology.gradients.stop(self.topology.layers.values())
+        self.topology.store.optimizer.driver = _nobody
+
+
+def _nobody() -> None:
+    """The driver of an optimizer after ``detach``."""
+
+
+class _BeforeForward:
+    """Begins the step anew where the last one was skipped, and nobody called the optimizer.
+
+    Copies and pickles of a model take its hooks along: theirs do nothing.
+    """
+
+    def __init__(self, run: Run | None = None):
+        self._run = weakref.ref(run) if run is not None else None
+
+    def __call__(self, *_: Any) -> None:
+        run = self._run() if self._run is not None else None
+        if run is not None and torch.is_grad_enabled():
+            run.topology.before_step()
+
+    def __reduce__(self) -> tuple[type[_BeforeForward], tuple[()]]:
+        return _BeforeForward, ()
+
+
+def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, replicas: Replicas = "all") -> Run:
+    """From now on the steps of ``handle`` drive the topology. Collective over the ranks that train the model.
+
+    A step that a scaler or an accumulation leaves out changes nothing. The topology's clock is the optimizer's, and is
+    saved with its state.
+
+    Args:
+        handle: an ``AdamW``, also inside accelerate's wrapper, or a DeepSpeed engine that runs one by ZeRO 1, 2 or 3.
+        total_steps: length of the run in optimizer steps.
+        on_update: called with the report of each topology update.
+        replicas: see ``LocalStore``; an engine knows its own.
+
+    Raises:
+        ConfigError: ``handle`` is something else, or attached already; see ``TopologyController`` for the rest.
+    """
+    model, store, after_each_step = _served(handle, replicas)
+    optimizer = store.optimizer
+    if optimizer.driver is not None and optimizer.driver() is not None:
+        raise ConfigError("the optimizer is attached already; call detach() of what attach returned, then do it again")
+    if optimizer.driver is _nobody:
+        optimizer.topology.seen = optimizer.steps_done  # updates that fell due meanwhile are not made up for
+    config = settings_of(model)
+    bank = MaskBank(model, store.group, replicated=config.mask_residency == "replicated")
+    run = Run(TopologyController(model, config, store, bank, total_steps), on_update)
+    run._ends.append(after_each_step(run._after_step))
+    if config.dynamic and config.growth == "gradient":
+        run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
+    run.topology.before_step()
+    return run
+
+
+def _served(handle: Any, replicas: Replicas) -> Served:
+    for knows, serve in ENGINES:
+        if knows(handle):
+            return serve(handle, replicas)
+    hint = "see docs/library.md"
+    if isinstance(handle, SmetAdamW):
+        hint = "make the optimizer by smet.AdamW(model)"
+    elif isinstance(handle, nn.Module):
+        hint = "give it the optimizer that steps the model"
+    raise ConfigError(
+        f"attach was given a {type(handle).__module__}.{type(handle).__qualname__}, expected a smet.AdamW or a"
+        f" DeepSpeed engine; {hint}"
+    )
+
+
+def _of_torch(handle: Any, replicas: Replicas) -> Served:
+    optimizer = _inside(handle)
+    if not optimizer.holds_parameters():
+        raise ConfigError("the optimizer does not hold the model's parameters; where an engine runs it, attach to that")
+
+    def after_each_step(action: Callable[[], None]) -> Callable[[], None]:
+        return optimizer.register_step_post_hook(lambda *_: action()).remove
+
+    return optimizer.model, LocalStore(optimizer, replicas), after_each_step
+
+
+def _inside(handle: Any) -> Any:
+    """The optimizer that wrappers such as accelerate's hold."""
+    inside = getattr(handle, "optimizer", None) if isinstance(handle, torch.optim.Optimizer) else None
+    return _inside(inside) if inside is not None else handle
+
+
+def _of_deepspeed(engine: Any, replicas: Replicas) -> Served:
+    from smet.zero import ZeroStore
+
+    if replicas != "all":
+        raise ConfigError("replicas is given with a DeepSpeed engine, which knows its ranks; leave it out")
+    store = ZeroStore(engine)
+    return unwrapped(engine), store, store.after_each_step
+
+
+ENGINES: list[tuple[Callable[[Any], bool], Callable[[Any, Replicas], Served]]] = [
+    (lambda handle: isinstance(_inside(handle), AdamW), _of_torch),
+    (lambda handle: type(handle).__name__ == "DeepSpeedEngine", _of_deepspeed),
+]
+"""(is it mine, what serves it): one entry per kind of handle."""

@@ -1,0 +1,49 @@
+"""What one topology update did, to be shown and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from smet.mask import combined_digest
+
+
+@dataclass
+class UpdateReport:
+    """What one topology update did. ``pruned`` and ``grown`` count blocks over all layers of this rank."""
+
+    step: int
+    update: int
+    fraction: float
+    pruned: int = 0
+    grown: int = 0
+    recycled: int = 0
+    """Pruned blocks that had been grown at the update just before."""
+    seconds: float = 0.0
+    digest: str = ""
+    density: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def merged(reports: Sequence[UpdateReport]) -> UpdateReport:
+        """One report of all shards of a model: counts add up, the slowest rank's time counts."""
+        first = reports[0]
+        if len(reports) == 1:
+            return first
+        density: dict[str, list[float]] = {}
+        for report in reports:
+            for name, value in report.density.items():
+                density.setdefault(name, []).append(value)
+        return UpdateReport(
+            first.step, first.update, first.fraction,
+            pruned=sum(report.pruned for report in reports),
+            grown=sum(report.grown for report in reports),
+            recycled=sum(report.recycled for report in reports),
+            seconds=max(report.seconds for report in reports),
+            digest=combined_digest({str(shard): report.digest for shard, report in enumerate(reports)}),
+            density={name: sum(values) / len(values) for name, values in density.items()},
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of ``topology.jsonl``."""
+        return dict(vars(self))
