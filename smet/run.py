@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from smet.bank import MaskBank
 from smet.controller import TopologyController
 from smet.errors import ConfigError
 from smet.optimizer import SmetAdamW
+from smet.say import say
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
 from smet.update import UpdateReport
@@ -58,6 +60,12 @@ class Run:
         self.topology.store.optimizer.driver = _nobody
 
 
+INCOMPLETE = (
+    "each rank keeps a part of the masks, which the model's state dict and DeepSpeed's checkpoints therefore lack; to"
+    " save by these, make the model sparse with mask_residency='replicated'"
+)
+
+
 def _nobody() -> None:
     """The driver of an optimizer after ``detach``."""
 
@@ -84,7 +92,7 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
     """From now on the steps of ``handle`` drive the topology. Collective over the ranks that train the model.
 
     A step that a scaler or an accumulation leaves out changes nothing. The topology's clock is the optimizer's, and is
-    saved with its state.
+    saved with its state. Where an engine's ranks share the masks out, the model's state dict is refused: it lacks them.
 
     Args:
         handle: an ``AdamW``, also inside accelerate's wrapper, or a DeepSpeed engine that runs one by ZeRO 1, 2 or 3.
@@ -107,8 +115,15 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
     run._ends.append(after_each_step(run._after_step))
     if config.dynamic and config.growth == "gradient":
         run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
+    if bank.sharded:
+        say(f"smet: note: {INCOMPLETE}", logging.WARNING)
+        run._ends.append(model.register_state_dict_pre_hook(_refuse_state_dict).remove)
     run.topology.before_step()
     return run
+
+
+def _refuse_state_dict(*_: Any) -> None:
+    raise ConfigError(INCOMPLETE)
 
 
 def _served(handle: Any, replicas: Replicas) -> Served:

@@ -20,21 +20,25 @@ PAGE = "docs/library.md"
 def test_the_programs_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    programs = [program for program in blocks(PAGE, "python") if not program.startswith("# train_ddp.py")]
-    assert len(programs) == 4
+    programs = [program for program in blocks(PAGE, "python") if not program.startswith("# train_")]
+    assert len(programs) == 5
     for number, program in enumerate(programs):
         exec(compile(program, f"{PAGE}, program {number + 1}", "exec"), scope)
         if number == 1:
-            assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (100, 3)
-    assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (140, 3)
-    averaged, first = scope["averaged"], scope["first"]
-    assert type(first) is torch.nn.Linear and averaged[0].density >= scope["model"][0].density
+            assert (scope["optimizer"].steps_done, scope["run"].updates_done) == (100, 3)
+        if number == 3:
+            assert (scope["optimizer"].steps_done, scope["run"].updates_done) == (140, 3)
+            assert scope["averaged"][0].density >= scope["model"][0].density
+    assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (100, 3)
+    assert scope["optimizer"].ages.remedies.warmup_steps == 10
+    assert type(scope["first"]) is torch.nn.Linear
 
 
-def test_the_program_for_two_ranks_runs(tmp_path: Path) -> None:
-    (program,) = [program for program in blocks(PAGE, "python") if program.startswith("# train_ddp.py")]
-    (tmp_path / "train_ddp.py").write_text(program)
-    (command,) = commands(PAGE)
+@pytest.mark.parametrize("name", ["train_ddp.py", "train_zero.py"])
+def test_the_programs_for_two_ranks_run(name: str, tmp_path: Path) -> None:
+    (program,) = [program for program in blocks(PAGE, "python") if program.startswith(f"# {name}")]
+    (tmp_path / name).write_text(program)
+    (command,) = [command for command in commands(PAGE) if command.endswith(name)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:]]
     done = subprocess.run(
         torchrun, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},

@@ -6,9 +6,11 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from smet import Remedies, sparse_layers
 from tests.pages import ROOT, blocks, commands, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,12 +54,18 @@ def test_the_corpus_commands_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "run.png").stat().st_size > 10_000
 
 
-def test_the_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_trains_with_the_settings_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
     (program,) = blocks("README.md", "python")
-    assert len(program.splitlines()) <= 17
-    scope: dict[str, object] = {}
+    assert len(program.splitlines()) <= 13
+    scope: dict[str, Any] = {}
     exec(compile(program, "README.md", "exec"), scope)
-    assert scope["topology"].updates_done == 3  # type: ignore[attr-defined]
+    model, optimizer, run = scope["model"], scope["optimizer"], scope["run"]
+    assert optimizer.ages.remedies == Remedies("local", 10, "regrown")
+    assert [round(layer.density, 4) for layer in sparse_layers(model).values()] == [0.25, 0.25]
+    factors = {group["name"]: group["lr_factor"] for group in optimizer.param_groups}
+    assert factors == {"vectors": 1.0, "sparse-0.25": 2.0}
+    assert (optimizer.steps_done, run.updates_done, run.last_report.step) == (100, 3, 60)
+    assert optimizer.ages.births[:4] == [0, 20, 40, 60]
 
 
 def test_links_and_pictures_exist() -> None:

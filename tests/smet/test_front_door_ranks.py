@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from typing import Any
 
 import pytest
@@ -160,21 +161,58 @@ def refused(stage: int) -> list[str]:
     return said
 
 
-def session() -> dict[Any, Any]:
+def engine_of(case: Case) -> tuple[Any, smet.Run]:
+    import deepspeed
+
+    model, optimizer = through_the_door(case)
+    settings = deepspeed_config(case, dist.get_world_size()) | {"gradient_accumulation_steps": 1}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine, smet.attach(engine, total_steps=8)
+
+
+def train(engine: Any, first: int, last: int) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        loss = engine(*own(batch(step, 0)))
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss.item()))
+    return losses
+
+
+def resumed(stage: int, growth: str, folder: str) -> Any:
+    """Of DeepSpeed's own checkpoint, with an update due after the next step; then what is said of sharded masks."""
+    case = Case(stage, settings=(("growth", growth), ("mask_residency", "replicated")))
+    whole, run = engine_of(case)
+    losses = train(whole, 0, 5)
+    whole.save_checkpoint(folder)
+    losses = train(whole, 5, 8)
+    again, other = engine_of(case)
+    again.load_checkpoint(folder)
+    found = losses, train(again, 5, 8), run.topology.mask_digest(), other.topology.mask_digest()
+    sharded, _ = engine_of(case_of(stage, growth))
+    with pytest.raises(ConfigError, match="lack; to save by these, make .* mask_residency='replicated'"):
+        sharded.module.state_dict()
+    return found
+
+
+def session(folder: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for engine, growth in RUNS:
         if isinstance(engine, int):
             found[engine, growth] = zero_by_hand(engine, growth), zero_by_the_door(engine, growth)
         else:
             found[engine, growth] = ddp(growth, door=False), ddp(growth, door=True)
-    for stage in (2, 3):
+    for stage, growth in ((2, "gradient"), (3, "random")):
         found["refused", stage] = refused(stage)
+        found["resumed", stage] = resumed(stage, growth, f"{folder}/{stage}")
     return found
 
 
 @functools.cache
 def results() -> list[dict[Any, Any]]:
-    return run_ranks(session, 2, timeout=240)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_ranks(session, 2, folder, timeout=240)
 
 
 @pytest.mark.parametrize("engine, growth", RUNS)
@@ -204,3 +242,10 @@ def test_an_engine_is_what_is_attached_to(stage: int) -> None:
         assert "DeepSpeedZeroOptimizer" in zero and "expected a smet.AdamW or a DeepSpeed engine" in zero
         assert replicas.startswith("replicas is given with a DeepSpeed engine")
         assert step.startswith("an engine runs this optimizer; call smet.attach(engine, total_steps) before its first")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeeds_checkpoint_of_replicated_masks_resumes_bit_for_bit(stage: int) -> None:
+    for rank in results():
+        losses, again, digest, other = rank["resumed", stage]
+        assert (losses, digest) == (again, other)
