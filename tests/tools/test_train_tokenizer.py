@@ -151,7 +151,7 @@ def test_special_tokens_that_cannot_be_are_one_line(
 ) -> None:
     args = [*source, "--vocab-size", "384", "--output", str(tmp_path / "tok"), "--special-tokens", *tokens]
     assert main(args) == 2
-    assert "--special-tokens has " in capsys.readouterr().err
+    assert f"--special-tokens {'has' if all(tokens) else 'is empty'}" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_told_at_once(tmp_path: Path, source, capsys, monkeypatch) -> None:
