@@ -123,8 +123,9 @@ def test_an_error_on_one_rank_in_mid_run_ends_all_with_2_and_names_it(tmp_path: 
     )  # fmt: skip
     first, second = launch(2, [file])
     assert (first.returncode, second.returncode) == (2, 2), (first.stderr, second.stderr)
-    (line,) = first.stderr.splitlines()
+    # Where a machine is slow, ranks say whom they wait for before.
+    (line,) = [line for line in first.stderr.splitlines() if "error: " in line]
     assert line.startswith(f"error: rank {rank} of 2: corpus {corpus} holds token ids from ")
-    assert "to 60000" in line and second.stderr == ""
+    assert "to 60000" in line and "error: " not in second.stderr
     done = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(done) == step, "the steps before it are recorded"
