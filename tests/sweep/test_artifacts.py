@@ -14,22 +14,16 @@ from tests.sweep.judge import told, verdict
 from tests.sweep.pool import Answer, Case, run_all
 from tests.sweep.test_tools import SECONDS, SEED
 from tests.sweep.tools import ARTIFACTS
-from tests.sweep.world import build
 
 COUNTS = {
     "corpus with a manifest": 130, "corpus without one": 80, "checkpoint, exported": 120, "checkpoint, resumed": 80,
     "run file": 90,
 }  # fmt: skip
 """500 in all."""
-SAMPLE = 8
+SAMPLE = 6
 SEEN_ELSEWHERE = ("corpus.bin", "noise.bin", "run.yaml", "config.yaml")
 """Another token, or another setting, is a whole reading of another thing. Only `tools.dataset verify` reads every
 byte and can tell the first from damage."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("artifacts") / "world")
 
 
 def reading(answer: Answer) -> str:

@@ -12,7 +12,6 @@ from tests.sweep.cases import cases, prepare
 from tests.sweep.judge import told, verdict
 from tests.sweep.pool import run_all
 from tests.sweep.tools import TOOLS
-from tests.sweep.world import build
 
 SEED = 20261127
 SAMPLE = 6
@@ -20,11 +19,6 @@ SAMPLE = 6
 WHOLE = 300
 SECONDS = 90.0
 """A case may take so long; a tenth of it is much on a quiet machine."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("sweep") / "world")
 
 
 def faults(world: Path, root: Path, tool: str, count: int) -> list[str]:
