@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,25 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     if not path.exists():
         return None
     remedy = "preprocess the corpus again, or remove the manifest to use the corpus without its checks"
+    names = [part.name for part in fields(Manifest)]
     try:
         given = outside.read_json(path)
-        digest = given.pop("digest")
-        manifest = Manifest(**given)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        names = ", ".join(f.name for f in fields(Manifest))
-        raise DataError(f"{path} is not a manifest ({error}), expected JSON with {names}, digest; {remedy}") from None
+        wrong = _misfit(given, [*names, "digest"])
+    except (OSError, ValueError) as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"{path} is not a manifest ({wrong}), expected JSON with {', '.join(names)}, digest; {remedy}")
+    digest = given.pop("digest")
+    manifest = Manifest(**given)
     if manifest.digest() != digest:
         raise DataError(f"{path} was changed: its digest is {manifest.digest()[:12]}, it says {digest!s:.12}; {remedy}")
     return manifest
+
+
+def _misfit(given: Any, names: list[str]) -> str:
+    """What keeps ``given`` from being a manifest of the fields ``names``; empty if nothing does."""
+    if not isinstance(given, dict):
+        return "it is no JSON object"
+    required = {part.name for part in fields(Manifest) if part.default is MISSING and part.default_factory is MISSING}
+    lacking, unknown = sorted({*required, "digest"} - given.keys()), sorted(given.keys() - set(names))
+    return "; ".join([f"it has no {name}" for name in lacking] + [f"{name:.40} is not known" for name in unknown])

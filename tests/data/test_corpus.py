@@ -131,9 +131,13 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"vocab_size": 1000', '"vocab_size": 2000'))
     with pytest.raises(DataError, match="was changed"):
         read_manifest(prefix)
-    path.write_text("{}")
-    with pytest.raises(DataError, match="is not a manifest"):
-        read_manifest(prefix)
+    for text, told in (
+        ("{}", "it has no checksums"), ("NaN", "it is no JSON object"), ("[]", "it is no JSON object"),
+        ('{"documnets": 1}', "documnets is not known"), ("{", "Expecting"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"is not a manifest .*{told}"):
+            read_manifest(prefix)
 
 
 def test_manifest_of_another_run_is_refused(tmp_path: Path) -> None:
