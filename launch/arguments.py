@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.attempt import Watch
 from launch.supervisor import Policy
+from pretrain.numbers import finite
 from pretrain.paths import path_text
 
 EPILOG = """other commands:
@@ -79,20 +80,20 @@ def _keep_running(group: argparse._ArgumentGroup) -> None:
         "0 = never restart",
     )  # fmt: skip
     group.add_argument(
-        "--back-off", type=float, default=Policy.back_off, metavar="SECONDS",
+        "--back-off", type=finite, default=Policy.back_off, metavar="SECONDS",
         help="wait before a restart, doubled each time that brought nothing, at most 10 minutes; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--lost-after", type=float, default=Watch.lost_after, metavar="SECONDS",
+        "--lost-after", type=finite, default=Watch.lost_after, metavar="SECONDS",
         help="a rank without a heartbeat for so long is lost; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--host-interval", type=float, default=Watch.host_interval, metavar="SECONDS",
+        "--host-interval", type=finite, default=Watch.host_interval, metavar="SECONDS",
         help="between looks whether hosts answer; one that twice does not, while the run stands, is lost; "
         "default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--patience", type=float, default=Watch.patience, metavar="SECONDS",
+        "--patience", type=finite, default=Watch.patience, metavar="SECONDS",
         help="for saving after a request to stop, before the run is ended by force; default %(default)g",
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.numbers import finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 from tools.corpus import inspect
@@ -93,7 +94,7 @@ def _add_merge(commands: Any) -> None:
     )
     parser.add_argument(
         "--validation-fraction",
-        type=float,
+        type=finite,
         default=0.0,
         metavar="F",
         help="keep this fraction of the documents apart: writes PREFIX_train and PREFIX_validation",
@@ -115,7 +116,7 @@ def _add_split(commands: Any) -> None:
     parser = _command(commands, "split", _split, "write one corpus as PREFIX_train and PREFIX_validation")
     parser.add_argument("input", type=prefix_text, metavar="PREFIX", help="path without .bin and .idx")
     parser.add_argument("--output", type=prefix_text, metavar="PREFIX", help="default: the input's prefix")
-    parser.add_argument("--validation-fraction", type=float, default=0.02, metavar="F", help="default: 0.02")
+    parser.add_argument("--validation-fraction", type=finite, default=0.02, metavar="F", help="default: 0.02")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 

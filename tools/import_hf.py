@@ -27,6 +27,7 @@ from pretrain.checkpoint.folder import step_folder, write_synced
 from pretrain.config.schema import ModelConfig
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
+from pretrain.numbers import finite
 from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
 from smet import SmetConfig
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=path_text, metavar="MODEL", help="folder, or name on the Hugging Face hub")
     parser.add_argument("out", type=path_argument, metavar="OUT", help="folder to make")
     parser.add_argument(
-        "--density", type=float, required=True, metavar="D", help="fraction of blocks that stay active; 1 = dense"
+        "--density", type=finite, required=True, metavar="D", help="fraction of blocks that stay active; 1 = dense"
     )
     parser.add_argument(
         "--block", type=int, nargs=2, default=(1, 1), metavar=("R", "C"), help="rows and columns of a block (1 1)"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import fields
 
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
+from pretrain.numbers import finite
 from pretrain.outside import printable
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
@@ -39,11 +41,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit --gpus of --memory")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to search for; default --world-size")
     parser.add_argument("--memory", default="80GB", help="memory of one GPU, such as 80GB or 40GiB; default 80GB")
-    parser.add_argument("--reserve", type=float, default=0.1, help="fraction of it to leave free; default 0.1")
+    parser.add_argument("--reserve", type=finite, default=0.1, help="fraction of it to leave free; default 0.1")
     parser.add_argument("--top", type=int, default=10, help="layouts to print; default 10")
     for option in fields(Machine):
         flag = "--" + option.name.replace("_", "-")
-        parser.add_argument(flag, type=type(option.default), default=option.default, help=f"default {option.default:g}")
+        kind = finite if isinstance(option.default, float) else type(option.default)
+        parser.add_argument(flag, type=kind, default=option.default, help=f"default {option.default:g}")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -59,8 +62,8 @@ def size(text: str) -> float:
         value = float(digits) * UNITS[unit]
     except (ValueError, KeyError):
         raise LaunchError(f"--memory is '{text}', expected a size such as 80GB or 40GiB") from None
-    if value <= 0:
-        raise LaunchError(f"--memory is '{text}', expected more than nothing")
+    if not 0 < value < math.inf:
+        raise LaunchError(f"--memory is '{text}', expected more than nothing, and a number")
     return value
 
 
@@ -127,8 +130,8 @@ def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    machine = Machine(**{option.name: getattr(options, option.name) for option in fields(Machine)})
     try:
+        machine = Machine(**{option.name: getattr(options, option.name) for option in fields(Machine)})
         world = options.gpus or options.world_size
         config = load_config(options.config, options.overrides, world_size=world)
         if options.search:

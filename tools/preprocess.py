@@ -21,6 +21,7 @@ import numpy as np
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
+from pretrain.numbers import finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.assemble import Output, assemble, outputs_for
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=prefix_text, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .manifest.json"
     )
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.0, metavar="F",
+        "--validation-fraction", type=finite, default=0.0, metavar="F",
         help="keep this fraction of the documents apart, by their hash: writes PREFIX_train and PREFIX_validation",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all processors)")

@@ -18,6 +18,7 @@ from typing import Any
 
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
+from pretrain.numbers import finite
 from pretrain.paths import prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.card import card_path, old_card
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--read-bytes", type=byte_size, default=10_000_000_000, metavar="SIZE",
         help="of a larger input, look for the sample in this much text, from places all over it (default 10G)",
     )  # fmt: skip
-    parser.add_argument("--character-coverage", type=float, default=0.9995, help="the rest is spelled in bytes")
+    parser.add_argument("--character-coverage", type=finite, default=0.9995, help="the rest is spelled in bytes")
     parser.add_argument("--max-document-bytes", type=byte_size, default=16 << 20, metavar="SIZE", help="default: 16M")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.tools.texts import ROOT
 from tools import preprocess, train_tokenizer
+from tools.corpus.cli import byte_size
 
 TEXTS = ["an ordinary text", "an ordinary text", "long " * 8, "ab", "12345 67890 !!!", "line\nline\nline\nend", None]
 RECORDS = [{"text": text, "other": f"other {number}"} for number, text in enumerate(TEXTS)]
@@ -211,3 +213,15 @@ def test_a_full_disk_is_named(
     given = ["--tokenizer", "t.model", "--output", str(tmp_path / "out"), *jsonl(tmp_path)[0]]
     assert preprocess.main([*given, "--workers", "1"]) == 2
     assert capsys.readouterr().err.startswith(f"error: No space left on device ({tmp_path}/out); mend that")
+
+
+def test_no_option_of_any_program_takes_numbers_that_are_none() -> None:
+    """``float`` takes nan and 1e999, which end in tracebacks, or in nothing left out where a limit was meant."""
+    programs = [path for room in ("tools", "launch", "pretrain") for path in (ROOT / room).rglob("*.py")]
+    assert programs and not [path for path in programs if "type=float" in path.read_text()]
+
+
+@pytest.mark.parametrize("size", ["1e999", "inf", "nan", "0", "-1", "x", ""])
+def test_a_size_that_is_none_is_one_line(size: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size in bytes"):
+        byte_size(size)

@@ -165,3 +165,22 @@ def test_7b_fits_one_small_gpu_only_when_offloaded(capsys: pytest.CaptureFixture
     one = [CONFIG, "--search", "--gpus", "1", "--memory", "24GB"]
     assert main(one) == 2 and "no layout of 1 GPUs fits" in capsys.readouterr().err
     assert main([*one, OFFLOAD]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("flops", "0"), ("gpus-per-node", "-1"), ("network-bandwidth", "nan"), ("overlap", "1.5"), ("reserve", "inf")],
+)
+def test_figures_that_nothing_can_be_reckoned_with_are_one_line(capsys, option: str, value: str) -> None:
+    try:
+        code = main(["configs/9m.yaml", f"--{option}={value}"])
+    except SystemExit as end:
+        code = end.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert code == 2 and len(lines) == 1 and f"--{option}" in lines[0]
+
+
+@pytest.mark.parametrize("size", ["inf", "1e999GB", "nan", "0", "-3"])
+def test_a_memory_that_is_no_size_is_one_line(capsys, size: str) -> None:
+    assert main(["configs/9m.yaml", "--search", "--gpus=2", f"--memory={size}"]) == 2
+    assert "--memory is" in capsys.readouterr().err

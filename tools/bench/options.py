@@ -12,6 +12,7 @@ import torch
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, LaunchError, nearest
+from pretrain.numbers import finite
 from pretrain.paths import path_argument
 from tools.planner.timing import Machine
 
@@ -86,7 +87,7 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a measuring run."""
     parser.add_argument("--model", default="60m", help="name of a file in configs/models; default 60m")
-    parser.add_argument("--density", type=float, default=0.25, help="active fraction; default 0.25")
+    parser.add_argument("--density", type=finite, default=0.25, help="active fraction; default 0.25")
     parser.add_argument("--block", default="1", help="block size, such as 1, 16 (1 x 16) or 4x4; default 1")
     parser.add_argument("--ranks", type=int, default=2, help="data-parallel processes of one thread; default 2")
     parser.add_argument("--zero-stage", type=int, default=2, help="ZeRO stage of both sides; default 2")

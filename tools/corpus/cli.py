@@ -79,7 +79,7 @@ def byte_size(text: str) -> int:
     factor = factors.get(text[-1:].lower(), 1)
     try:
         size = int(float(text[:-1] if factor > 1 else text) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):  # of 1e999
         size = 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size in bytes, expected a number such as 500k or 2G")

@@ -10,6 +10,7 @@ import argparse
 from dataclasses import dataclass
 
 from pretrain.errors import DataError
+from pretrain.numbers import finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,10 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-chars", type=int, metavar="N", help="leave out shorter documents")
     group.add_argument("--max-chars", type=int, metavar="N", help="leave out longer documents")
     group.add_argument(
-        "--min-letter-fraction", type=float, metavar="F", help="leave out documents with fewer letters, such as 0.6"
+        "--min-letter-fraction", type=finite, metavar="F", help="leave out documents with fewer letters, such as 0.6"
     )
     group.add_argument(
-        "--max-repeated-line-fraction", type=float, metavar="F", help="leave out repetitive documents, such as 0.3"
+        "--max-repeated-line-fraction", type=finite, metavar="F", help="leave out repetitive documents, such as 0.3"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pretrain.config import RunConfig
+from pretrain.errors import ConfigError
 from pretrain.plan import RankPlan, plan_rank, stages_of
 from pretrain.plan.memory import width_of, zero_settings
 
@@ -16,7 +18,11 @@ gradient, birth round, and the rounded weight."""
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the hardware achieves in practice, per GPU. The defaults are round figures for an H100, not measured."""
+    """What the hardware achieves in practice, per GPU. The defaults are round figures for an H100, not measured.
+
+    Raises:
+        ConfigError: a figure that nothing can be reckoned with.
+    """
 
     flops: float = 400e12
     """Floating-point operations per second of large bf16 products."""
@@ -33,6 +39,17 @@ class Machine:
     gpus_per_node: int = 8
     overlap: float = 0.5
     """Fraction of compute time behind which traffic hides that runs in the background."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"--{part.name.replace('_', '-')} is {getattr(self, part.name):g}, expected more than nothing"
+            for part in fields(self)
+            if part.name != "overlap" and not 0 < getattr(self, part.name) < math.inf
+        ]
+        if not 0 <= self.overlap <= 1:
+            problems.append(f"--overlap is {self.overlap:g}, expected a fraction from 0 to 1")
+        if problems:
+            raise ConfigError(problems)
 
     def describe(self, offloaded: bool = False) -> str:
         """What predictions rest on, in one sentence; with host memory, if the optimizer is ``offloaded``."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain.errors import ConfigError, LaunchError, nearest
+from pretrain.numbers import finite
 from pretrain.paths import path_argument
 from pretrain.run_folder import write_atomically
 from tools.bench import machine
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", type=path_argument, metavar="FILE", required=True, help="where the result goes, bit by bit"
     )
-    parser.add_argument("--seconds", type=float, default=540, help="what does not fit is left out; default 540")
+    parser.add_argument("--seconds", type=finite, default=540, help="what does not fit is left out; default 540")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which, with commas; default all of them")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU: does it run, not how fast")
     given = parser.parse_args(arguments)
