@@ -116,9 +116,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def undisturbed(run: Run, ranks: int = 2) -> dict[str, Any]:
     """What the same run comes to on ranks of this machine, without interruption."""
-    return run_ranks(
-        train, ranks, {**run.settings, "train": {**run.settings["train"], "output_dir": str(run.folder / "plain")}}
-    )[0]
+    job = {**run.settings, "train": {**run.settings["train"], "output_dir": str(run.folder / "plain")}}
+    return run_ranks(train, ranks, job, timeout=400)[0]  # up to 300 steps, each saved
 
 
 def assert_equal(run: Run, plain: dict[str, Any]) -> None:
