@@ -29,7 +29,7 @@ def stop_on_both(run: Run, *arguments: str, **environ: str) -> None:
 
 def test_check_run_and_go_on_with_plain_deepspeed(hosts: Hosts, tmp_path: Path) -> None:
     # The folder's name goes through DeepSpeed, pdsh and two shells.
-    run = Run(tmp_path, name="run $HOME 50%h", checkpoint__interval=4, train__steps=60)
+    run = Run(tmp_path, name="run $5 50%h", checkpoint__interval=4, train__steps=60)
     checked = subprocess.run(
         [sys.executable, "-m", "launch", "check", str(run.file), *over_ssh(hosts), "--json"], cwd=ROOT,
         env=run.environ(), capture_output=True, text=True, timeout=100,
