@@ -104,6 +104,19 @@ def sparsify(
             {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
         )
     _check_layers(found, config, piece, dense_source)
+    _swap(model, layers, densities, config, initial, dense_source, piece)
+    remember(model, config)
+    report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
+    if not quiet:
+        say(str(report), logging.WARNING if report.warnings else logging.INFO)
+    return report
+
+
+def _swap(
+    model: nn.Module, layers: Mapping[str, nn.Module], densities: Mapping[str, float], config: SmetConfig, initial: str,
+    dense_source: DenseSource | None, piece: Piece,
+) -> None:  # fmt: skip
+    """Put a sparse layer wherever ``model`` has one of ``layers``."""
     places = _places(model)
     for name, layer in layers.items():
         sparse = _empty_copy(name, layer, densities[name], config, piece)
@@ -113,11 +126,6 @@ def sparsify(
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
-    remember(model, config)
-    report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
-    if not quiet:
-        say(str(report), logging.WARNING if report.warnings else logging.INFO)
-    return report
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
