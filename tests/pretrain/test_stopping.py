@@ -143,7 +143,9 @@ def check_stopped(ends: list[subprocess.CompletedProcess[str]], folder: Path) ->
     done = step_of(checkpoints[-1])
     codes = {end.returncode for end in ends}
     assert codes == ({DONE} if done == STEPS else {STOPPED}), (done, ends)
-    assert ends[0].stdout.count("stopping after this step") == 1
+    # A signal that comes when the last step is done finds nothing left to stop: the run ends as finished.
+    told = ends[0].stdout.count("stopping after this step")
+    assert told == 1 or (told == 0 and codes == {DONE}), ends
     lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
     assert len(lines) == done, "nothing that was trained is lost"
 
