@@ -191,7 +191,7 @@ class Attempt:
             process.send_signal(signal.SIGUSR1)  # srun passes it on; SIGTERM would end the job step
             self._signalled[self.names[0]] = set(range(self.job.world))
             return
-        name = (signal.SIGTERM if number == signal.SIGINT else number).name
+        name = (number if number == signal.SIGUSR1 else signal.SIGTERM).name
         for host, pids in on_all(self.names, lambda host: self._signal(host, name, everything=False)).items():
             self._signalled[host].update(pids)
 

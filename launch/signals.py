@@ -9,10 +9,11 @@ from types import FrameType
 class Signals:
     """Signals received so far.
 
+    SIGHUP says that the terminal or the connection is gone; under ``nohup``, which has it ignored, it stays so.
     Slurm's warning (SIGUSR1) and its SIGTERM later on are one request; only a second SIGTERM or SIGINT is urgent.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -20,7 +21,8 @@ class Signals:
     def install(self) -> None:
         """Collect from now on; call it in the main thread."""
         for number in self.NUMBERS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))
@@ -33,4 +35,4 @@ class Signals:
     @property
     def urgent(self) -> bool:
         """Whether the run is to end at once."""
-        return sum(number != signal.SIGUSR1 for number in self.received) > 1
+        return sum(number in (signal.SIGTERM, signal.SIGINT) for number in self.received) > 1

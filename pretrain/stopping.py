@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT}
-"""SIGTERM: launchers and clusters; SIGUSR1: Slurm's warning ahead of the time limit; SIGINT: Ctrl-C."""
+SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT, "SIGHUP": signal.SIGHUP}
+"""SIGTERM: launchers and clusters; SIGUSR1: Slurm's warning ahead of the time limit; SIGINT: Ctrl-C; SIGHUP: the
+terminal or the connection is gone (not so under ``nohup``, which has it ignored)."""
 
 
 class StopRequest:
@@ -37,7 +38,8 @@ class StopRequest:
     def install(self) -> None:
         """Take note of ``SIGNALS`` from now on; call it in the main thread. A second Ctrl-C ends at once."""
         for number in SIGNALS.values():
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def watch(self, act: Callable[[str], None]) -> None:
         """From now on until ``begin`` call ``act`` with a signal's name, in a thread, as soon as it comes."""

@@ -29,8 +29,10 @@ def link_checkout(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-def run(command: list[str], folder: Path, **environ: str) -> None:
+def run(command: list[str], folder: Path, **environ: str) -> str:
     """Run a command in ``folder``, with an activated environment; it has to succeed, and leaves no process behind.
+
+    Returns what it printed.
 
     Args:
         command: what to run.
@@ -49,3 +51,4 @@ def run(command: list[str], folder: Path, **environ: str) -> None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, f"{command[-1]}\n{out}"
+    return out

@@ -113,7 +113,8 @@ def _tell_of_ages(path: Path, absent: int, unused: int) -> None:
 
 def _require_none(wrong: list[str], path: Path) -> None:
     if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"checkpoint {path} is of another model or density: {wrong[0]} ({len(wrong)} differences); "
+            f"checkpoint {path} is of another model or density: {wrong[0]}{more}; "
             "set model and sparsity as in its state.json, or start anew in another train.output_dir"
         )

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import pty
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.signals import Signals
 from pretrain.callbacks.base import Callback
 from pretrain.checkpoint.folder import published, read_manifest, step_of
 from pretrain.config import config_from_dict
 from pretrain.exit_codes import DONE, STOPPED
 from pretrain.run import prepare
-from pretrain.stopping import StopRequest
+from pretrain.stopping import SIGNALS, StopRequest
 from pretrain.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.pretrain.attempts import start, wait, write_run_file
@@ -160,6 +164,38 @@ def test_a_signal_to_real_processes(corpus: str, tmp_path: Path, step: int, dela
     processes = start(2, [write_job(corpus, tmp_path / "run")])
     follow(processes, tmp_path / "run", step, delay)
     check_stopped(wait(processes), tmp_path / "run")
+
+
+def test_a_terminal_that_goes_away_stops_a_run_that_loses_nothing(corpus: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = write_job(corpus, folder)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-m", "pretrain", job])
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 90
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(terminal, False)
+            os.read(terminal, 1 << 16)  # a full terminal would block the run
+        time.sleep(0.005)
+    os.close(terminal)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    newest = published(folder / "checkpoints")[-1]
+    assert code == STOPPED and 7 <= step_of(newest) < STEPS
+    assert len(metrics.read_text().splitlines()) == step_of(newest)
+
+
+def test_a_run_that_has_hangups_ignored_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS.values()}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        for keeper in (StopRequest(), Signals()):
+            keeper.install()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -175,9 +175,14 @@ class Checkpoint:
         """One weight as the model computes with it, fp32; inactive entries are exactly 0.
 
         Raises:
-            CheckpointError: its mask does not fit its values.
+            CheckpointError: its mask does not fit its values, or some of them are NaN or infinite.
         """
         values, spec = self.vector(weight.vector), weight.layer
+        if odd := values.numel() - int(values.isfinite().sum()):
+            raise CheckpointError(
+                f"checkpoint {self.folder}: {odd:,} of {values.numel():,} weights of {weight.name} are NaN or "
+                "infinite, expected finite ones: the run had diverged; take an earlier checkpoint of it"
+            )
         if spec is None:
             return values.view(weight.shape)
         if spec.is_full:

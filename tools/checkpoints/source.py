@@ -145,9 +145,8 @@ class Weights:
             if tuple(part.get_shape()) != weight.shape or part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
                 problems.append(f"{weight.name} is {part.get_dtype()} {part.get_shape()}, expected {weight.shape}")
         if problems:
-            raise CheckpointError(
-                f"{self.folder} does not hold the LLaMA of its config.json: {problems[0]} ({len(problems)} differences)"
-            )
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise CheckpointError(f"{self.folder} does not hold the LLaMA of its config.json: {problems[0]}{more}")
         unused = set(self._file_of) - {weight.name for weight in weights}
         unused -= {name for name in unused if self._says_nothing_new(name, model)}
         if left := [name for name in sorted(unused) if not self.dropping.takes(name)]:

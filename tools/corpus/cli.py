@@ -51,6 +51,8 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
         print(json.dumps(summary))
     else:
         for key, value in summary.items():
+            if value is None or value is False:
+                continue  # what there is not, or what did not happen; for programs it is in --json
             print(printable(f"{key}: {_readable(value)}"))  # documents may be anybody's text
     return 0
 

@@ -1,4 +1,5 @@
-"""Every command and every Python example of docs/checkpoints.md, in order, on a small run in an empty folder."""
+"""Every command and every Python example of docs/checkpoints.md, in order, on a small run in an empty folder; after
+them the command of docs/security.md."""
 
 from __future__ import annotations
 
@@ -69,6 +70,8 @@ def test_every_command_and_example_works_in_order(checkout: Path) -> None:
     ):
         rows = (checkout / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["step"] for row in rows] == steps
+    (look,) = commands("docs/security.md")
+    assert "step 4" in run(["bash", "-c", look], checkout)
 
 
 def test_every_option_the_page_names_exists() -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.tools.checkpoints.models import VOCABULARY, load_hf, newest, our_model, read_state, read_vectors
 from tools import export_hf
 from tools.checkpoints import stream
+from tools.checkpoints.reader import Checkpoint
 
 NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "tensor-tied", "pipeline"]
 
@@ -68,6 +69,25 @@ def test_zeros_stand_exactly_where_the_masks_say(runs: Path, exported: Path, nam
     assert len(described) == {"dense": 0, "partly": 13, "tensor": 13}.get(name, 14)
     for layer in {key.removesuffix(".weight") for key in weights} - set(described):
         assert (weights[f"{layer}.weight"] != 0).all()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], odd: float
+) -> None:
+    whole = Checkpoint.vector
+
+    def vector(self: Checkpoint, name: str) -> torch.Tensor:
+        found = whole(self, name)
+        if name == "model.layers.1.mlp.up_proj.values":
+            found[3:5] = odd
+        return found
+
+    monkeypatch.setattr(Checkpoint, "vector", vector)
+    assert export(newest(runs / "grouped"), tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of" in told and "weights of model.layers.1.mlp.up_proj.weight are NaN or infinite" in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def blocks_of(bits: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
