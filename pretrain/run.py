@@ -40,7 +40,6 @@ from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
 from smet import MaskBank, TopologyController, kernels
-from smet.zero import ZeroStore
 
 
 def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
@@ -88,16 +87,15 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     heartbeat.mark("building the model", 0)
     settings = deepspeed_config(config, layout.dp_size)
     engine = _engine(config, layout, settings, checkpoint)
-    store = ZeroStore(engine.deepspeed)
-    require_alike(store.collective_facts(), layout)
+    require_alike(engine.collective_facts(), layout)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(
-        engine.model, config.sparsity, store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size
+        engine.model, config.sparsity, engine.store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size
     )
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
-    trainer = Trainer(config, layout, engine, store, bank, topology, loader, folder, stop, heartbeat)
+    trainer = Trainer(config, layout, engine, bank, topology, loader, folder, stop, heartbeat)
     validation = None
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
@@ -171,7 +169,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
     saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
     counted = config.logging.traffic and layout.world_size > 1
     return [
-        *([TrafficCallback(layout)] if counted else []),
+        *([TrafficCallback()] if counted else []),
         GuardCallback(config.guard, folder, saver, resume),
         *([EvaluationCallback(validation)] if validation is not None else []),
         TopologyCallback(folder),

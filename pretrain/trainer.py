@@ -18,7 +18,6 @@ from pretrain.schedule import learning_rate
 from pretrain.stopping import StopRequest
 from smet.bank import MaskBank
 from smet.controller import TopologyController
-from smet.zero import ZeroStore
 
 
 class Trainer:
@@ -33,7 +32,6 @@ class Trainer:
         config: RunConfig,
         layout: Layout,
         engine: Engine,
-        store: ZeroStore,
         bank: MaskBank,
         topology: TopologyController,
         loader: BatchLoader,
@@ -42,7 +40,8 @@ class Trainer:
         heartbeat: Heartbeat,
     ):
         self.config, self.layout, self.engine = config, layout, engine
-        self.store, self.bank, self.topology, self.loader = store, bank, topology, loader
+        self.store = engine.store
+        self.bank, self.topology, self.loader = bank, topology, loader
         self.folder = folder
         self.corpora = [loader.corpus]
         """All that is read, for training and evaluation."""
@@ -53,7 +52,7 @@ class Trainer:
         """Samples (from, to) that are left out, since training did not get over them."""
         self.stop_request, self.heartbeat = stop_request, heartbeat
         self.stop_reason = ""
-        store.before_each_step(self._before_update)
+        engine.before_update(self._before_update)
 
     @property
     def last_step(self) -> int:
@@ -131,8 +130,7 @@ class Trainer:
     def _train_step(self) -> Record:
         begin = time.perf_counter()
         lr = learning_rate(self.step, self.config.optimizer, self.total_steps)
-        for group in self.store.optimizer.param_groups:
-            group["lr"] = lr
+        self.engine.set_learning_rate(lr)
         self.consumed_samples = self._pass_over(self.consumed_samples)
         self.heartbeat.mark("reading data", self.step)
         batches = self.layout.agree(self._next_batches)
@@ -145,9 +143,9 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "lr": lr,
-            "grad_norm": self.store.gradient_norm(),
+            "grad_norm": self.engine.gradient_norm(),
             "tokens": self.step * self.tokens_per_step,
             "tokens_per_second": self.tokens_per_step / seconds,
             "step_seconds": seconds,
-            "skipped": not self.store.step_applied(),
+            "skipped": not self.engine.step_applied(),
         }

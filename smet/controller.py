@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet import copies
+from smet.activity import TOPOLOGY, during
 from smet.ages import AgeTable
 from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
@@ -235,6 +236,7 @@ class TopologyController:
         position.masks = masks
 
     @torch.no_grad()
+    @during(TOPOLOGY)
     def update(self) -> UpdateReport:
         """One topology update of every layer. Collective over the data-parallel ranks.
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smet.activity import TOPOLOGY, during
 from smet.exchange import all_gather_flat, reduce_scatter_flat
 from smet.linear import SparseLinear
 
@@ -49,6 +50,7 @@ class DenseGradients:
             layer.gradient_sink = None
         self._sums.clear()
 
+    @during(TOPOLOGY)
     def add(self, layer: SparseLinear, dense: Tensor) -> None:
         """Add one micro-batch's canonical gradient ``(rows, cols)``. Collective: layers come in one order."""
         tiles = layer.grid.to_blocks(dense.detach()).float()

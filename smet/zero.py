@@ -122,10 +122,13 @@ class ZeroStore:
         if small:
             small[0].all_gather(small)
 
-    def before_each_step(self, action: Callable[[], None]) -> None:
+    def before_each_step(self, action: Callable[[], None]) -> Callable[[], None]:
         """Call ``action`` whenever the last backward of a step is done and before its gradients are used.
 
         Works alike for engines whose caller sees that moment and for pipeline engines, where nobody does.
+
+        Returns:
+            Call it to end that.
         """
         original = self.zero.step
 
@@ -133,7 +136,11 @@ class ZeroStore:
             action()
             return original(*arguments, **options)
 
+        def end() -> None:
+            self.zero.step = original
+
         self.zero.step = step
+        return end
 
     def after_each_step(self, action: Callable[[], None]) -> Callable[[], None]:
         """Call ``action`` after each ``engine.step`` that used gradients up: not within an accumulation.

@@ -61,7 +61,5 @@ class CheckpointCallback(Callback):
             "tokens": tokens,
             "loss": probe_loss(trainer.engine, tokens, trainer.config.train.micro_batch_size),
         }
-        self.saver.save(
-            trainer.step, vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout), state, wait
-        )
+        self.saver.save(trainer.step, vectors_of(trainer.engine, trainer.bank, trainer.layout), state, wait)
         self._saved_step = trainer.step

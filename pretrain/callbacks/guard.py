@@ -55,7 +55,7 @@ class GuardCallback(Callback):
         """From now on the engine asks before each update."""
         self._trainer = trainer
         if self.config.enabled:
-            trainer.store.decide_each_step(self.decide)
+            trainer.engine.veto(self.decide)
 
     def decide(self, norm: float) -> bool:
         """Whether to leave this step out, given its global gradient norm. Collective."""

@@ -70,7 +70,6 @@ def planned(trainer: Trainer) -> dict[str, Any]:
 def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]:
     """The sparse layers of this rank's part of the model, and everything else."""
     groups = parameter_groups(trainer.engine.model, trainer.config.sparsity)
-    settings = trainer.engine.deepspeed.config.get("zero_optimization", {})
     buckets: dict[str, int] = {}
     for name, layer in layers.items():
         if not layer.is_full:
@@ -85,7 +84,7 @@ def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]
         part: Part(
             groups=tuple(value for name, value in lengths.items() if name.startswith("sparse") == (part == "sparse")),
             buckets=tuple(buckets.values()) if part == "sparse" else (),
-            persistent=settings.get("stage3_param_persistence_threshold", 0),
+            persistent=trainer.engine.kept_whole,
         )
         for part in ("sparse", "dense")
     }

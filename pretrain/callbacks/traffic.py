@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from pretrain.callbacks.base import Callback, Record
-from pretrain.layout import Layout
-from pretrain.traffic import TrafficCounter
+from pretrain.engine.traffic import TrafficCounter
 from pretrain.trainer import Trainer
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class TrafficCallback(Callback):
@@ -24,33 +19,22 @@ class TrafficCallback(Callback):
 
     name = "traffic"
 
-    def __init__(self, layout: Layout):
-        self.counter = TrafficCounter(layout)
-        self._open = False
+    def __init__(self) -> None:
+        self.counter: TrafficCounter | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Start to count; tell topology updates apart."""
-        self.counter.__enter__()
-        self._open = True
-        controller = trainer.topology
-        controller.update = self._as_topology(controller.update)  # type: ignore[method-assign]
-        controller.gradients.add = self._as_topology(controller.gradients.add)  # type: ignore[method-assign]
-
-    def _as_topology(self, action: Callable[P, T]) -> Callable[P, T]:
-        def counted(*arguments: P.args, **options: P.kwargs) -> T:
-            with self.counter.as_kind("topology"):
-                return action(*arguments, **options)
-
-        return counted
+        """Start to count."""
+        self.counter = trainer.engine.traffic().__enter__()
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Add this step's bytes to its record."""
+        assert self.counter is not None
         taken: dict[str, Any] = self.counter.take()
         record.update({f"bytes_sent_{kind}": sent for kind, sent in taken.items()})
         record["bytes_sent"] = sum(taken.values())
 
     def close(self) -> None:
         """Stop counting."""
-        if self._open:
+        if self.counter is not None:
             self.counter.__exit__()
-            self._open = False
+            self.counter = None

@@ -12,13 +12,12 @@ from pretrain.layout import Layout
 from pretrain.parallel.tensor import is_replicated, offsets
 from smet.bank import MaskBank
 from smet.linear import sparse_layers
-from smet.store import ParameterStore
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
 
 
-def vectors_of(engine: Engine, store: ParameterStore, bank: MaskBank, layout: Layout) -> Vectors:
+def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
     """Live fragments of everything that training changes: loading into them restores the run. Collective.
 
     For a parameter ``p``: ``p`` (fp32 master), ``p/exp_avg``, ``p/exp_avg_sq`` and, if its weights can
@@ -30,7 +29,7 @@ def vectors_of(engine: Engine, store: ParameterStore, bank: MaskBank, layout: La
     for name, parameter in engine.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        fragment = store.fragment(parameter)
+        fragment = engine.store.fragment(parameter)
         start, total = places.get(name, (0, fragment.total))
         copy = is_copy(name, layout)
         for key, tensor in {"": fragment.master, **fragment.state}.items():

@@ -29,7 +29,7 @@ def resume(trainer: Trainer, path: Path) -> None:
         CheckpointError: it is of another model, or its recorded batch has another loss.
     """
     state = read_state(path)
-    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
     read_vectors(path, vectors, trainer.layout)
     require_sound(trainer.engine.model, trainer.bank, vectors, state, trainer.layout, path)
     trainer.bank.release()

@@ -73,7 +73,7 @@ def load(given: dict[str, Any], checkpoint: Path) -> tuple[list[str], float]:
     config = config_from_dict(trial)
     trainer = prepare(config, layout_of(config))
     stored = whole_vectors(checkpoint)
-    live = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    live = vectors_of(trainer.engine, trainer.bank, trainer.layout)
     wrong = [
         name
         for name, vector in live.items()

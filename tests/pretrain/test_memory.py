@@ -158,7 +158,7 @@ def live_bytes(jobs: list[dict[str, Any]]) -> list[int]:
         config = config_from_dict(given)
         trainer = run(config, start(config))
         trainer.bank.release()
-        trainer.engine.deepspeed.empty_partition_cache()  # ZeRO-3 keeps weights that an evaluation gathered
+        trainer.engine._deepspeed.empty_partition_cache()  # ZeRO-3 keeps weights that an evaluation gathered
         found.append(sum({s.data_ptr(): s.nbytes() for s in storages() if s.data_ptr() not in before}.values()))
     return found
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from pretrain.engine.traffic import TrafficCounter
 from pretrain.layout import Layout
-from pretrain.traffic import TrafficCounter, ring_bytes
+from pretrain.traffic import ring_bytes
+from smet.activity import TOPOLOGY, during
 from smet.exchange import all_gather_flat, reduce_scatter_flat
 from tests.distributed import run_ranks
 
@@ -46,7 +48,7 @@ def count_each() -> dict[str, int]:
             taken = counter.take()
             counted[name] = taken.pop(name.split()[0])
             assert not any(taken.values()), (name, taken)
-        with counter.as_kind("topology"):
+        with during(TOPOLOGY):
             dist.all_reduce(x.clone(), group=group)
         counted["topology"] = counter.take()["topology"]
     dist.all_reduce(x.clone(), group=group)

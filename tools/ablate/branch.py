@@ -115,12 +115,11 @@ class Branches(Callback):
 def _step(trainer: Trainer) -> None:
     """One optimizer step of the run, without its callbacks and without a topology update."""
     rate = learning_rate(trainer.step, trainer.config.optimizer, trainer.total_steps)
-    for group in trainer.store.optimizer.param_groups:
-        group["lr"] = rate
+    trainer.engine.set_learning_rate(rate)
     for layer in trainer.topology.all_layers.values():
         layer.drop_dense_weight()
     trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
-    if trainer.store.step_applied():
+    if trainer.engine.step_applied():
         trainer.store.optimizer.advance()
     for layer in trainer.topology.all_layers.values():
         layer.drop_dense_weight()

@@ -38,4 +38,4 @@ class Snapshot:
 
     def _live(self) -> Vectors:
         trainer = self.trainer
-        return vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+        return vectors_of(trainer.engine, trainer.bank, trainer.layout)

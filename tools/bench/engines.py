@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.build import LossModel, build_engine, deepspeed_config
 from pretrain.config import RunConfig
-from pretrain.engine import PlainEngine
+from pretrain.engine import Engine, PlainEngine
 from pretrain.layout import Layout
 from pretrain.model import LlamaForCausalLM, initialize
 from smet import MaskBank, TopologyController
@@ -29,8 +29,7 @@ DENSE_OPTIMIZERS = ("torch fused AdamW", "DeepSpeedCPUAdam")
 class Side(ABC):
     """An engine that can be stepped and measured."""
 
-    engine: Any
-    store: ZeroStore
+    engine: Engine
 
     @abstractmethod
     def step(self, batches: list[Tensor]) -> float:
@@ -47,11 +46,10 @@ class SparseSide(Side):
     def __init__(self, options: Options, layout: Layout, **sparsity: str):
         config = options.config(Path("unused"), **sparsity)
         self.engine = build_engine(config, layout, deepspeed_config(config, layout.dp_size))
-        self.store = ZeroStore(self.engine.deepspeed)
         replicated = config.sparsity.mask_residency == "replicated"
         self.bank = MaskBank(self.engine.model, layout.group, replicated=replicated)
         self.topology = TopologyController(
-            self.engine.model, config.sparsity, self.store, self.bank, config.train.steps
+            self.engine.model, config.sparsity, self.engine.store, self.bank, config.train.steps
         )
 
     @property
@@ -88,8 +86,7 @@ class DenseSide(Side):
             client = DeepSpeedCPUAdam(groups, lr=config.optimizer.lr, weight_decay=0.0, adamw_mode=True)
         settings = deepspeed_config(config, layout.dp_size)
         engine, *_ = deepspeed.initialize(model=LossModel(model), optimizer=client, config=settings)
-        self.engine = PlainEngine(engine, model, layout)
-        self.store = _AnyStore(engine)
+        self.engine = PlainEngine(engine, model, layout, _AnyStore(engine))
 
     def step(self, batches: list[Tensor]) -> float:
         """See ``Side``."""
@@ -123,12 +120,12 @@ class _AnyStore(ZeroStore):
 
 def _at_rest(side: Side, batches: list[Tensor], bank: MaskBank, layers: dict[str, SparseLinear]) -> Table:
     gradients: list[Table] = []
-    zero, original = side.store.zero, side.store.zero.step
-    side.store.before_each_step(lambda: gradients.append(measure(side.store, bank, layers)))
+    store = side.engine.store
+    end = side.engine.before_update(lambda: gradients.append(measure(store, bank, layers)))
     side.step(batches)
-    zero.step = original
+    end()
     bank.release()
-    table = measure(side.store, bank, layers)
+    table = measure(store, bank, layers)
     for part, kinds in table.items():
         kinds["gradients"] = gradients[-1][part]["gradients"]
     return table

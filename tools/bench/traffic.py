@@ -5,7 +5,6 @@ from __future__ import annotations
 from pretrain.config import RunConfig
 from pretrain.plan import blocks_of, plan_rank
 from pretrain.plan.sending import sending
-from pretrain.traffic import TrafficCounter
 from tools.bench.engines import Side
 from tools.bench.figures import Figure, unmeasured
 from tools.bench.session import Session
@@ -19,14 +18,14 @@ def measure(session: Session) -> dict[str, dict[str, int]]:
     with session.extra(mask_residency="replicated") as side:
         side.step(session.batches)
         found["replicated"] = _sent(side, session)
-    with TrafficCounter(session.layout) as counter, counter.as_kind("topology"):
+    with session.smet.engine.traffic() as counter:
         session.smet.topology.update()
     found["topology update"] = counter.take()
     return found
 
 
 def _sent(side: Side, session: Session) -> dict[str, int]:
-    with TrafficCounter(session.layout) as counter:
+    with side.engine.traffic() as counter:
         side.step(session.batches)
     return counter.take()
 

@@ -72,7 +72,7 @@ def train_and_count(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for one in jobs:
         config = config_from_dict(one)
         layout = start(config)
-        traffic, keep = TrafficCallback(layout), Keep()
+        traffic, keep = TrafficCallback(), Keep()
         pretrain.run._callbacks = lambda *given, front=(traffic, keep): [*front, *callbacks(*given)]
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = pretrain.run.run(config, layout)

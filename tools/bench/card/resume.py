@@ -81,7 +81,7 @@ def _train(config: RunConfig, rank: Rank) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = run(config, rank.layout)
     digest = hashlib.blake2b(digest_size=16)
-    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
     for name in sorted(vectors):
         digest.update(name.encode())
         digest.update(vectors[name].local.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
