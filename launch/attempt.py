@@ -13,12 +13,12 @@ from typing import Any
 
 from launch.environment import LAUNCH_ID
 from launch.names import require_host
-from launch.progress import heartbeats, reached
 from launch.remote import Remote, on_all
 from launch.signals import Signals
 from launch.starts import Job, Start, start_of
 from pretrain.exit_codes import USER
 from pretrain.ports import next_free
+from pretrain.run_folder import RunReader
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,7 @@ class Attempt:
         self.signals, self.watch = signals, watch
         self.names = [host.name for host in job.hosts]
         self._seen: dict[int, tuple[Any, float]] = {}
-        self._before = {rank: record.get("alive") for rank, record in heartbeats(folder).items()}
+        self._before = {rank: record.get("alive") for rank, record in RunReader(folder).heartbeats().items()}
         self._signalled: dict[str, set[int]] = {name: set() for name in self.names}
         self._silent: dict[str, tuple[float, int]] = {}
         self.ranks_seen = 0
@@ -133,7 +133,7 @@ class Attempt:
         By this machine's clock and the files' content, so that no clock of another host matters.
         """
         now = time.monotonic()
-        for rank, record in heartbeats(self.folder).items():
+        for rank, record in RunReader(self.folder).heartbeats().items():
             alive = record.get("alive")
             known = self._seen.get(rank)
             if rank >= self.job.world or (known is None and alive == self._before.get(rank)):
@@ -150,7 +150,7 @@ class Attempt:
             return f"{missing} of {self.job.world} ranks gave no sign of life within {self.watch.start_within:.0f} s"
         if not any(age > self.watch.lost_after for age in ages.values()):
             return ""
-        records = heartbeats(self.folder)
+        records = RunReader(self.folder).heartbeats()
         late = [
             rank
             for rank, age in ages.items()
@@ -177,7 +177,7 @@ class Attempt:
 
         A run that goes on needs all its hosts: then only ssh is in trouble, which is no reason to end it.
         """
-        step = reached(self.folder).step
+        step = RunReader(self.folder).reached().step
         gone = self._unreachable()
         lost = tuple(name for name in gone if self._silent.get(name, ("", -1))[1] == step)
         self._silent = {name: (time.monotonic(), step) for name in gone}

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.progress import published
+from pretrain.run_folder import RunReader
 
 
 def saved(folder: Path) -> str:
     """Where the newest checkpoint of a run is."""
-    found = published(folder)
+    found = RunReader(folder).checkpoints()
     return f"saved in {found[-1]}" if found else "nothing is saved yet"
 
 

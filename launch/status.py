@@ -10,10 +10,13 @@ from statistics import median
 from typing import Any
 
 from launch.ends import goes_on
-from launch.progress import events, heartbeats, published, step_of, tail
 from pretrain import outside
+from pretrain.checkpoint.folder import MANIFEST, step_of
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import LaunchError
+from pretrain.numbers import duration
+from pretrain.run_folder import RunReader
+from pretrain.run_folder.reader import METRICS, SETTINGS, TOPOLOGY
 
 RECENT = 50
 """Steps that speed and time left are estimated from."""
@@ -27,13 +30,14 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
     Raises:
         LaunchError: ``folder`` is no run folder.
     """
-    if not (folder / "config.yaml").is_file():
+    if not (folder / SETTINGS).is_file():
         raise LaunchError(f"{folder} holds no config.yaml, expected a run folder (train.output_dir of a run)")
-    settings = read_yaml(folder / "config.yaml")
+    settings = read_yaml(folder / SETTINGS)
     now = time.time() if now is None else now
-    metrics = tail(folder / "metrics.jsonl")
-    noted = events(folder)
-    ranks = _ranks(folder, now)
+    run = RunReader(folder)
+    metrics = run.tail(METRICS)
+    noted = run.events()
+    ranks = _ranks(run, now)
     total = _total(settings, folder)
     step = int(metrics[-1]["step"]) if metrics else 0
     running = any(rank["alive_seconds"] <= ALIVE_SECONDS and rank["phase"] != "ended" for rank in ranks)
@@ -53,11 +57,11 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
         **_speed(metrics, total - step),
         "loss": metrics[-1].get("loss") if metrics else None,
         "tokens": metrics[-1].get("tokens") if metrics else 0,
-        "checkpoint": _checkpoint(folder, now),
+        "checkpoint": _checkpoint(run, now),
         "restarts": sum(event.get("kind") == "restart" for event in noted),
         "events": dict(Counter(str(event.get("kind")) for event in noted)),
         "last_events": noted[-5:],
-        "topology": _topology(folder),
+        "topology": _topology(run),
         "ranks": ranks,
         "laggard": _laggard(ranks),
     }
@@ -94,25 +98,25 @@ def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
     }
 
 
-def _checkpoint(folder: Path, now: float) -> dict[str, Any] | None:
-    found = published(folder)
+def _checkpoint(run: RunReader, now: float) -> dict[str, Any] | None:
+    found = run.checkpoints()
     if not found:
         return None
-    age = now - (found[-1] / "manifest.json").stat().st_mtime
+    age = now - (found[-1] / MANIFEST).stat().st_mtime
     return {"name": found[-1].name, "step": step_of(found[-1]), "age_seconds": max(0.0, age), "kept": len(found)}
 
 
-def _topology(folder: Path) -> dict[str, Any] | None:
-    updates = tail(folder / "topology.jsonl", 1 << 22)
+def _topology(run: RunReader) -> dict[str, Any] | None:
+    updates = run.tail(TOPOLOGY, 1 << 22)
     if not updates:
         return None
     last = updates[-1]
     return {key: last.get(key) for key in ("step", "update", "fraction", "pruned", "grown", "recycled", "seconds")}
 
 
-def _ranks(folder: Path, now: float) -> list[dict[str, Any]]:
+def _ranks(run: RunReader, now: float) -> list[dict[str, Any]]:
     found = []
-    for rank, record in sorted(heartbeats(folder).items()):
+    for rank, record in sorted(run.heartbeats().items()):
         since = {f"{key}_seconds": max(0.0, now - float(record.get(key) or 0.0)) for key in ("alive", "moved")}
         found.append({"rank": rank, **{k: record.get(k) for k in ("host", "pid", "step", "phase")}, **since})
     return found
@@ -185,13 +189,3 @@ def _event(event: dict[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else "not finite"
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours_left = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours_left:02d}h"
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from launch.attempt import Attempt, Ended, Watch
 from launch.ends import saved, with_overrides
 from launch.hosts import Choice, Host, choose
-from launch.progress import Reached, events, note, reached
 from launch.remote import Remote, on_all
 from launch.signals import Signals
 from launch.starts import Job
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER
+from pretrain.run_folder import Reached, RunReader, note
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ class Supervisor:
         return code
 
     def _last_line(self, code: int) -> str:
-        step, total = reached(self.folder).step, self.config.train.steps
+        step, total = RunReader(self.folder).reached().step, self.config.train.steps
         if code == DONE and step >= total:
             shown = f"to see it: python -m tools.plot_run {shlex.quote(str(self.folder))}"
             return f"done: step {step} of {total}, {saved(self.folder)}; {shown}"
@@ -100,7 +100,7 @@ class Supervisor:
         return f"{ended}: step {step} of {total}, {saved(self.folder)}; {then}: {command}"
 
     def _run(self) -> int:
-        best = reached(self.folder)
+        best = RunReader(self.folder).reached()
         idle = 0
         choice: Choice | None = Choice(
             hosts=self.job.hosts, micro_batch_size=self.config.train.micro_batch_size
@@ -112,7 +112,7 @@ class Supervisor:
                 ended = self._once(choice)
                 if (code := self._final(ended, best)) is not None:
                     return code
-            now = reached(self.folder)
+            now = RunReader(self.folder).reached()
             idle = 0 if now.beyond(best) else idle + 1
             best = best.best(now)
             if self.policy.max_restarts == 0:
@@ -166,7 +166,7 @@ class Supervisor:
 
     def _who_was_stuck(self) -> str:
         """What the run's watchdog found, if it got to write it down."""
-        found = [event for event in events(self.folder) if event.get("kind") == "stuck"]
+        found = [event for event in RunReader(self.folder).events() if event.get("kind") == "stuck"]
         return str(found[-1].get("text", "")) if found else ""
 
     def _changed(self, choice: Choice) -> tuple[str, ...]:
@@ -188,12 +188,12 @@ class Supervisor:
 
     def _stopped(self, ended: Ended, best: Reached) -> int:
         """Stopped early; whoever starts it again, such as Slurm, must not do so for ever if nothing is won."""
-        now = reached(self.folder)
+        now = RunReader(self.folder).reached()
         self._note("ended", reason=ended.reason, **vars(now))
         if now.beyond(best):
             return STOPPED
         fruitless = 0
-        for event in reversed(events(self.folder)):
+        for event in reversed(RunReader(self.folder).events()):
             if event.get("kind") == "ended":
                 if (event.get("checkpoint"), event.get("step")) != (now.checkpoint, now.step):
                     break
@@ -240,7 +240,7 @@ class Supervisor:
     def _tell_restart(self, ended: Ended, choice: Choice | None) -> None:
         hosts = choice.hosts if choice else ()
         world = choice.world if choice else 0
-        now = reached(self.folder)
+        now = RunReader(self.folder).reached()
         origin = f"checkpoint of step {now.checkpoint}" if now.checkpoint else "the beginning"
         where = ", ".join(_names(hosts)) or "no host"
         print(

@@ -28,8 +28,9 @@ import psutil
 from pretrain import outside
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
+from pretrain.files import write_atomically
 from pretrain.laggards import is_deadlock, is_state, is_waiting, laggards, own_report
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.run_folder import RunFolder
 
 ALIVE = 60.0
 """Seconds, at least, between two signs of life of a rank on a busy host, other hosts' clocks included."""

@@ -1,9 +1,12 @@
-"""Numbers of a command line."""
+"""Numbers as people write and read them: on a command line, and on the screen."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
+
+_SIZE = re.compile(r"\s*(?P<number>.*?)\s*(?P<prefix>[kmgt]?)(?P<binary>(?<=[kmgt])i(?=b))?b?\s*", re.I)
 
 
 def finite(text: str) -> float:
@@ -15,3 +18,27 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number, expected one such as 0.5")
     return value
+
+
+def byte_size(text: str) -> int:
+    """Bytes of ``200M``, ``80GB``, ``40GiB`` or ``1e9``, for ``argparse``'s ``type``; k, M, G, T are powers of 1000."""
+    found = _SIZE.fullmatch(text)
+    assert found is not None  # any text is a number, good or bad, with nothing behind it
+    power = " kmgt".index(found["prefix"].lower() or " ")
+    try:
+        size = int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+    except (ValueError, OverflowError):  # of 1e999
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size in bytes, expected one such as 500k, 2G or 40GiB")
+    return size
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours_left:02d}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,4 +1,4 @@
-"""Reading what a run left behind, from anybody's hands: JSON documents, and lines of JSON.
+"""What a run or a tool leaves behind, from anybody's hands: JSON documents, and lines of JSON that may grow.
 
 A file may be cut off, damaged or of something else: what cannot be used is one line, or counted and said.
 """
@@ -6,37 +6,156 @@ A file may be cut off, damaged or of something else: what cannot be used is one 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pretrain import outside
 from pretrain.errors import DataError
+from pretrain.files import write_atomically
 
 Rows = list[dict[str, Any]]
 
+AT_ONCE = 1 << 22
+LONGEST_LINE = 1 << 24
+"""Bytes; a longer line is nobody's record and is not kept in memory."""
+ANCHOR = 256
+"""Bytes before a place in a file by which it is known again."""
 
-def read_rows(path: Path, numbers: Sequence[str] = ()) -> Rows:
+
+@dataclass
+class News:
+    """What a file of lines holds beyond what was read of it before."""
+
+    rows: Rows = field(default_factory=list)
+    again: bool = False
+    """Whether the file was written anew, as when a run goes back: ``rows`` are all there is, those before are void."""
+    left_out: int = 0
+    """Lines that cannot be used."""
+
+
+class Follower:
+    """The records of a file of JSON lines, while others add to it.
+
+    A last line without its end is just being written, and comes with a later ``poll``. Lines that are no object, that
+    lack one of ``needed``, or have text or a number beyond reason where one of ``numbers`` is expected, are counted.
+
+    Args:
+        path: may come later, and may go.
+        needed: numbers without which a record is none.
+        numbers: numbers that a record may have.
+    """
+
+    def __init__(self, path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = ()):
+        self.path, self.needed, self.numbers = path, needed, frozenset((*needed, *numbers))
+        self.half = b""
+        """The last line, as far as it is written."""
+        self._place, self._identity, self._anchor = 0, (0, 0), b""
+        self._too_long = False
+
+    def poll(self) -> News:
+        """What is new. A file that is not there holds nothing.
+
+        Raises:
+            OSError: it cannot be read, or is no file.
+        """
+        try:
+            with outside.reading(self.path) as file:
+                return self._read(file)
+        except FileNotFoundError:
+            again, self._place = bool(self._place), 0
+            self._forget((0, 0))
+            return News(again=again)
+
+    def _read(self, file: BinaryIO) -> News:
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino)
+        news = News()
+        if not self._is_known(file, identity):
+            news.again, self._place = bool(self._place), 0
+            self._forget(identity)
+        file.seek(self._place)
+        while piece := file.read(AT_ONCE):
+            self._place += len(piece)
+            self._anchor = (self._anchor + piece)[-ANCHOR:]
+            *lines, self.half = (self.half + piece).split(b"\n")
+            for line in lines:
+                self._take(line, news)
+            if len(self.half) > LONGEST_LINE:
+                self.half, self._too_long = b"", True
+        return news
+
+    def _forget(self, identity: tuple[int, int]) -> None:
+        self.half, self._anchor, self._identity, self._too_long = b"", b"", identity, False
+
+    def _is_known(self, file: BinaryIO, identity: tuple[int, int]) -> bool:
+        """Whether the file still is the one that was read, and only longer. A number of an inode is given out again."""
+        file.seek(self._place - len(self._anchor))
+        return identity == self._identity and file.read(len(self._anchor)) == self._anchor
+
+    def _take(self, line: bytes, news: News) -> None:
+        too_long, self._too_long = self._too_long, False
+        if not too_long and not line.strip():
+            return
+        row = None if too_long else self.usable(line)
+        if row is None:
+            news.left_out += 1
+        else:
+            news.rows.append(row)
+
+    def usable(self, line: bytes) -> dict[str, Any] | None:
+        """The record in a line, None where there is none."""
+        try:
+            row = outside.parse_json(line)
+        except ValueError:
+            return None
+        if not isinstance(row, dict) or any(name not in row for name in self.needed):
+            return None
+        return row if all(is_number(row[name]) for name in self.numbers & row.keys()) else None
+
+
+def is_number(value: Any) -> bool:
+    """A number to compute with, or the null that a run that diverged writes."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 62)
+
+
+def read_rows(path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = ()) -> Rows:
     """The JSON objects of a file of lines; nothing if there is none.
 
-    A last line without its end is just being written and is left out. Other lines that are no object, or lack one
-    of ``numbers``, are left out too, and a warning on stderr says how many.
+    A last line without its end is left out, unless it is whole. Others that cannot be used (see ``Follower``) are left
+    out too, and a warning on stderr says how many.
 
     Raises:
         OSError: the file cannot be read.
     """
-    if not path.exists():
-        return []
-    with outside.reading(path) as file:
-        *lines, last = file.read().split(b"\n")
-    found = [_parse(line) for line in lines if line.strip()]
-    if isinstance(whole := _parse(last), dict):  # of a writer that puts line ends between, not behind
-        found.append(whole)
-    rows = [row for row in found if isinstance(row, dict) and all(_has_number(row, name) for name in numbers)]
-    if left_out := len(found) - len(rows):
-        print(f"warning: {left_out} of {len(found)} lines of {path} cannot be used and are left out", file=sys.stderr)
+    follower = Follower(path, needed, numbers)
+    news = follower.poll()
+    last = follower.usable(follower.half)  # of a writer that puts line ends between, not behind
+    rows = [*news.rows, last] if last is not None else news.rows
+    if news.left_out:
+        total = len(rows) + news.left_out
+        print(f"warning: {news.left_out} of {total} lines of {path} cannot be used and are left out", file=sys.stderr)
     return rows
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line; a symbolic link in the file's place is not followed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with outside.open_own(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the records of steps after ``step``, which will be done again, and what is no record of a step."""
+    if path.exists():
+        kept = [row for row in read_rows(path, ["step"]) if row["step"] is not None and row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_document(path: Path, remedy: str) -> dict[str, Any]:
@@ -52,7 +171,10 @@ def read_document(path: Path, remedy: str) -> dict[str, Any]:
         content = outside.read_bytes(path, 256 * outside.MEGABYTE)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
-    document = _parse(content)
+    try:
+        document = outside.parse_json(content)
+    except ValueError:
+        document = None
     if not isinstance(document, dict):
         found = "no JSON" if document is None else f"JSON, but {_kind(document)}"
         raise DataError(f"{path} holds {found}, expected one JSON object; {remedy}")
@@ -64,19 +186,6 @@ def misfit(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no '{error.args[0]}'"
     return "a value in it is not of the kind that is expected there"
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _has_number(row: dict[str, Any], name: str) -> bool:
-    """A number, or the null that a run that diverged writes."""
-    value = row.get(name)
-    return name in row and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)))
 
 
 def _kind(value: Any) -> str:

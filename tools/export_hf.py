@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pretrain.checkpoint.folder import free_bytes, write_synced
+from pretrain.checkpoint.folder import free_bytes
 from pretrain.errors import CheckpointError, DataError
+from pretrain.files import write_synced
+from pretrain.numbers import byte_size
 from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.screen import on_screen
 from tools.checkpoints import stream
@@ -31,7 +33,6 @@ from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.reader import Checkpoint
 from tools.checkpoints.stream import Entry
 from tools.checkpoints.tokenizer import export_tokenizer
-from tools.corpus.cli import byte_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

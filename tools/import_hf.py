@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.folder import step_folder, write_synced
+from pretrain.checkpoint.folder import step_folder
 from pretrain.config.schema import ModelConfig
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
+from pretrain.files import write_synced
 from pretrain.numbers import finite
 from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen

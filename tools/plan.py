@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import fields
 
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
-from pretrain.numbers import finite
+from pretrain.numbers import byte_size, finite
 from pretrain.outside import printable
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import on_screen
 from tools.planner.search import Found, search
 from tools.planner.timing import Machine, StepTime, slowest_stage
-
-UNITS = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "GIB": 2.0**30, "MIB": 2.0**20}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -40,7 +37,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON: every stage, dense and as set")
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit --gpus of --memory")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to search for; default --world-size")
-    parser.add_argument("--memory", default="80GB", help="memory of one GPU, such as 80GB or 40GiB; default 80GB")
+    parser.add_argument(
+        "--memory", type=byte_size, default="80GB", help="memory of one GPU, such as 80GB or 40GiB; default 80GB"
+    )
     parser.add_argument("--reserve", type=finite, default=0.1, help="fraction of it to leave free; default 0.1")
     parser.add_argument("--top", type=int, default=10, help="layouts to print; default 10")
     for option in fields(Machine):
@@ -48,23 +47,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         kind = finite if isinstance(option.default, float) else type(option.default)
         parser.add_argument(flag, type=kind, default=option.default, help=f"default {option.default:g}")
     return parser.parse_intermixed_args(arguments)
-
-
-def size(text: str) -> float:
-    """Bytes of ``80GB``, ``40GiB`` or ``1e9``.
-
-    Raises:
-        LaunchError: it is none of these.
-    """
-    digits = text.rstrip("BbGgIiKkMmTt").strip()
-    unit = text[len(digits) :].strip().upper()
-    try:
-        value = float(digits) * UNITS[unit]
-    except (ValueError, KeyError):
-        raise LaunchError(f"--memory is '{text}', expected a size such as 80GB or 40GiB") from None
-    if not 0 < value < math.inf:
-        raise LaunchError(f"--memory is '{text}', expected more than nothing, and a number")
-    return value
 
 
 def report(config: RunConfig, world: int, machine: Machine, as_json: bool) -> str:
@@ -137,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.search:
             if world is None:
                 raise LaunchError("--search needs to know how many GPUs there are; give --gpus N")
-            found = search(config, world, size(options.memory), machine, options.reserve)
+            found = search(config, world, options.memory, machine, options.reserve)
             if options.json:
                 print(json.dumps([one.to_json() for one in found]))
             else:

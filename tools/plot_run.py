@@ -11,7 +11,8 @@ from typing import Any
 from pretrain.errors import DataError, UserError
 from pretrain.outside import printable
 from pretrain.paths import path_argument
-from pretrain.records import Rows, misfit, read_document, read_rows
+from pretrain.records import Rows, misfit
+from pretrain.run_folder.reader import METRICS, TOPOLOGY, RunReader
 from pretrain.screen import on_screen
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
@@ -24,12 +25,11 @@ def read_run(folder: Path) -> tuple[Rows, Rows, dict[str, Any]]:
     Raises:
         DataError: the folder holds no run, or one without a finished step.
     """
-    rows = read_rows(folder / "metrics.jsonl", NUMBERS)
+    run = RunReader(folder)
+    rows = run.rows(METRICS, NUMBERS)
     if not rows:
-        raise DataError(f"{folder} holds no finished step in metrics.jsonl, expected a run folder (train.output_dir)")
-    memory = folder / "memory.json"
-    report = read_document(memory, f"remove it to draw {folder} without its memory") if memory.is_file() else {}
-    return rows, read_rows(folder / "topology.jsonl", ("step", "fraction")), report
+        raise DataError(f"{folder} holds no finished step in {METRICS}, expected a run folder (train.output_dir)")
+    return rows, run.rows(TOPOLOGY, ("step", "fraction")), run.memory()
 
 
 def summarize(folder: Path, rows: Rows, updates: Rows, memory: dict[str, Any]) -> dict[str, Any]:

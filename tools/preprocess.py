@@ -21,12 +21,12 @@ import numpy as np
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
-from pretrain.numbers import finite
+from pretrain.numbers import byte_size, finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.assemble import Output, assemble, outputs_for
 from tools.corpus.chunks import part_chunks
-from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
+from tools.corpus.cli import Summary, make_parser, run_tool
 from tools.corpus.dedup import find_duplicates
 from tools.corpus.extract import Settings, reading_options
 from tools.corpus.filters import add_filter_arguments, filters_from

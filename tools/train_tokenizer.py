@@ -18,11 +18,11 @@ from typing import Any
 
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
-from pretrain.numbers import finite
+from pretrain.numbers import byte_size, finite
 from pretrain.paths import prefix_text
 from pretrain.screen import on_screen
 from tools.corpus.card import card_path, old_card
-from tools.corpus.cli import Summary, byte_size, make_parser, run_tool
+from tools.corpus.cli import Summary, make_parser, run_tool
 from tools.corpus.draw import Drawn, draw_samples
 from tools.corpus.inputs import add_source_arguments
 from tools.corpus.rejects import rejects_path

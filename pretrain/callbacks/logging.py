@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 from pretrain.callbacks.base import Callback, Record
+from pretrain.numbers import duration
 from pretrain.run_folder import RunFolder
+from pretrain.run_folder.reader import METRICS
 from pretrain.trainer import Trainer
 
 
@@ -31,7 +33,7 @@ class MetricsCallback(Callback):
         numbers = {key: value for key, value in record.items() if isinstance(value, (int, float))}
         # JSON has no infinity: an overflow's gradient norm is written as null.
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in numbers.items()}
-        self.folder.append("metrics.jsonl", finite)
+        self.folder.append(METRICS, finite)
         if self.tensorboard:
             self._write_events(numbers, trainer.step)
 
@@ -91,10 +93,3 @@ class ProgressCallback(Callback):
             report = record["topology"]
             parts.append(f"topology update {report.update}: {report.grown:,} blocks moved in {report.seconds:.2f} s")
         return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

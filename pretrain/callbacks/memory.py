@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.callbacks.base import Callback, Record
 from pretrain.plan.memory import host_gradient, offloaded
 from pretrain.run_folder import RunFolder
+from pretrain.run_folder.reader import MEMORY
 from pretrain.trainer import Trainer
 from smet import parameter_groups
 from smet.bank import bucket_key
@@ -44,7 +45,7 @@ class MemoryCallback(Callback):
             kinds["gradients"] = self._gradients[part]["gradients"]
         ranks = trainer.layout.gather_objects({**planned(trainer), "measured": measured})
         if trainer.layout.is_main:
-            self.folder.write_json("memory.json", report(trainer, ranks))
+            self.folder.write_json(MEMORY, report(trainer, ranks))
 
     @staticmethod
     def _measure(trainer: Trainer) -> Table:

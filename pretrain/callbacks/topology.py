@@ -6,6 +6,7 @@ from typing import Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
+from pretrain.run_folder.reader import TOPOLOGY
 from pretrain.trainer import Trainer
 from smet.update import UpdateReport
 
@@ -34,7 +35,7 @@ class TopologyCallback(Callback):
         if not trainer.layout.is_main:
             return
         # The controller counts applied steps; files count all, so that a resume cuts both at the same place.
-        self.folder.append("topology.jsonl", {**report.to_json(), "step": trainer.step})
+        self.folder.append(TOPOLOGY, {**report.to_json(), "step": trainer.step})
         if report.grown == 0:
             print(
                 f"warning: the topology update after step {trainer.step} changed nothing: prune fraction "

@@ -18,6 +18,7 @@ from pretrain import outside
 from pretrain.checkpoint.manifest import manifest_digest as manifest_digest
 from pretrain.checkpoint.manifest import parse, to_text
 from pretrain.errors import CheckpointError
+from pretrain.files import sync_folder, write_synced
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -62,15 +63,6 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(path: Path) -> None:
-    """Flush a directory's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def make_empty(folder: Path) -> None:
     """Create ``folder``; what a crash left in it goes."""
     outside.delete(folder)
@@ -100,14 +92,6 @@ def _point_latest(final: Path) -> None:
     write_synced(pointer, final.name + "\n")
     os.replace(pointer, final.parent / LATEST)
     sync_folder(final.parent)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a file and flush it to disk; a symbolic link in its place is not followed."""
-    with outside.open_own(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path, option: str | None = "checkpoint.resume=") -> dict[str, Any]:

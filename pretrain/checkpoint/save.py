@@ -20,6 +20,7 @@ from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.manifest import make_manifest
 from pretrain.checkpoint.vectors import Vectors, staged
 from pretrain.errors import CheckpointError
+from pretrain.files import write_synced
 from pretrain.layout import Layout
 
 T = TypeVar("T")
@@ -180,7 +181,7 @@ class Saver:
         """Size and checksum of the files this rank wrote; the main rank's include the common ones."""
         own = sorted(temporary.glob(f"__{self.layout.rank}_*"))
         if self.layout.is_main:
-            folders.write_synced(temporary / folders.STATE, state)
+            write_synced(temporary / folders.STATE, state)
             own += [temporary / ".metadata", temporary / folders.STATE]
         return {path.name: folders.describe(path) for path in own}
 

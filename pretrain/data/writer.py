@@ -17,6 +17,7 @@ import numpy as np
 
 from pretrain.data.indexed import HEADER, MAGIC, VERSION, dtype_code, index_path, tokens_path
 from pretrain.errors import DataError
+from pretrain.files import sync_folder
 
 CHUNK = 1 << 18
 """Index entries held in memory at once."""
@@ -150,15 +151,6 @@ def _chunks(file: IO[bytes], dtype: np.dtype) -> Iterator[np.ndarray]:
     file.seek(0)
     while block := file.read(CHUNK * dtype.itemsize):
         yield np.frombuffer(block, dtype)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def publish(path: Path, blocks: Iterable[bytes]) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from launch.attempt import Ended
 from launch.ends import command_of, goes_on
-from launch.progress import Reached
 from launch.status import report, status_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
+from pretrain.run_folder import Reached
 from tests.launch import test_supervisor
 from tests.launch.test_status import NOW, beat, lines, run
 from tests.launch.test_supervisor import Cluster, supervise

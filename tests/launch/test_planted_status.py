@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.progress import heartbeats, note
+from pretrain.run_folder import RunReader, note
 from tests.pretrain.attempts import write_run_file
 
 GOOD = {"rank": 0, "host": "one", "pid": 7, "phase": "training", "step": 3, "alive": 1e9, "moved": 1e9}
@@ -43,7 +43,7 @@ def test_heartbeats_of_other_kinds_are_left_out(run: Path, capsys: pytest.Captur
     (run / "heartbeat" / "rank-90001.json").write_bytes(b"\x00" * (2 << 20))
     (run / "heartbeat" / "rank-90002.json").symlink_to("/dev/zero")
     os.mkfifo(run / "heartbeat" / "rank-90003.json")
-    assert list(heartbeats(run)) == [0]
+    assert list(RunReader(run).heartbeats()) == [0]
     assert main(["status", str(run)]) == 0
     assert "ranks       1 on 1 host" in capsys.readouterr().out
 

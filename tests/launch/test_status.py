@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from launch.__main__ import main
-from launch.progress import events, reached, tail
-from launch.status import duration, report, status_of
+from launch.status import report, status_of
+from pretrain.numbers import duration
+from pretrain.run_folder import RunReader
 
 NOW = 1_000_000.0
 
@@ -114,14 +115,14 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
 def test_a_long_file_is_read_from_its_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines(path, [{"step": n, "filler": "x" * 100} for n in range(10_000)])
-    found = tail(path, 10_000)
+    found = RunReader(tmp_path).tail(path.name, 10_000)
     assert found[-1]["step"] == 9999 and 50 < len(found) < 100
-    assert tail(tmp_path / "none") == []
+    assert RunReader(tmp_path).tail("none") == []
 
 
 def test_progress_is_what_is_published(run: Path) -> None:
-    assert vars(reached(run)) == {"checkpoint": 80, "step": 90}
-    assert len(events(run)) == 3
+    assert vars(RunReader(run).reached()) == {"checkpoint": 80, "step": 90}
+    assert len(RunReader(run).events()) == 3
 
 
 def test_the_command_leaves_the_folder_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

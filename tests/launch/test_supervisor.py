@@ -13,7 +13,6 @@ import pytest
 
 from launch.attempt import Ended, Watch
 from launch.hosts import Host
-from launch.progress import Reached
 from launch.remote import Remote
 from launch.signals import Signals
 from launch.starts import Job
@@ -21,6 +20,7 @@ from launch.supervisor import Policy, Supervisor
 from pretrain.config import load_config
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER
+from pretrain.run_folder import Reached
 from tests.launch.commands import write_run
 
 TWO = (Host("a", 2), Host("b", 2))

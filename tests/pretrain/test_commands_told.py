@@ -10,12 +10,11 @@ from typing import Any, cast
 import pytest
 
 from launch.attempt import Ended
-from launch.progress import Reached
 from pretrain.data.indexed import IndexedDataset
 from pretrain.ends import last_line
 from pretrain.errors import DataError
 from pretrain.exit_codes import DONE
-from pretrain.run_folder import RunFolder
+from pretrain.run_folder import Reached, RunFolder
 from tests.launch.test_supervisor import Cluster, supervise
 from tools.import_hf import describe
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretrain.numbers import byte_size
 from tests.tools.texts import ROOT
 from tools import preprocess, train_tokenizer
-from tools.corpus.cli import byte_size
 
 TEXTS = ["an ordinary text", "an ordinary text", "long " * 8, "ab", "12345 67890 !!!", "line\nline\nline\nend", None]
 RECORDS = [{"text": text, "other": f"other {number}"} for number, text in enumerate(TEXTS)]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
+from pretrain.files import write_atomically
 from pretrain.outside import printable
 from pretrain.paths import path_argument
-from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.ablate import collect, pool, text
 from tools.ablate.matrix import Cell, Matrix, load_matrix

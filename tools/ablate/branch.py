@@ -16,11 +16,11 @@ import torch
 from pretrain.callbacks.base import Callback, Record
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.errors import ConfigError
+from pretrain.records import append, keep_until
 from pretrain.schedule import learning_rate
 from pretrain.trainer import Trainer
 from smet.linear import sparse_layers
 from tools.ablate.probe import HeldOut
-from tools.ablate.records import append, keep_until
 from tools.ablate.snapshot import Snapshot
 
 

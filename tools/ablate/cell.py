@@ -64,8 +64,8 @@ def run(folder: Path) -> dict[str, Any] | None:
 
     config = config_from_dict(merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}}))
     layout = start(config)
+    from pretrain.files import write_atomically
     from pretrain.run import prepare
-    from pretrain.run_folder import write_atomically
     from tools.ablate import branch, probe, text
     from tools.ablate.summary import summarize
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError
-from pretrain.run_folder import write_atomically
+from pretrain.files import write_atomically
 from tools.ablate import defaults, figures, reading, tables, text
 from tools.ablate.view import LATER, View
 

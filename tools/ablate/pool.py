@@ -16,7 +16,7 @@ from typing import Any
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import merge
 from pretrain.errors import DataError
-from pretrain.run_folder import write_atomically
+from pretrain.files import write_atomically
 from tools.ablate import text
 from tools.ablate.cell import RESULT, SPEC
 from tools.ablate.matrix import Cell

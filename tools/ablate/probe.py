@@ -15,10 +15,10 @@ from pretrain.callbacks.evaluation import EvaluationCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
+from pretrain.records import append, keep_until
 from pretrain.trainer import Trainer
 from smet.linear import sparse_layers
 from smet.schedule import TopologySchedule
-from tools.ablate.records import append, keep_until
 
 
 class HeldOut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +9,7 @@ from typing import Any
 
 from pretrain.checkpoint.manifest import git_revision
 from pretrain.records import Rows, read_rows
+from pretrain.run_folder.reader import METRICS, TOPOLOGY, RunReader
 
 CURVE_POINTS = 40
 DIGITS = 5
@@ -19,21 +19,22 @@ TAIL = 20
 
 def summarize(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """The result of the cell in ``folder``: labels, losses, and what was measured on the way."""
-    summary = {**spec["labels"], "revision": git_revision(), **_losses(folder / "run")}
+    run = RunReader(folder / "run")
+    summary = {**spec["labels"], "revision": git_revision(), **_losses(run)}
     if spec["kind"] == "branches":
         return {**summary, "branches": [_rounded(row) for row in read_rows(folder / "branches.jsonl")]}
     rows = read_rows(folder / "probe.jsonl")
-    return {**summary, "updates": _updates(rows), "changes": _changes(rows), **_topology(folder / "run")}
+    return {**summary, "updates": _updates(rows), "changes": _changes(rows), **_topology(run)}
 
 
-def _losses(run: Path) -> dict[str, Any]:
-    metrics = read_rows(run / "metrics.jsonl")
+def _losses(run: RunReader) -> dict[str, Any]:
+    metrics = run.rows(METRICS)
     return {
         "steps": metrics[-1]["step"],
         "train_loss": _number(_mean([row["loss"] for row in metrics[-TAIL:]])),
         "validation_loss": _number(next((r["validation_loss"] for r in metrics[::-1] if "validation_loss" in r), None)),
         "loss_curve": _curve(metrics),
-        "bytes_at_rest": _bytes(run / "memory.json"),
+        "bytes_at_rest": _bytes(run),
     }
 
 
@@ -44,10 +45,11 @@ def _curve(metrics: Rows) -> list[list[float | None]]:
     return [[piece[-1]["step"], _number(_mean([row["loss"] for row in piece]))] for piece in pieces]
 
 
-def _bytes(memory: Path) -> dict[str, Any] | None:
-    if not memory.exists():
+def _bytes(run: RunReader) -> dict[str, Any] | None:
+    memory = run.memory()
+    if not memory:
         return None
-    layers = json.loads(memory.read_text(encoding="utf-8"))["sparse_layers"]
+    layers = memory["sparse_layers"]
     return {key: layers[key] for key in ("weights", "active_weights", "measured", "planned_if_dense")}
 
 
@@ -77,9 +79,9 @@ def _changes(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _topology(run: Path) -> dict[str, Any]:
+def _topology(run: RunReader) -> dict[str, Any]:
     """Number of updates, and the share of weights just grown that the next update pruned."""
-    rows = read_rows(run / "topology.jsonl")
+    rows = run.rows(TOPOLOGY)
     shares = [
         after["recycled"] / before["grown"] for before, after in zip(rows, rows[1:], strict=False) if before["grown"]
     ]

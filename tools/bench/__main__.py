@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from pretrain.errors import DataError, UserError
+from pretrain.files import write_atomically
 from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
-from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools.bench import report
 from tools.bench.card import page

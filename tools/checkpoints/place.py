@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import outside
-from pretrain.checkpoint.folder import sync_folder, write_synced
 from pretrain.errors import CheckpointError
+from pretrain.files import sync_folder, write_synced
 
 ORIGIN = "origin.json"
 

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.folder import write_synced
 from pretrain.errors import DataError
+from pretrain.files import write_synced
 from tools.corpus.tokenizers import load_tokenizer
 
 _SPACE = "\u2581"

@@ -22,6 +22,7 @@ from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.manifest import make_manifest
 from pretrain.checkpoint.vectors import LogicalVector
 from pretrain.errors import CheckpointError
+from pretrain.files import write_synced
 
 
 class LazyVector(LogicalVector):
@@ -103,7 +104,7 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
         except CheckpointException as error:  # a full disk, or a weight that cannot be taken: torch wraps either
             (cause, _), *_ = error.failures.values()
             raise cause from None
-    folders.write_synced(temporary / folders.STATE, json.dumps(state))
+    write_synced(temporary / folders.STATE, json.dumps(state))
     files = {path.name: folders.describe(path) for path in sorted(temporary.iterdir())}
     layout = {"world_size": 1, "data": 1, "tensor": 1, "pipeline": 1, "zero_stage": 0}
     folders.publish(temporary, final, make_manifest(step, layout, state.get("config", {}), files))

@@ -73,16 +73,3 @@ def _readable(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def byte_size(text: str) -> int:
-    """``"200M"`` as bytes; suffixes k, M, G, T are powers of 1000. For ``argparse``'s ``type``."""
-    factors = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    factor = factors.get(text[-1:].lower(), 1)
-    try:
-        size = int(float(text[:-1] if factor > 1 else text) * factor)
-    except (ValueError, OverflowError):  # of 1e999
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size in bytes, expected a number such as 500k or 2G")
-    return size

@@ -18,9 +18,9 @@ import re
 import sys
 
 from pretrain.errors import ConfigError, UserError
+from pretrain.files import write_atomically
 from pretrain.outside import printable
 from pretrain.paths import path_argument
-from pretrain.run_folder import write_atomically
 from pretrain.screen import on_screen
 from tools import plan
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pretrain.errors import ConfigError, LaunchError, nearest
+from pretrain.files import write_atomically
 from pretrain.numbers import finite
 from pretrain.paths import path_argument
-from pretrain.run_folder import write_atomically
 from tools.bench import machine
 from tools.bench.card import page
 

@@ -1,4 +1,4 @@
-"""The run folder: settings, metrics and checkpoints of one run, written by its main rank."""
+"""What a run writes into its folder, by its main rank, and who runs it."""
 
 from __future__ import annotations
 
@@ -9,35 +9,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pretrain import outside
 from pretrain.changes import Change, changes, completed, known
 from pretrain.checkpoint.folder import published, step_of
 from pretrain.command import again
 from pretrain.config import RunConfig
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.files import write_atomically
+from pretrain.records import append, keep_until
+from pretrain.run_folder.reader import CHECKPOINTS, EVENTS, HEARTBEAT, MEMORY, METRICS, SETTINGS, TOPOLOGY, RunReader
 
 OWN = {
-    "config.yaml", "deepspeed.json", "metrics.jsonl", "topology.jsonl", "events.jsonl", "memory.json", "checkpoints",
-    "heartbeat", "tensorboard", "run.png",
+    SETTINGS, "deepspeed.json", METRICS, TOPOLOGY, EVENTS, MEMORY, CHECKPOINTS, HEARTBEAT, "tensorboard", "run.png",
 }  # fmt: skip
 """Names of what a run and its tools write."""
-HARMLESS = {"heartbeat", "events.jsonl", "tensorboard", "run.png"}
+HARMLESS = {HEARTBEAT, EVENTS, "tensorboard", "run.png"}
 """Those of them that are in nobody's way: a run killed in its first moment leaves some."""
 
 
 SMALLEST_BYTES = 1 << 16
 """Free space without which not even settings and the first lines of metrics can be written."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with outside.open_own(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def require_writable(output_dir: str) -> None:
@@ -68,14 +59,6 @@ def require_writable(output_dir: str) -> None:
         raise CheckpointError(f"train.output_dir {output_dir} cannot be written in {place} ({why}); choose another")
 
 
-def last_step(metrics: Path) -> int:
-    """The last step in a ``metrics.jsonl``; 0 = none."""
-    try:
-        return int(outside.parse_json(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return 0
-
-
 class RunFolder:
     """What one run writes.
 
@@ -90,7 +73,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints are published."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def require_same_run(self, config: RunConfig) -> None:
         """Check that this folder is new, or holds the run that ``config`` describes.
@@ -99,7 +82,7 @@ class RunFolder:
             CheckpointError: it holds another run or anything else, or ``checkpoint.resume`` is ``never`` and it
                 holds a run.
         """
-        saved = self.path / "config.yaml"
+        saved = self.path / SETTINGS
         if not saved.exists():
             self._require_unused()
             return
@@ -118,7 +101,7 @@ class RunFolder:
 
     def _saved(self) -> dict[str, Any]:
         """The settings of the run that this folder holds; empty where it holds none."""
-        saved = self.path / "config.yaml"
+        saved = self.path / SETTINGS
         try:
             return read_yaml(saved) if saved.exists() else {}
         except ConfigError as error:
@@ -142,7 +125,7 @@ class RunFolder:
 
         The command that started a branch goes on with it, as any other command does.
         """
-        if given in ("auto", "never") or not (self.path / "config.yaml").exists():
+        if given in ("auto", "never") or not (self.path / SETTINGS).exists():
             return given
         before = (self._saved().get("checkpoint") or {}).get("resume")
         own = published(self.checkpoints)
@@ -158,7 +141,7 @@ class RunFolder:
         if place in (home, Path(place.anchor), Path(__file__).resolve().parents[1]):
             raise CheckpointError(f"train.output_dir is {self.path}, expected a folder of its own, such as runs/a")
         found = sorted(name for name in self._names() if name in OWN - HARMLESS)
-        if found == ["checkpoints"] and not any((self.path / "checkpoints").iterdir()):
+        if found == [CHECKPOINTS] and not any(self.checkpoints.iterdir()):
             found = []
         if found:
             raise CheckpointError(
@@ -176,10 +159,10 @@ class RunFolder:
             return []
         found = [f"begins at step 1 of {config.train.steps} in {self.path}"]
         others = sorted(name for name in self._names() if name not in OWN and not name.endswith(".tmp"))
-        if others and not (self.path / "config.yaml").exists():
+        if others and not (self.path / SETTINGS).exists():
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             found.append(f"{self.path} holds files of others, which stay as they are: {', '.join(others[:3])}{more}")
-        if reached := last_step(self.path / "metrics.jsonl"):
+        if reached := RunReader(self.path).reached().step:
             found.append(f"an earlier start came to step {reached} there, and left no checkpoint: it is done again")
         return found
 
@@ -192,7 +175,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._require_own_folders()
-            config.save(self.path / "config.yaml")  # first: it is what makes this folder one of a run
+            config.save(self.path / SETTINGS)  # first: it is what makes this folder one of a run
             self.checkpoints.mkdir(exist_ok=True)
             write_atomically(self.path / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
             self.forget_after(step)
@@ -204,7 +187,7 @@ class RunFolder:
 
     def _require_own_folders(self) -> None:
         """A link in place of a folder of ours would have us write, and delete, in somebody else's."""
-        for path in (self.checkpoints, self.path / "heartbeat"):
+        for path in (self.checkpoints, self.path / HEARTBEAT):
             if path.is_symlink():
                 raise CheckpointError(
                     f"{path} is a symbolic link to {os.readlink(path)}, expected a folder: a run writes and deletes in "
@@ -213,23 +196,8 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after ``step``, which will be done again."""
-        for name in ("metrics.jsonl", "topology.jsonl"):
-            self._keep_until(self.path / name, step)
-
-    @staticmethod
-    def _keep_until(path: Path, step: int) -> None:
-        if not path.exists():
-            return
-        kept = []
-        with outside.reading(path) as file:
-            lines = file.read().decode("utf-8", "replace").splitlines()
-        for line in lines:
-            try:
-                if outside.parse_json(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut off by a crash
-        write_atomically(path, "".join(line + "\n" for line in kept))
+        for name in (METRICS, TOPOLOGY):
+            keep_until(self.path / name, step)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one JSON line to the file ``name``.
@@ -237,8 +205,7 @@ class RunFolder:
         A failure is kept for ``require_written``: the rank that writes must not leave the others alone in a step.
         """
         try:
-            with outside.open_own(self.path / name, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.path / name, record)
         except OSError as error:
             self._error = error
 
@@ -257,8 +224,17 @@ class RunFolder:
     def append_event(self, kind: str, step: int, **more: Any) -> None:
         """Add a line to ``events.jsonl``: what happened to the run beside training. Infinities become null."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in more.items()}
-        self.append("events.jsonl", {"time": time.time(), "kind": kind, "step": step, **finite})
+        self.append(EVENTS, {"time": time.time(), "kind": kind, "step": step, **finite})
 
     def write_json(self, name: str, content: Any) -> None:
         """Publish ``content`` as the file ``name``."""
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def note(folder: Path, event: dict[str, Any]) -> None:
+    """Add a line to a run's events from outside; a folder that cannot be written is no reason to end a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        append(folder / EVENTS, event)
+    except OSError as error:
+        print(f"warning: {folder / EVENTS} cannot be written: {error.strerror}", flush=True)

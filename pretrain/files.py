@@ -1,0 +1,32 @@
+"""Files of ours that are published: a reader sees the old one or the whole new one, also after a crash."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pretrain import outside
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_synced(temporary, text)
+    os.replace(temporary, path)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file and flush it to disk; a symbolic link in its place is not followed."""
+    with outside.open_own(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a directory's entries to disk: what was renamed in it stays so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
