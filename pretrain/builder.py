@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint.masks import SavedMasks
 from pretrain.config import RunConfig
 from pretrain.config.checks import linear_shapes
 from pretrain.errors import ConfigError
@@ -23,6 +23,9 @@ from smet.mask import BlockGrid
 from smet.notices import layer_notices
 from smet.patterns import selects
 from smet.say import say
+
+if TYPE_CHECKING:
+    from pretrain.checkpoint.masks import SavedMasks
 
 
 class Builder:

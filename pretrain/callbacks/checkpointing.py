@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.checkpoint.content import state_of, vectors_of
 from pretrain.checkpoint.probe import probe_loss
 from pretrain.checkpoint.save import Saver
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 class CheckpointCallback(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from pretrain.callbacks.base import Callback, Record
 from pretrain.errors import ReplicaError
 from pretrain.parallel.tensor import is_replicated
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 Key = tuple[str, int]
 """(name, tensor-parallel rank whose shard it is; -1 where all of them hold the same)."""

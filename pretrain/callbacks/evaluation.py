@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.data.loader import BatchLoader
 from pretrain.evaluate import evaluate
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 class EvaluationCallback(Callback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.checkpoint import folder as folders
@@ -15,9 +15,11 @@ from pretrain.config.operation import GuardConfig
 from pretrain.errors import DivergenceError
 from pretrain.run_folder import RunFolder
 from pretrain.stability import RobustWindow
-from pretrain.trainer import Trainer
 
-Reload = Callable[[Trainer, Path], None]
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+Reload = Callable[["Trainer", Path], None]
 
 
 class GuardCallback(Callback):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.numbers import duration
 from pretrain.run_folder import RunFolder
 from pretrain.run_folder.reader import METRICS
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 class MetricsCallback(Callback):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.plan.memory import host_gradient, offloaded
 from pretrain.run_folder import RunFolder
 from pretrain.run_folder.reader import MEMORY
-from pretrain.trainer import Trainer
 from smet import parameter_groups
 from smet.bank import bucket_key
 from smet.linear import SparseLinear, sparse_layers
 from smet.memory import OFFLOADED, Part, Table, measure, plan
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 class MemoryCallback(Callback):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
 from pretrain.stability import RobustWindow
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 BEFORE, AFTER = 32, 8
 """Steps whose losses stand for the time before and behind an update."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
 from pretrain.run_folder import RunFolder
 from pretrain.run_folder.reader import TOPOLOGY
-from pretrain.trainer import Trainer
 from smet.update import UpdateReport
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 class TopologyCallback(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.changes import DATA, changes, completed
 from pretrain.checkpoint.content import restore_state, vectors_of
@@ -16,7 +16,9 @@ from pretrain.command import again
 from pretrain.config import RunConfig
 from pretrain.errors import CheckpointError
 from pretrain.records import misfit
-from pretrain.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
 
 
 def resume(trainer: Trainer, path: Path) -> None:

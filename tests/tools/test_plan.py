@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import load_config
-from tools.plan import main
 from tools.planner import page
+from tools.planner.cli import main
 from tools.planner.search import search
 from tools.planner.timing import Machine, slowest_stage
 

@@ -22,7 +22,7 @@ from pretrain.files import write_atomically
 from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen
-from tools import plan
+from tools.planner import cli
 
 MARKED = re.compile(r"(<!-- plan: (?P<arguments>[^\n]*?) -->\n).*?(<!-- /plan -->)", re.DOTALL)
 
@@ -40,7 +40,7 @@ def printed(arguments: list[str]) -> str:
     """What ``python -m tools.plan`` prints with these arguments."""
     screen, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(errors):
-        code = plan.main(arguments)
+        code = cli.main(arguments)
     if code:
         raise ConfigError(f"python -m tools.plan {' '.join(arguments)} ends with {errors.getvalue().strip()}")
     return screen.getvalue()
