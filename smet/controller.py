@@ -136,7 +136,7 @@ class TopologyController:
         """Number of the last update, counted from 1; it travels with the optimizer's state."""
         position = self.store.optimizer.topology
         if position.updates_done is None:  # a state that was saved before it held the number
-            position.updates_done = self.schedule.updates_until(self.store.optimizer.steps_done)
+            position.updates_done = self.schedule.updates_until(position.seen or 0)
         return position.updates_done
 
     @property
@@ -215,6 +215,7 @@ class TopologyController:
             return
         self._require_own_masks()
         self._known = optimizer.topology
+        _ = self.updates_done  # now, where the state lacks it: an update that falls due before would be counted as done
 
     def _all_masks(self) -> str:
         """Digest of all masks, frozen layers' too. Collective where masks are sharded."""
