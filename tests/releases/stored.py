@@ -81,7 +81,7 @@ def _load(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held(trainer: Trainer) -> dict[str, Any]:
-    vectors = vectors_of(trainer.engine, trainer.store, trainer.bank, trainer.layout)
+    vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
     tokens = trainer.loader.corpus.sample(0).tolist()
     return {
         "pieces": {key: (v.start, v.numel(), v.local.detach().clone()) for key, v in vectors.items()},

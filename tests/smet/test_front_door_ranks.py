@@ -18,7 +18,7 @@ from tests.distributed import run_ranks
 from tests.smet.zero_runs import MICRO_BATCHES, Case, Session, Tiny, batch, build, deepspeed_config
 
 GROWTH = ("random", "gradient")
-RUNS = [("ddp", "random"), ("ddp", "gradient"), (1, "gradient"), (2, "random"), (3, "random"), (3, "gradient")]
+RUNS = [(engine, growth) for engine in ("ddp", 1, 2, 3) for growth in GROWTH]
 
 
 def case_of(stage: int, growth: str) -> Case:
