@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,21 @@ def job(folder: Path, name: str, parallel: dict[str, Any] | None = None, stop_at
 
 def go_on_all(folder: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Train each job from its checkpoint to its end; for ``run_ranks``."""
-    os.chdir(folder)
-    return [train(given) for given in jobs]
+    return _each(train, folder, jobs)
 
 
 def load_all(folder: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What this rank holds after loading, by job; for ``run_ranks``."""
+    return _each(_load, folder, jobs)
+
+
+def _each(function: Callable[[dict[str, Any]], Any], folder: str, jobs: list[dict[str, Any]]) -> list[Any]:
+    """Those without parallel layers first: once it has seen any, DeepSpeed asks every later engine for them."""
     os.chdir(folder)
-    return [_load(given) for given in jobs]
+    degrees = [(given["parallel"].get("tensor", 1), given["parallel"].get("pipeline", 1)) for given in jobs]
+    order = sorted(range(len(jobs)), key=lambda number: degrees[number])
+    found = {number: function(jobs[number]) for number in order}
+    return [found[number] for number in range(len(jobs))]
 
 
 def _load(given: dict[str, Any]) -> dict[str, Any]:
