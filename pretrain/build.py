@@ -12,7 +12,7 @@ from pretrain.config import RunConfig
 from pretrain.engine import Engine, PipelineEngine, PlainEngine
 from pretrain.errors import ConfigError, nearest
 from pretrain.layout import Layout
-from pretrain.model import LlamaForCausalLM
+from pretrain.models import inventory_of
 from pretrain.parallel.groups import fill_up
 from pretrain.parallel.pipeline import build_stages
 from pretrain.plan.cut import stage_bounds
@@ -22,13 +22,14 @@ from smet import Remedies, SmetAdamW, parameter_groups
 class LossModel(nn.Module):
     """What the engine runs: token ids in, loss out."""
 
-    def __init__(self, llama: LlamaForCausalLM):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.llama = llama
+        self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids ``(batch, seq + 1)`` to the mean cross-entropy of the ``seq`` predictions."""
-        return self.llama.loss(tokens)
+        loss: Tensor = self.model.loss(tokens)  # type: ignore[operator]
+        return loss
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> SmetAdamW:
@@ -55,7 +56,7 @@ def deepspeed_config(config: RunConfig, dp_size: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.parallel.zero_stage,
             # Norms stay gathered; whatever is larger is partitioned, so that bytes at rest follow the plan.
-            "stage3_param_persistence_threshold": config.model.hidden_size,
+            "stage3_param_persistence_threshold": inventory_of(config.model).shape.width,
         },
         "bf16": {"enabled": config.train.precision == "bf16"},
         "steps_per_print": 1 << 30,
@@ -96,7 +97,7 @@ def build_engine(
         model: nn.Module = whole
         runnable: nn.Module = LossModel(whole)
     else:
-        runnable, model = build_stages(config.model, builder, layout, stage_bounds(config))
+        runnable, model = build_stages(builder, layout, stage_bounds(config))
     groups = parameter_groups(model, config.sparsity, config.optimizer.weight_decay)
     optimizer = build_optimizer(fill_up(groups, runnable, layout), config)
     mpu = None if layout.stages > 1 else layout.mpu()  # a pipeline brings its own

@@ -1,4 +1,4 @@
-"""This rank's part of the sparse LLaMA, from the run's settings."""
+"""This rank's part of the sparse model, from the run's settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import RunConfig
-from pretrain.config.checks import linear_shapes
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
-from pretrain.model import LlamaForCausalLM, initial_weight
+from pretrain.models import family_of, inventory_of
+from pretrain.models.init import initial_weight
 from pretrain.parallel import tensor
 from smet import sparsify
 from smet.convert import Piece
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Builder:
-    """Builds this rank's part of the sparse LLaMA, in fp32 on the CPU.
+    """Builds this rank's part of the sparse model, in fp32 on the CPU.
 
     Initial weights and masks are a pure function of seed and names, whatever the layout. A layer is
     dense only while its active weights are picked, so no rank ever holds the dense model.
@@ -45,7 +45,8 @@ class Builder:
         self.parts = tensor.parts(layout, config.parallel.sequence)
         self.recompute = config.train.activation_checkpointing
         self.eos_id = config.data.eos_id if config.data.reset_attention else None
-        shapes = {name: (o, i) for name, o, i in linear_shapes(config.model) if selects(name, config.sparsity)}
+        self.family, self.inventory = family_of(config.model), inventory_of(config.model)
+        shapes = {name: shape for name, shape in self.inventory.linears() if selects(name, config.sparsity)}
         if not shapes:
             raise ConfigError(
                 f"sparsity.include {list(config.sparsity.include)} minus exclude {list(config.sparsity.exclude)} "
@@ -57,22 +58,26 @@ class Builder:
         for notice in layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity):
             say(f"smet: note: {notice}", logging.WARNING)
 
-    def whole(self) -> LlamaForCausalLM:
+    def whole(self) -> nn.Module:
         """All layers of this tensor-parallel rank, connected to the other ranks."""
         with torch.device("meta"):
-            model = LlamaForCausalLM(
+            model = self.family.model.Model(
                 self.config.model, self.parts, activation_checkpointing=self.recompute, eos_id=self.eos_id
             )
         self._fill(model)
-        tensor.connect(model, self.layout, self.config.parallel.sequence)
+        tensor.connect(model, self.inventory, self.layout, self.config.parallel.sequence)
         return model
+
+    def makers(self) -> list[tuple[str, Callable[[], nn.Module]]]:
+        """Name and maker of every block of the model, in order."""
+        return self.family.model.blocks(self.config.model, self.parts, self.recompute)
 
     def block(self, name: str, maker: Callable[[], nn.Module]) -> nn.Module:
         """One block under its name in the whole model, connected to the other tensor-parallel ranks."""
         with torch.device("meta"):
             root = nest({name: maker()})
         self._fill(root)
-        tensor.connect(root, self.layout, self.config.parallel.sequence)
+        tensor.connect(root, self.inventory, self.layout, self.config.parallel.sequence)
         return root.get_submodule(name)
 
     def _fill(self, model: nn.Module) -> None:
@@ -107,9 +112,11 @@ class Builder:
         return self._initial(f"{name}.weight", layer.weight)
 
     def _initial(self, name: str, like: Tensor) -> Tensor:
-        shape = tensor.whole_shape(name, like.shape, self.layout)
-        whole = initial_weight(name, shape, seed=self.config.train.seed, std=self.config.model.initializer_range)
-        return tensor.shard(name, whole, self.layout).contiguous()
+        role = self.inventory.role(name)
+        shape = tensor.whole_shape(role, like.shape, self.layout)
+        deviation = self.inventory.shape.deviation
+        whole = initial_weight(name, role, shape, seed=self.config.train.seed, std=deviation)
+        return tensor.shard(role, whole, self.layout).contiguous()
 
 
 def nest(modules: dict[str, nn.Module]) -> nn.Module:

@@ -18,14 +18,13 @@ from pretrain.config import RunConfig
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
-from pretrain.model.llama import blocks as model_blocks
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from smet.bank import MaskBank
 from smet.distribution import active_blocks
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import BlockGrid
-from smet.patterns import is_transposed, selects
+from smet.patterns import selects
 
 
 def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_json: bool = False) -> str:
@@ -82,7 +81,7 @@ class ShapeBuilder(Builder):
     def _shape(self, name: str, layer: nn.Linear) -> SparseLinear | None:
         """The sparse layer in place of ``layer``, or None where an ordinary one stays."""
         sparsity, shards = self.config.sparsity, self.layout.tensor_size
-        selected, transposed = selects(name, sparsity), is_transposed(name, sparsity)
+        selected, transposed = selects(name, sparsity), name in self.inventory.transposed
         if not selected and not transposed:
             return None
         shape = (layer.in_features, layer.out_features) if transposed else (layer.out_features, layer.in_features)
@@ -100,12 +99,12 @@ def build(config: RunConfig, layout: Layout) -> nn.Module:
     builder = ShapeBuilder(config, layout)
     if layout.stages == 1:
         return builder.whole()
-    makers = dict(model_blocks(config.model, builder.parts, builder.recompute))
+    makers = dict(builder.makers())
     own = [block.name for block in stages_of(config)[layout.stage]]
-    modules = {name: builder.block(name, makers[name]) for name in own}
-    if config.model.tie_word_embeddings and layout.stage == layout.stages - 1:
-        modules["lm_head"] = builder.block("model.embed_tokens", makers["model.embed_tokens"])
-    return nest(modules)
+    shape, first = builder.inventory.shape, builder.inventory.blocks[0].name
+    # A tied head in a stage of its own holds a copy of the embedding.
+    source = {shape.head: first} if shape.tied else {}
+    return nest({name: builder.block(place := source.get(name, name), makers[place]) for name in own})
 
 
 def _require_as_planned(config: RunConfig, layout: Layout, model: nn.Module) -> None:

@@ -32,6 +32,7 @@ from pretrain.engine import Engine
 from pretrain.errors import DataError
 from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
+from pretrain.models import inventory_of
 from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
 from pretrain.paths import why_no_file
@@ -138,7 +139,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
     for spec in (_curriculum(data.curriculum) or _blend(data.train), _blend(data.validation)):
         corpus = open_corpus(spec, data.seq_length, data.seed, check) if spec else None
         if corpus is not None:
-            check_vocabulary(corpus, config.model.vocab_size, tokenizer)
+            check_vocabulary(corpus, inventory_of(config.model).shape.vocabulary, tokenizer)
             corpus.sample(0)  # ids that the model does not know are refused before anything is built
         corpora.append(corpus)
     train, validation = corpora

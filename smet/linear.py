@@ -61,6 +61,8 @@ class SparseLinear(nn.Module):
         self.keep_dense = False
         self._dense: Tensor | None = None
         self._dense_key: Any = None
+        self.behind_product: Callable[[Tensor], Tensor] | None = None
+        """What else happens to ``x W^T`` before the bias is added: a row-parallel layer sums it over its ranks."""
         self.gradient_sink: Callable[[SparseLinear, Tensor], None] | None = None
         """Who else wants the dense gradient (canonical) of every backward pass; see ``smet.growth``."""
 
@@ -147,6 +149,8 @@ class SparseLinear(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
         y = _SparseMatmul.apply(x, values, self)
+        if self.behind_product is not None:
+            y = self.behind_product(y)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:

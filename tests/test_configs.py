@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from pretrain.config import ModelConfig, load_config
-from pretrain.model import LlamaForCausalLM
+from pretrain.config import load_config
+from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.llama.model import LlamaForCausalLM
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -27,7 +28,7 @@ SIZES = {
 }
 
 
-def parameters(config: ModelConfig) -> int:
+def parameters(config: LlamaConfig) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint as files that Hugging Face's LlamaForCausalLM loads.
+"""Write a checkpoint as files that Hugging Face's LlamaForCausalLM loads, or those of its own family.
 
 CHECKPOINT is a step folder, or a run or checkpoints folder (then its newest). It is verified first. OUT gets
 the dense weights with exact zeros (model*.safetensors), config.json, the run's tokenizer, the packed masks
@@ -22,13 +22,13 @@ from tqdm import tqdm
 from pretrain.checkpoint.folder import free_bytes
 from pretrain.errors import CheckpointError, DataError
 from pretrain.files import write_synced
+from pretrain.models import inventory_of
 from pretrain.numbers import byte_size
 from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.screen import on_screen
+from smet.spec import LayerSpec
 from tools.checkpoints import stream
-from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
-from tools.checkpoints.hf_config import to_config_json
-from tools.checkpoints.layers import LayerSpec
+from tools.checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
 from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.reader import Checkpoint
 from tools.checkpoints.stream import Entry
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="bytes per file (default: 5G)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    add_family(parser)
     return parser
 
 
@@ -63,18 +64,25 @@ def export(options: argparse.Namespace) -> Report:
         UserError: the checkpoint is damaged, OUT is taken, the disk too small, or the tokenizer does not fit.
     """
     require_free(options.out, options.overwrite)
-    checkpoint = Checkpoint(options.checkpoint)
+    checkpoint = Checkpoint(options.checkpoint, options.family)
     tokenizer = _tokenizer(options.tokenizer, checkpoint)
     dtype = DTYPES[options.dtype]
     origin = _origin(checkpoint, options.dtype)
     with new_folder(options.out, origin) as folder:
         entries = [
-            Entry(weight.name, weight.shape, dtype, partial(checkpoint.dense_weight, weight))
+            Entry(
+                checkpoint.family.hf.file_name(weight.name),
+                weight.shape,
+                dtype,
+                partial(checkpoint.dense_weight, weight),
+            )
             for weight in checkpoint.weights
         ]
         _require_space(folder, sum(entry.nbytes for entry in entries))
-        tokens = export_tokenizer(tokenizer, folder, checkpoint.model.vocab_size) if tokenizer else {}
-        config = to_config_json(checkpoint.model, str(dtype).removeprefix("torch."), tokens)
+        tokens = (
+            export_tokenizer(tokenizer, folder, inventory_of(checkpoint.model).shape.vocabulary) if tokenizer else {}
+        )
+        config = checkpoint.family.hf.to_config(checkpoint.model, str(dtype).removeprefix("torch."), tokens)
         write_synced(folder / "config.json", json.dumps(config, indent=2) + "\n")
         shards = _write_weights(folder, entries, options.max_shard_size)
         masks = _write_masks(folder, checkpoint)
@@ -144,7 +152,12 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
     """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
     sparse = [weight for weight in checkpoint.weights if weight.mask_bytes]
     if sparse:
-        layers = {weight.layer.name: _description(weight.layer) for weight in sparse if weight.layer}
+        name_of = checkpoint.family.hf.file_name
+        layers = {
+            name_of(weight.name).removesuffix(".weight"): _description(weight.layer)
+            for weight in sparse
+            if weight.layer
+        }
         metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
         entries = [
             Entry(layer, (weight.mask_bytes,), torch.uint8, partial(checkpoint.mask, weight))

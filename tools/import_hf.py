@@ -7,6 +7,7 @@ and the model's tokenizer. Start from it with
     python -m pretrain YOUR_RUN.yaml checkpoint.resume=OUT/step-00000000
 
 where YOUR_RUN.yaml says `base: OUT/model.yaml`. One process, no GPU, and no more than one layer in memory.
+With --family, the model is one of that family, in its own files.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.folder import step_folder
-from pretrain.config.schema import ModelConfig
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from pretrain.files import write_synced
+from pretrain.models import DEFAULT, family, inventory_of
+from pretrain.models.family import FamilyConfig
 from pretrain.numbers import finite
 from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
@@ -35,10 +37,11 @@ from smet import SmetConfig
 from smet.ages import AgeTable
 from smet.config import CHOICES, PRESETS
 from smet.mask import unpack
+from smet.spec import LayerSpec
 from smet.topology import block_scores, magnitude_mask
-from tools.checkpoints.cli import Report, make_parser, run_tool
-from tools.checkpoints.hf_config import from_config_json
-from tools.checkpoints.layers import LayerSpec, Weight, weights_of
+from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
+from tools.checkpoints.hf_config import read_config
+from tools.checkpoints.layers import Weight, weights_of
 from tools.checkpoints.leftovers import Dropping, folded
 from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.source import Weights, local_folder, tokenizer_in
@@ -66,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave out a tensor, file or key of config.json that the model built here has no place for, such as "
         "'*.bias'; repeatable. Without it such a model is refused",
     )  # fmt: skip
+    add_family(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     return parser
 
@@ -74,15 +78,17 @@ def import_model(options: argparse.Namespace) -> Report:
     """Do what the command line says.
 
     Raises:
-        UserError: MODEL is no LLaMA that can be built here, the settings do not fit it, or OUT is taken.
+        UserError: MODEL is none that can be built here, the settings do not fit it, or OUT is taken.
     """
     require_free(options.out, options.overwrite)
     sparsity = _sparsity(options)
     source = local_folder(options.model, options.revision)
     dropping = Dropping(options.drop)
-    model = from_config_json(source, dropping)
-    dense = Weights(source, dropping)
-    dense.require_depth(model.num_hidden_layers)
+    name = options.family or DEFAULT
+    kind = family(name)
+    model = read_config(source, kind, name, dropping)
+    dense = Weights(source, kind, dropping)
+    dense.require_depth(inventory_of(model).shape.layers)
     weights = weights_of(model, sparsity)
     dense.require(weights, model)
     dropping.require_used()
@@ -137,7 +143,7 @@ def vectors_of(weights: Sequence[Weight], sparsity: SmetConfig, dense: Callable[
             vectors[weight.vector] = LazyVector(weight.stored, torch.float32, layer.values)
             if not spec.is_full:
                 vectors[spec.mask] = LazyVector(weight.mask_bytes, torch.uint8, layer.bits)
-            if sparsity.dynamic and spec.density < 1.0:
+            if spec.aged:
                 vectors[f"{weight.vector}/birth"] = zeros(weight.stored, torch.uint8)
         for moment in ("exp_avg", "exp_avg_sq"):
             vectors[f"{weight.vector}/{moment}"] = zeros(weight.stored)
@@ -182,7 +188,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> tuple[str | None, list[str]]:
     return name, passed
 
 
-def _sections(model: ModelConfig, sparsity: SmetConfig, tokenizer: Path | None) -> dict[str, Any]:
+def _sections(model: FamilyConfig, sparsity: SmetConfig, tokenizer: Path | None) -> dict[str, Any]:
     """Sections of a run's settings, as far as an imported model decides them."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(sparsity).items()}
     sections: dict[str, Any] = {"model": dataclasses.asdict(model), "sparsity": plain}

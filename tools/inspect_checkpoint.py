@@ -17,7 +17,7 @@ from pretrain.errors import CheckpointError
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 from smet.store import state_kind
-from tools.checkpoints.cli import Report, byte_count, make_parser, run_tool
+from tools.checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
 from tools.checkpoints.reader import Checkpoint
 
 LINES = 10
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser("inspect_checkpoint", __doc__)
     parser.add_argument("checkpoint", type=path_argument, metavar="CHECKPOINT", help="step, checkpoints or run folder")
+    add_family(parser)
     return parser
 
 
@@ -37,7 +38,7 @@ def inspect(options: argparse.Namespace) -> Report:
     Raises:
         UserError: no checkpoint, or a damaged one; names the file.
     """
-    checkpoint = Checkpoint(options.checkpoint)
+    checkpoint = Checkpoint(options.checkpoint, options.family)
     manifest, state = checkpoint.manifest, checkpoint.state
     density = {w.layer.name: w.stored / w.numel for w in checkpoint.weights if w.layer and w.is_sparse}
     dense = sum(w.numel for w in checkpoint.weights if w.is_sparse)

@@ -38,8 +38,8 @@ def replicas(trainer: Trainer) -> dict[Key, Any]:
     for name, parameter in trainer.engine.model.named_parameters():
         whole = getattr(parameter, "ds_numel", parameter.numel()) == parameter.data.numel()
         if whole:
-            found[name, -1 if is_replicated(name) else shard] = checksum(parameter.data)
-        if is_replicated(name):
+            found[name, -1 if is_replicated(parameter) else shard] = checksum(parameter.data)
+        if is_replicated(parameter):
             fragment = trainer.store.fragment(parameter)
             if fragment.master.numel():
                 end = fragment.start + fragment.master.numel()

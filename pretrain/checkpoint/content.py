@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pretrain.checkpoint.vectors import LogicalVector, Vectors
 from pretrain.engine import Engine
 from pretrain.layout import Layout
-from pretrain.parallel.tensor import is_replicated, offsets
+from pretrain.models.inventory import Role
+from pretrain.parallel.tensor import is_replicated, offsets, role_of
 from smet.bank import MaskBank
 from smet.linear import sparse_layers
 
@@ -31,7 +33,7 @@ def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
             continue
         fragment = engine.store.fragment(parameter)
         start, total = places.get(name, (0, fragment.total))
-        copy = is_copy(name, layout)
+        copy = is_copy(parameter, layout)
         for key, tensor in {"": fragment.master, **fragment.state}.items():
             vectors[f"{name}/{key}".rstrip("/")] = LogicalVector(tensor, start + fragment.start, total, copy)
     for name, layer in sparse_layers(engine.model).items():
@@ -42,11 +44,11 @@ def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
     return vectors
 
 
-def is_copy(name: str, layout: Layout) -> bool:
+def is_copy(parameter: nn.Parameter, layout: Layout) -> bool:
     """Whether another rank outside this one's data-parallel group saves the same vector."""
-    if layout.tensor_rank > 0 and is_replicated(name):
+    if layout.tensor_rank > 0 and is_replicated(parameter):
         return True
-    return name.startswith("model.embed_tokens") and layout.stage > 0  # a tied head in the last stage
+    return role_of(parameter) is Role.EMBEDDING and layout.stage > 0  # a tied head in the last stage
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:

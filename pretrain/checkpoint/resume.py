@@ -15,6 +15,7 @@ from pretrain.checkpoint.state import read_state
 from pretrain.command import again
 from pretrain.config import RunConfig
 from pretrain.errors import CheckpointError
+from pretrain.models import family_of, inventory_of
 from pretrain.records import misfit
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def resume(trainer: Trainer, path: Path) -> None:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / STATE} does not fit this version of the program: {misfit(error)}") from error
     if (probe := state["probe"]) is not None:
-        _require_known(probe["tokens"], trainer.config.model.vocab_size, path)
+        _require_known(probe["tokens"], inventory_of(trainer.config.model).shape.vocabulary, path)
         loss = probe_loss(trainer.engine, probe["tokens"], trainer.config.train.micro_batch_size)
         require_same_loss(probe["loss"], loss, trainer.config.train.precision, path)
     else:
-        _require_same_function(trainer.config.to_dict(), state["config"], path)
+        _require_same_function(trainer.config, state["config"], path)
     if trainer.layout.is_main:
         print(f"resumed from {path} after step {trainer.step}", flush=True)
 
@@ -86,17 +87,13 @@ def require_same_data(state: dict[str, Any], config: RunConfig, fingerprint: str
     )
 
 
-_FUNCTION = {
-    "model": ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"),
-    "sparsity": ("block", "row_parallel"),
-}
-"""Settings that change what a model computes, but no vector's length."""
-
-
-def _require_same_function(own: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
+def _require_same_function(config: RunConfig, saved: dict[str, Any], path: Path) -> None:
+    """Compare settings that change what a model computes, but no vector's length."""
+    own = config.to_dict()
+    functions = {"model": family_of(config.model).function, "sparsity": ("block",)}
     changed = [
         f"{section}.{key} is {own[section][key]}, expected {saved.get(section, {}).get(key)}"
-        for section, keys in _FUNCTION.items()
+        for section, keys in functions.items()
         for key in keys
         if own[section][key] != saved.get(section, {}).get(key)
     ]

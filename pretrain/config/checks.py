@@ -11,19 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.layouts import LAYOUT_CHECKS
-from pretrain.config.shapes import linear_shapes
 from pretrain.errors import nearest
-
-__all__ = ["cross_problems", "linear_shapes"]
+from pretrain.models import inventory_of
 
 if TYPE_CHECKING:
-    from pretrain.config.schema import (
-        DataConfig,
-        EvaluationConfig,
-        ModelConfig,
-        OptimizerConfig,
-        TrainConfig,
-    )
+    from pretrain.config.schema import DataConfig, EvaluationConfig, OptimizerConfig, TrainConfig
+    from pretrain.models.family import FamilyConfig
 
 DEEPSPEED_OWNED = {
     "train_batch_size": "train.global_batch_size",
@@ -64,19 +57,23 @@ def cross_problems(sections: dict[str, Any], world: int | None = None) -> list[s
     return found
 
 
-def _sequence_fits(model: ModelConfig, data: DataConfig) -> list[str]:
-    if data.seq_length <= model.max_position_embeddings:
+def _sequence_fits(model: FamilyConfig, data: DataConfig) -> list[str]:
+    shape = inventory_of(model).shape
+    if data.seq_length <= shape.longest:
         return []
     return [
-        f"data.seq_length is {data.seq_length}, expected at most model.max_position_embeddings"
-        f" {model.max_position_embeddings}; lower the one or raise the other"
+        f"data.seq_length is {data.seq_length}, expected at most model.{shape.keys['longest']}"
+        f" {shape.longest}; lower the one or raise the other"
     ]
 
 
-def _eos_id_is_a_token(model: ModelConfig, data: DataConfig) -> list[str]:
-    if data.eos_id is None or data.eos_id < model.vocab_size:
+def _eos_id_is_a_token(model: FamilyConfig, data: DataConfig) -> list[str]:
+    shape = inventory_of(model).shape
+    if data.eos_id is None or data.eos_id < shape.vocabulary:
         return []
-    return [f"data.eos_id is {data.eos_id}, expected a token id below model.vocab_size {model.vocab_size}"]
+    return [
+        f"data.eos_id is {data.eos_id}, expected a token id below model.{shape.keys['vocabulary']} {shape.vocabulary}"
+    ]
 
 
 def _warmup_fits(optimizer: OptimizerConfig, train: TrainConfig) -> list[str]:

@@ -12,24 +12,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pretrain.config.shapes import linear_shapes
-from smet.patterns import is_transposed, selects
+from pretrain.models import inventory_of
+from smet.patterns import selects
 
 if TYPE_CHECKING:
-    from pretrain.config.schema import DataConfig, ModelConfig, ParallelConfig
+    from pretrain.config.schema import DataConfig, ParallelConfig
+    from pretrain.models.family import FamilyConfig
     from smet.config import SmetConfig
 
 
-def _blocks_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+def _blocks_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
     if len(sparsity.block) != 2 or min(sparsity.block) < 1 or model.problems():
         return []
     rows, columns = sparsity.block
     misfits: dict[str, str] = {}
-    for kind, height, width in _sparse_shards(model, sparsity, parallel):
+    for kind, height, width, turned in _sparse_shards(model, sparsity, parallel):
         if height % rows or width % columns:
-            misfits.setdefault(
-                kind, f"{kind} {height} x {width}{' (transposed)' if is_transposed(kind, sparsity) else ''}"
-            )
+            misfits.setdefault(kind, f"{kind} {height} x {width}{' (transposed)' if turned else ''}")
     if not misfits:
         return []
     split = f" on {parallel.tensor} tensor-parallel ranks" if parallel.tensor > 1 else ""
@@ -40,28 +39,31 @@ def _blocks_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConf
 
 
 def _sparse_shards(
-    model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig
-) -> Iterator[tuple[str, int, int]]:
-    """(kind, rows, columns) of one rank's canonical matrix of every sparse layer, one per kind of layer."""
-    seen: set[str] = set()
-    for name, outputs, inputs in linear_shapes(model):
+    model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig
+) -> Iterator[tuple[str, int, int, bool]]:
+    """(kind, rows, columns, whether transposed) of one rank's canonical matrix of every sparse layer, once for all
+    layers of one kind and size."""
+    seen: set[tuple[str, int, int]] = set()
+    inventory = inventory_of(model)
+    for name, (outputs, inputs) in inventory.linears():
         kind = re.sub(r"\.\d+\.", ".*.", name)
-        if kind in seen or not selects(name, sparsity):
+        if (kind, outputs, inputs) in seen or not selects(name, sparsity):
             continue
-        seen.add(kind)
-        height, width = (inputs, outputs) if is_transposed(name, sparsity) else (outputs, inputs)
+        seen.add((kind, outputs, inputs))
+        turned = name in inventory.transposed
+        height, width = (inputs, outputs) if turned else (outputs, inputs)
         # Tensor parallelism cuts the canonical matrix along its rows; _tensor_fits tells if it cannot.
         whole = parallel.tensor > 0 and height % parallel.tensor == 0
-        yield kind, height // parallel.tensor if whole else height, width
+        yield kind, height // parallel.tensor if whole else height, width, turned
 
 
-def _shards_hold_whole_bytes(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+def _shards_hold_whole_bytes(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
     if parallel.tensor < 2 or sparsity.density == 1.0 or _blocks_fit(model, sparsity, parallel) or model.problems():
         return []
     size = sparsity.block[0] * sparsity.block[1]
     misfits = [
         f"{kind} {height * width // size}"
-        for kind, height, width in _sparse_shards(model, sparsity, parallel)
+        for kind, height, width, _ in _sparse_shards(model, sparsity, parallel)
         if height * width // size % 8
     ]
     if not misfits:
@@ -73,7 +75,7 @@ def _shards_hold_whole_bytes(model: ModelConfig, sparsity: SmetConfig, parallel:
     ]
 
 
-def _ranges_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+def _ranges_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
     ranges = sparsity.topology_ranges
     if ranges < 2 or parallel.tensor < 1 or _blocks_fit(model, sparsity, parallel) or model.problems():
         return []
@@ -85,7 +87,7 @@ def _ranges_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConf
     size = sparsity.block[0] * sparsity.block[1]
     misfits = [
         f"{kind} {height * width // size}"
-        for kind, height, width in _sparse_shards(model, sparsity, parallel)
+        for kind, height, width, _ in _sparse_shards(model, sparsity, parallel)
         if height * width // size % (ranges // parallel.tensor)
     ]
     if not misfits:
@@ -96,18 +98,15 @@ def _ranges_fit(model: ModelConfig, sparsity: SmetConfig, parallel: ParallelConf
     ]
 
 
-def _shared_sizes(model: ModelConfig, data: DataConfig, parallel: ParallelConfig) -> dict[str, int]:
+def _shared_sizes(model: FamilyConfig, data: DataConfig, parallel: ParallelConfig) -> dict[str, int]:
     """What tensor-parallel ranks share evenly."""
     return {
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_key_value_heads": model.num_key_value_heads,
-        "model.intermediate_size": model.intermediate_size,
-        "model.vocab_size": model.vocab_size,
+        **{f"model.{key}": size for key, size in inventory_of(model).shape.shared.items()},
         **({"data.seq_length": data.seq_length} if parallel.sequence else {}),
     }
 
 
-def _tensor_fits(model: ModelConfig, data: DataConfig, parallel: ParallelConfig) -> list[str]:
+def _tensor_fits(model: FamilyConfig, data: DataConfig, parallel: ParallelConfig) -> list[str]:
     if parallel.tensor < 2:
         return []
     shared = _shared_sizes(model, data, parallel)
@@ -121,17 +120,18 @@ def _tensor_fits(model: ModelConfig, data: DataConfig, parallel: ParallelConfig)
     ]
 
 
-def _stages_fit(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
-    if parallel.pipeline <= model.num_hidden_layers:
+def _stages_fit(model: FamilyConfig, parallel: ParallelConfig) -> list[str]:
+    shape = inventory_of(model).shape
+    if parallel.pipeline <= shape.layers:
         return []
     return [
-        f"parallel.pipeline is {parallel.pipeline}, expected at most model.num_hidden_layers"
-        f" {model.num_hidden_layers}: each stage needs a decoder layer"
+        f"parallel.pipeline is {parallel.pipeline}, expected at most model.{shape.keys['layers']} {shape.layers}: each"
+        " stage needs a decoder layer"
     ]
 
 
 def _pipeline_fits_zero(
-    model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int | None
+    model: FamilyConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int | None
 ) -> list[str]:
     if parallel.pipeline < 2 or parallel.zero_stage not in (2, 3):
         return []
@@ -154,7 +154,7 @@ LAYOUT_CHECKS: tuple[Callable[..., list[str]], ...] = (
 )
 
 
-def works(model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int) -> bool:
+def works(model: FamilyConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int) -> bool:
     """Whether ``parallel`` is a possible layout of this model on ``world`` ranks."""
     return (
         world % (parallel.tensor * parallel.pipeline) == 0
@@ -178,7 +178,7 @@ def candidates(parallel: ParallelConfig, world: int) -> Iterator[ParallelConfig]
 
 
 def nearest_layouts(
-    model: ModelConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int, count: int = 3
+    model: FamilyConfig, data: DataConfig, sparsity: SmetConfig, parallel: ParallelConfig, world: int, count: int = 3
 ) -> list[str]:
     """The possible layouts of ``world`` ranks that change least of ``parallel``, in words."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.typed import build, problems_of
 from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError, nearest
+from pretrain.models import DEFAULT, family, known_family
 from pretrain.paths import expanded, expanded_within
 from smet.config import PRESETS, SmetConfig
 
@@ -32,16 +33,27 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int
     """
     problems: list[str] = []
     merged = merge(_read_with_bases(_expanded(str(path), "run file"), ()), _from_overrides(overrides, problems))
-    return _checked(merged, problems, world_size)
+    return _checked(merged, problems, (named_family(merged),), world_size)
 
 
-def config_from_dict(given: dict[str, Any]) -> RunConfig:
+def config_from_dict(given: dict[str, Any], families: Collection[str] = ()) -> RunConfig:
     """Build and check the settings from plain dicts, as ``RunConfig.to_dict`` makes them.
+
+    Args:
+        families: model families of one's own (``package.module:FAMILY``) that may be imported. Settings from
+            elsewhere, such as a checkpoint's, import none that the run's own file does not name.
 
     Raises:
         ConfigError: with every problem at once.
     """
-    return _checked(given, [])
+    return _checked(given, [], families)
+
+
+def named_family(given: dict[str, Any]) -> str:
+    """The model family that plain settings name, or the default."""
+    model = given.get("model")
+    name = model.get("family") if isinstance(model, dict) else None
+    return DEFAULT if name is None else name
 
 
 def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -130,13 +142,22 @@ def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, 
     return layer
 
 
-def _checked(given: dict[str, Any], problems: list[str], world_size: int | None = None) -> RunConfig:
+def _checked(
+    given: dict[str, Any], problems: list[str], families: Collection[str], world_size: int | None = None
+) -> RunConfig:
     """Build every section, then check each by itself and all together; raise everything found."""
     hints = typing.get_type_hints(RunConfig)
+    try:
+        hints["model"], foreign = known_family(named_family(given), families).config, False
+    except ConfigError as error:
+        problems += error.problems
+        hints["model"], foreign = family(DEFAULT).config, True  # whose keys nobody knows
     problems += _unknown_sections(given, hints)
     sections: dict[str, Any] = {}
     sound: dict[str, Any] = {}
     for name, kind in hints.items():
+        if name == "model" and foreign:
+            continue
         raw = given.get(name)
         raw = {} if raw is None else raw
         if not isinstance(raw, dict):

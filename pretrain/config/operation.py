@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.config.schema import _below
+from pretrain.rules import below
 
 
 @dataclass(kw_only=True)
@@ -26,8 +26,8 @@ class GuardConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        found = _below("guard", self, 16, ("window",)) + _below("guard", self, 1, ("max_skips",))
-        found += _below("guard", self, 0, ("max_rollbacks",))
+        found = below("guard", self, 16, ("window",)) + below("guard", self, 1, ("max_skips",))
+        found += below("guard", self, 0, ("max_rollbacks",))
         for name in ("loss_deviations", "norm_deviations"):
             if not getattr(self, name) >= 0:
                 found.append(f"guard.{name} is {getattr(self, name)}, expected 0 or more")

@@ -16,7 +16,6 @@ from pretrain.config.schema import (
     DataConfig,
     EvaluationConfig,
     LoggingConfig,
-    ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     TrainConfig,
@@ -24,6 +23,7 @@ from pretrain.config.schema import (
 from pretrain.config.typed import problems_of, rebuilt
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
+from pretrain.models.family import FamilyConfig
 from smet.config import SmetConfig
 
 
@@ -31,7 +31,8 @@ from smet.config import SmetConfig
 class RunConfig:
     """All settings of one run, resolved: every base file, preset and override is applied."""
 
-    model: ModelConfig
+    model: FamilyConfig
+    """Keys of the family that ``model.family`` names."""
     sparsity: SmetConfig = field(default_factory=SmetConfig)
     data: DataConfig
     optimizer: OptimizerConfig

@@ -1,4 +1,5 @@
-"""One dataclass per section of a run file; ``pretrain.config.run`` holds them all.
+"""One dataclass per section of a run file but ``model``, whose keys are its family's; ``pretrain.config.run`` holds
+them all.
 
 Every section has ``problems()``: one sentence per invalid value, with what was found, what was
 expected and what to change. What concerns two sections at once is in ``pretrain.config.checks``.
@@ -6,129 +7,10 @@ expected and what to change. What concerns two sections at once is in ``pretrain
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from pretrain.errors import nearest
 from pretrain.paths import LocalPath
-
-
-def _below(section: str, config: Any, minimum: int, names: Iterable[str]) -> list[str]:
-    """A problem for each of the named whole numbers that lies below ``minimum``."""
-    return [
-        f"{section}.{name} is {getattr(config, name)}, expected {minimum} or more"
-        for name in names
-        if getattr(config, name) < minimum
-    ]
-
-
-def _above(section: str, config: Any, maximum: int, names: Iterable[str]) -> list[str]:
-    """A problem for each of the named whole numbers that lies above ``maximum``: no machine holds what it asks for."""
-    return [
-        f"{section}.{name} is {getattr(config, name)}, expected at most {maximum:,}"
-        for name in names
-        if getattr(config, name) > maximum
-    ]
-
-
-def _outside_unit(section: str, config: Any, names: Iterable[str]) -> list[str]:
-    """A problem for each of the named numbers that is no fraction in [0, 1]."""
-    return [
-        f"{section}.{name} is {getattr(config, name)}, expected a fraction in [0, 1]"
-        for name in names
-        if not 0.0 <= getattr(config, name) <= 1.0
-    ]
-
-
-def _no_choice(section: str, config: Any, choices: dict[str, tuple[str, ...]]) -> list[str]:
-    """A problem for each of the named values that is not among its choices."""
-    return [
-        f"{section}.{name} is '{getattr(config, name)}', expected one of {', '.join(allowed)}"
-        + nearest(getattr(config, name), allowed)
-        for name, allowed in choices.items()
-        if getattr(config, name) not in allowed
-    ]
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """Shape of a LLaMA model, with the key names of Hugging Face's ``LlamaConfig``."""
-
-    vocab_size: int
-    """Number of token ids the embedding and the head know."""
-    hidden_size: int
-    """Features of the residual stream."""
-    intermediate_size: int
-    """Features inside the feed-forward block."""
-    num_hidden_layers: int
-    """Number of decoder layers."""
-    num_attention_heads: int
-    """Number of query heads."""
-    num_key_value_heads: int = 0
-    """Number of key and value heads (fewer than query heads: grouped queries); 0 = as many as query heads."""
-    head_dim: int = 0
-    """Features of one head; 0 = hidden_size / num_attention_heads."""
-    max_position_embeddings: int = 2048
-    """Longest sequence the model is meant for, in tokens."""
-    rms_norm_eps: float = 1e-6
-    """Added to the mean square before the root."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights (sparse layers scale it by their density)."""
-    tie_word_embeddings: bool = False
-    """Whether the head uses the embedding's weights."""
-    hidden_act: str = "silu"
-    """Activation of the gate; LLaMA's is ``silu``, the only one built."""
-    attention_bias: bool = False
-    """Bias in the attention's projections; LLaMA has none, so only ``false``."""
-    mlp_bias: bool = False
-    """Bias in the feed-forward's projections; LLaMA has none, so only ``false``."""
-
-    def __post_init__(self) -> None:
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // max(1, self.num_attention_heads)
-
-    def problems(self) -> list[str]:
-        """Every invalid value, one sentence each."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        found = _below("model", self, 1, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
-        found += _above("model", self, 1 << 16, ("num_hidden_layers",))
-        found += _above("model", self, 1 << 24, (*sizes[1:3], "num_attention_heads", "num_key_value_heads", "head_dim"))
-        found += _above("model", self, (1 << 31) - 1, ("vocab_size", "max_position_embeddings"))
-        found += _no_choice("model", self, {"hidden_act": ("silu",)})
-        for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
-            if not getattr(self, name) > 0:
-                found.append(f"model.{name} is {getattr(self, name)}, expected a positive number")
-        if self.initializer_range > 1:
-            found.append(
-                f"model.initializer_range is {self.initializer_range}, expected at most 1, as transformers does"
-            )
-        for name in ("attention_bias", "mlp_bias"):
-            if getattr(self, name):
-                found.append(f"model.{name} is true, expected false: LLaMA's projections have no bias")
-        return found or self._head_problems()
-
-    def _head_problems(self) -> list[str]:
-        hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        found = []
-        # With a head_dim of its own it could be computed, but transformers refuses it: no export would ever load.
-        if hidden % heads:
-            near = [n for n in (hidden // heads * heads, (hidden // heads + 1) * heads) if n]
-            found.append(
-                f"model.hidden_size is {hidden} with {heads} heads, expected a multiple of num_attention_heads"
-                f" ({' or '.join(map(str, near))}), as transformers' LlamaForCausalLM does"
-            )
-        elif self.head_dim % 2:
-            found.append(f"model.head_dim is {self.head_dim}, expected an even size: rotary embedding pairs features")
-        if heads % kv_heads:
-            fitting = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)
-            found.append(
-                f"model.num_key_value_heads is {kv_heads}, expected a divisor of num_attention_heads"
-                f" {heads} ({fitting})"
-            )
-        return found
+from pretrain.rules import below, no_choice, outside_unit
 
 
 @dataclass(kw_only=True)
@@ -188,9 +70,9 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        found = _below("data", self, 1, ("seq_length",)) + _below("data", self, 0, ("seed",))
+        found = below("data", self, 1, ("seq_length",)) + below("data", self, 0, ("seed",))
         if self.eos_id is not None:
-            found += _below("data", self, 0, ("eos_id",))
+            found += below("data", self, 0, ("eos_id",))
         if not self.train and not self.curriculum:
             found.append("data.train is empty, expected a prefix or a list of {path, weight} (or data.curriculum)")
         elif self.train and self.curriculum:
@@ -248,8 +130,8 @@ class OptimizerConfig:
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         schedules = ("cosine", "linear", "wsd", "constant")
-        found = _no_choice("optimizer", self, {"schedule": schedules}) + _below("optimizer", self, 0, ("warmup_steps",))
-        found += _outside_unit("optimizer", self, ("min_lr_ratio", "decay_fraction"))
+        found = no_choice("optimizer", self, {"schedule": schedules}) + below("optimizer", self, 0, ("warmup_steps",))
+        found += outside_unit("optimizer", self, ("min_lr_ratio", "decay_fraction"))
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 found.append(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
@@ -289,9 +171,9 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        found = _below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
-        found += _below("train", self, 0, ("seed", "stop_at", "consistency_interval"))
-        found += _no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
+        found = below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
+        found += below("train", self, 0, ("seed", "stop_at", "consistency_interval"))
+        found += no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
         if not self.output_dir:
             found.append("train.output_dir is empty, expected the path of the run folder")
         return found
@@ -312,7 +194,7 @@ class ParallelConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        found = _below("parallel", self, 1, ("tensor", "pipeline"))
+        found = below("parallel", self, 1, ("tensor", "pipeline"))
         if self.zero_stage == 0:
             found.append(
                 "parallel.zero_stage is 0, expected 1, 2 or 3: without a partition each rank would hold all"
@@ -343,7 +225,7 @@ class EvaluationConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        return _below("evaluation", self, 0, ("interval",)) + _below("evaluation", self, 1, ("samples",))
+        return below("evaluation", self, 0, ("interval",)) + below("evaluation", self, 1, ("samples",))
 
 
 @dataclass(kw_only=True)
@@ -363,7 +245,7 @@ class CheckpointConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        found = _below("checkpoint", self, 0, ("interval", "keep_last", "keep_every"))
+        found = below("checkpoint", self, 0, ("interval", "keep_last", "keep_every"))
         if not self.resume:
             found.append("checkpoint.resume is empty, expected auto, never or the path of a checkpoint")
         return found
@@ -382,4 +264,4 @@ class LoggingConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        return _below("logging", self, 1, ("interval",))
+        return below("logging", self, 1, ("interval",))

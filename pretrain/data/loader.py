@@ -73,7 +73,7 @@ class BatchLoader:
 
         Yields:
             int64 ``(micro_batch_size, seq_length + 1)``, equally many on every rank. Rows that no sample
-            is left for are filled with ``FILLER``, which costs no loss (``pretrain.model.llama.IGNORED``).
+            is left for are filled with ``FILLER``, which costs no loss (``pretrain.models.functions.IGNORED``).
         """
         chunk = self.micro_batch_size * self.dp_size
         for start in range(0, count, chunk):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.engine.base import Engine
 from pretrain.engine.parts import Around, around_parts
 from pretrain.layout import Layout
-from pretrain.model.llama import split_sample
+from pretrain.models.parts import split_sample
 from smet.zero import ZeroStore
 
 

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: the same LLaMA blocks, cut into stages for DeepSpeed's PipelineModule."""
+"""Pipeline parallelism: the same blocks, cut into stages for DeepSpeed's PipelineModule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.builder import Builder, nest
 from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.layout import Layout
-from pretrain.model.llama import blocks
+from pretrain.models.inventory import Kind
 
 
 class StageBlock(nn.Module):
@@ -66,11 +66,12 @@ def _bias(documents: Tensor, dtype: torch.dtype) -> Tensor:
     return document_bias(documents, dtype)
 
 
-def stage_block(name: str, packed: bool) -> type[StageBlock]:
-    """What stands for the block ``name`` in a pipeline; ``packed``: attention stays within documents."""
-    if not packed or name == "lm_head":
-        return StageBlock
-    return {"model.embed_tokens": PackedEmbedding, "model.norm": PackedNorm}.get(name, PackedLayer)
+_PACKED = {Kind.EMBEDDING: PackedEmbedding, Kind.LAYER: PackedLayer, Kind.NORM: PackedNorm}
+
+
+def stage_block(kind: Kind, packed: bool) -> type[StageBlock]:
+    """What stands for a block in a pipeline; ``packed``: attention stays within documents."""
+    return _PACKED.get(kind, StageBlock) if packed else StageBlock
 
 
 def _own_blocks(stage: Any) -> Iterator[tuple[int, nn.Module]]:
@@ -87,11 +88,10 @@ def head_of(embedding: StageBlock, hidden: Tensor) -> Tensor:
     return nn.functional.linear(hidden, embedding.block.weight)  # type: ignore[arg-type]
 
 
-def build_stages(model: Any, builder: Builder, layout: Layout, bounds: Sequence[int]) -> tuple[Any, nn.Module]:
+def build_stages(builder: Builder, layout: Layout, bounds: Sequence[int]) -> tuple[Any, nn.Module]:
     """This rank's stage as a ``PipelineModule``, and its blocks under canonical names. Collective.
 
     Args:
-        model: a ``ModelConfig``.
         builder: builds one block by (name, maker), with initial weights and sparse layers.
         bounds: first block of each stage, and the number of blocks at the end.
     """
@@ -100,10 +100,10 @@ def build_stages(model: Any, builder: Builder, layout: Layout, bounds: Sequence[
 
     from smet.zero import pipeline_module
 
-    named = blocks(model, builder.parts, builder.recompute)
-    kinds = [stage_block(name, builder.eos_id is not None) for name, _ in named]
+    named = builder.makers()
+    kinds = [stage_block(block.kind, builder.eos_id is not None) for block in builder.inventory.blocks]
     specs: list[Any] = [LayerSpec(kind, builder, name, maker) for kind, (name, maker) in zip(kinds, named, strict=True)]
-    if model.tie_word_embeddings:
+    if builder.inventory.shape.tied:
         name, maker = named[0]
         weight = {"tied_weight_attr": ["block.weight"]}
         specs[0] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, **weight)

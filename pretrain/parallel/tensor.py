@@ -1,9 +1,9 @@
-"""Tensor parallelism of the LLaMA blocks.
+"""Tensor parallelism of a model's blocks, by the roles of its weights (``pretrain.models.inventory``).
 
-Column-parallel layers (q, k, v, gate, up, head) own rows of their weight, row-parallel ones (o, down)
+Column-parallel layers (in a LLaMA q, k, v, gate, up, head) own rows of their weight, row-parallel ones (o, down)
 columns, the embedding rows of the vocabulary. The stream is whole between blocks, or split along
 the sequence with sequence parallelism. Collectives stand at three places only: behind each norm, behind
-each row-parallel layer, and in the embedding and the loss.
+each row-parallel layer's product, and in the embedding and the loss.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.layout import Layout
-from pretrain.model.llama import IGNORED, Parts
+from pretrain.models.functions import IGNORED
+from pretrain.models.inventory import Inventory, Role
+from pretrain.models.parts import Parts
 from pretrain.parallel.collectives import enter, leave, vocabulary_cross_entropy
-
-ROW_PARALLEL = ("o_proj", "down_proj")
-"""Last parts of the names of row-parallel layers."""
+from smet.linear import SparseLinear, sparse_layers
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -46,8 +46,8 @@ def parts(layout: Layout, sequence: bool) -> Parts:
     if size == 1:
         return Parts()
     return Parts(
-        column=lambda inputs, outputs: nn.Linear(inputs, outputs // size, bias=False),
-        row=lambda inputs, outputs: nn.Linear(inputs // size, outputs, bias=False),
+        column=lambda inputs, outputs, bias=False: nn.Linear(inputs, outputs // size, bias=bias),
+        row=lambda inputs, outputs, bias=False: nn.Linear(inputs // size, outputs, bias=bias),
         embedding=partial(VocabularyEmbedding, layout=layout, sequence=sequence),
         head=lambda inputs, outputs: nn.Linear(inputs, outputs // size, bias=False),
         cross_entropy=partial(_cross_entropy, group=layout.tensor_group),
@@ -59,50 +59,56 @@ def _cross_entropy(logits: Tensor, targets: Tensor, group: dist.ProcessGroup) ->
     return (losses * (targets != IGNORED)).sum() / targets.numel()
 
 
-def is_row_parallel(name: str) -> bool:
-    """Whether the module or parameter ``name`` belongs to a layer that is split over its inputs."""
-    return any(part in ROW_PARALLEL for part in name.split("."))
+def role_of(parameter: nn.Parameter) -> Role:
+    """Role of a parameter that went through ``connect``."""
+    role: Role = parameter.role  # type: ignore[attr-defined]
+    return role
 
 
-def is_replicated(name: str) -> bool:
-    """Whether every tensor-parallel rank holds all of this parameter (norms)."""
-    return "norm" in name
+def is_replicated(parameter: nn.Parameter) -> bool:
+    """Whether every tensor-parallel rank holds all of this parameter."""
+    return role_of(parameter).cut is None
 
 
-def shard(name: str, whole: Tensor, layout: Layout) -> Tensor:
-    """This rank's part of the whole parameter ``name`` (as ``nn.Linear`` stores it)."""
-    if layout.tensor_size == 1 or is_replicated(name):
+def shard(role: Role, whole: Tensor, layout: Layout) -> Tensor:
+    """This rank's part of a whole parameter (as ``nn.Linear`` stores it)."""
+    if layout.tensor_size == 1 or role.cut is None:
         return whole
-    return whole.chunk(layout.tensor_size, dim=1 if is_row_parallel(name) else 0)[layout.tensor_rank]
+    return whole.chunk(layout.tensor_size, dim=role.cut)[layout.tensor_rank]
 
 
-def whole_shape(name: str, shape: Sequence[int], layout: Layout) -> list[int]:
+def whole_shape(role: Role, shape: Sequence[int], layout: Layout) -> list[int]:
     """Shape of the whole parameter of which this rank's shard has ``shape``."""
     whole = list(shape)
-    if layout.tensor_size > 1 and not is_replicated(name):
-        whole[1 if is_row_parallel(name) else 0] *= layout.tensor_size
+    if layout.tensor_size > 1 and role.cut is not None:
+        whole[role.cut] *= layout.tensor_size
     return whole
 
 
-def connect(model: nn.Module, layout: Layout, sequence: bool) -> None:
-    """Put the collectives into a (sparse) model made of ``parts``, and mark its split parameters.
+def connect(model: nn.Module, inventory: Inventory, layout: Layout, sequence: bool) -> None:
+    """Write its role on every parameter of a (sparse) model made of ``parts``, and put the collectives in.
 
     Call it once, after the layers have been made sparse and before an engine wraps the model.
     """
+    for name, parameter in model.named_parameters():
+        parameter.role = inventory.role(name)  # type: ignore[attr-defined]
     if layout.tensor_size == 1:
         return
     group = layout.tensor_group
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RMSNorm):
+    for module in model.modules():
+        own = [role_of(parameter) for parameter in module.parameters(recurse=False)]
+        if Role.SCALE in own:
             module.register_forward_hook(_passing(enter, group, sequence))
-            if sequence:
-                module.weight.register_hook(partial(_summed, group=group))
-        elif name.rpartition(".")[2] in ROW_PARALLEL:
-            module.register_forward_hook(_passing(leave, group, sequence))
-    for name, parameter in model.named_parameters():
-        if not is_replicated(name):
+        elif Role.ROW in own:
+            # Always a SparseLinear: those that stay dense are stored as full ones. A bias comes behind the sum.
+            assert isinstance(module, SparseLinear)
+            module.behind_product = partial(leave, group=group, sequence=sequence)
+    for parameter in model.parameters():
+        if not is_replicated(parameter):
             # DeepSpeed counts unmarked parameters once in the gradient norm, marked ones on every rank.
             parameter.model_parallel = True  # type: ignore[attr-defined]
+        elif sequence:
+            parameter.register_hook(partial(_summed, group=group))
 
 
 def _passing(action: Any, group: Any, sequence: bool) -> Any:
@@ -110,7 +116,7 @@ def _passing(action: Any, group: Any, sequence: bool) -> Any:
 
 
 def _summed(grad: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """A norm sees only its chunk of the sequence, so its gradient is a partial sum."""
+    """What every rank holds sees only its chunk of the sequence, so its gradient is a partial sum."""
     total = grad.clone()
     dist.all_reduce(total, group=group)
     return total
@@ -133,10 +139,8 @@ def offsets(model: nn.Module, layout: Layout) -> dict[str, tuple[int, int]]:
 
 
 def _lengths(model: nn.Module) -> Iterator[tuple[str, int]]:
-    from smet.linear import sparse_layers
-
     for name, parameter in model.named_parameters():
-        if not is_replicated(name):
+        if not is_replicated(parameter):
             yield name, getattr(parameter, "ds_numel", parameter.numel())
     for name, layer in sparse_layers(model).items():
         if not layer.is_full:

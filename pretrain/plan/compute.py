@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
+from pretrain.models import inventory_of
+from pretrain.models.inventory import Kind
 from pretrain.plan.sizes import Block
 
 
@@ -23,22 +25,22 @@ def flops(config: RunConfig, blocks: Sequence[Block], micro_batches: int) -> Flo
     """FLOPs of one optimizer step of the rank that holds ``blocks``."""
     tokens = config.train.micro_batch_size * config.data.seq_length * micro_batches
     layers = sum(layer_flops(config, block) for block in blocks if block.is_layer)
-    head = sum(head_flops(config) for block in blocks if block.name == "lm_head")
+    head = sum(head_flops(config) for block in blocks if block.kind is Kind.HEAD)
     again = layers if config.train.activation_checkpointing else 0
     return Flops(round(tokens * 3 * (layers + head)), round(tokens * (3 * (layers + head) + again)))
 
 
 def layer_flops(config: RunConfig, block: Block) -> float:
     """Of one decoder layer's forward pass per token: products, and attention over half of the sequence (causal)."""
-    model = config.model
-    products = 2 * sum(weight.total for weight in block.weights if weight.product)
-    heads = model.num_attention_heads * model.head_dim / config.parallel.tensor
-    return products + 2 * config.data.seq_length * heads
+    products = 2 * sum(weight.total for weight in block.weights if weight.role.linear)
+    mixed = inventory_of(config.model).shape.mixed / config.parallel.tensor
+    return products + 2 * config.data.seq_length * mixed
 
 
 def head_flops(config: RunConfig) -> float:
     """Of the head's forward pass per token."""
-    return 2 * config.model.vocab_size * config.model.hidden_size / config.parallel.tensor
+    shape = inventory_of(config.model).shape
+    return 2 * shape.vocabulary * shape.width / config.parallel.tensor
 
 
 def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[int]:
@@ -46,6 +48,6 @@ def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[int]:
     again = 4 if config.train.activation_checkpointing else 3
     head = round(3 * head_flops(config))
     return [
-        round(again * layer_flops(config, block)) if block.is_layer else head if block.name == "lm_head" else 0
+        round(again * layer_flops(config, block)) if block.is_layer else head if block.kind is Kind.HEAD else 0
         for block in blocks
     ]

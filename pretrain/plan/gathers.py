@@ -25,6 +25,9 @@ class Traced:
 
     name: str
     elements: int
+    block: str = ""
+    layer: bool = False
+    """Whether that block is a decoder layer."""
 
 
 _TURN = Traced("", 0)
@@ -57,12 +60,12 @@ def _gathered(
 def _backward(forward: Sequence[Traced], checkpointing: bool) -> list[Traced]:
     if not checkpointing:
         return list(reversed(forward))
-    layers: dict[str, list[Traced]] = {}
+    blocks: dict[str, list[Traced]] = {}
     for one in forward:
-        layers.setdefault(".".join(one.name.split(".")[:3]), []).append(one)
+        blocks.setdefault(one.block, []).append(one)
     order: list[Traced] = []
-    for name, members in reversed(layers.items()):
-        order += ([*members, _TURN] if ".layers." in name else []) + members[::-1]
+    for members in reversed(blocks.values()):
+        order += ([*members, _TURN] if members[0].layer else []) + members[::-1]
     return order
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.model.functions import LARGE_CHUNK
+from pretrain.models import inventory_of
+from pretrain.models.functions import LARGE_CHUNK
+from pretrain.models.inventory import Kind, Place
 from pretrain.plan.sizes import Block, Weight
 from smet.bank import bucket_key
 from smet.memory import Part
@@ -70,7 +72,7 @@ def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) ->
         if weight.mask_bytes and not dense:
             key = bucket_key(weight.name)
             buckets[key] = buckets.get(key, 0) + weight.mask_bytes
-    threshold = zero_settings(config).get("stage3_param_persistence_threshold", config.model.hidden_size)
+    threshold = zero_settings(config).get("stage3_param_persistence_threshold", inventory_of(config.model).shape.width)
     return {
         part: Part(
             groups=tuple(
@@ -104,38 +106,24 @@ class Activations:
 
 def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool, sequence: bool) -> Activations:
     """Bytes saved per micro-batch by the rank that holds ``blocks``."""
-    model, width, tensor = config.model, width_of(config), config.parallel.tensor
-    tokens = config.train.micro_batch_size * config.data.seq_length
-    stream = model.hidden_size / (tensor if sequence else 1)
-    layer_count = sum(block.is_layer for block in blocks)
-    whole = tokens * _saved_by_layer(config, stream)
-    kept = tokens * stream * width if checkpointing else whole
+    inventory, width, tensor = inventory_of(config.model), width_of(config), config.parallel.tensor
+    place = Place(width=width, tensor=tensor, sequence=sequence, documents=config.data.reset_attention)
+    shape, tokens = inventory.shape, config.train.micro_batch_size * config.data.seq_length
+    layers = [tokens * inventory.saved(block.whole, place) for block in blocks if block.is_layer]
+    stream = tokens * shape.width / (tensor if sequence else 1) * width
     # Attention within documents adds one bias to the scores, the same in all layers.
-    bias = tokens * config.data.seq_length * width if config.data.reset_attention and layer_count else 0
+    bias = tokens * config.data.seq_length * width if config.data.reset_attention and layers else 0
     ends = 0.0
     for block in blocks:
-        if block.name == "model.norm":
-            ends += tokens * (8 * stream + 4 + width * model.hidden_size)
-        elif block.name == "lm_head":
+        if block.kind is Kind.NORM:
+            ends += tokens * inventory.saved(block.whole, place)
+        elif block.kind is Kind.HEAD:
             # The loss keeps the gradient of the logits; split over ranks, it keeps fp32 probabilities.
-            ends += tokens * (width if tensor == 1 else 4) * model.vocab_size / tensor
+            ends += tokens * (width if tensor == 1 else 4) * shape.vocabulary / tensor
     return Activations(
-        layers=round(layer_count * kept) + bias, recomputed=round(whole) if checkpointing and layer_count else 0,
-        ends=round(ends),
+        layers=round(len(layers) * stream if checkpointing else sum(layers)) + bias,
+        recomputed=round(max(layers)) if checkpointing and layers else 0, ends=round(ends),
     )  # fmt: skip
-
-
-def _saved_by_layer(config: RunConfig, stream: float) -> float:
-    """Bytes per token: norms keep two fp32 copies, products their inputs, attention q, k, v, its output and a sum."""
-    model, width, tensor = config.model, width_of(config), config.parallel.tensor
-    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    if config.data.reset_attention:
-        keys = queries  # the kernel that takes a bias knows no grouped queries
-    norms = 2 * (8 * stream + 4)
-    inputs = 2 * model.hidden_size * width
-    attention = ((2 * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor
-    feed_forward = 4 * model.intermediate_size * width / tensor
-    return norms + inputs + attention + feed_forward
 
 
 def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bool = False) -> dict[str, int]:
@@ -155,8 +143,9 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
     if sparse and config.sparsity.weight_residency == "dense":
         found["dense weights kept"] = width * sum(weight.total for weight in sparse)
     found["gathered masks"] = _two_buckets(config, sparse, ranks)
-    if any(block.name == "lm_head" for block in blocks):
-        found["logits"] = _loss_bytes(config, tokens * config.model.vocab_size // config.parallel.tensor)
+    if any(block.kind is Kind.HEAD for block in blocks):
+        vocabulary = inventory_of(config.model).shape.vocabulary
+        found["logits"] = _loss_bytes(config, tokens * vocabulary // config.parallel.tensor)
     stored = sum(weight.total if dense else weight.stored for weight in weights)
     found["gradients in flight"] = _gradients_in_flight(config, stored, width, ranks)
     if stage == 3 and ranks > 1:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pretrain.config import RunConfig
+from pretrain.models import inventory_of
+from pretrain.models.inventory import Kind, Role
 from pretrain.plan.gathers import Traced, gathered_elements
 from pretrain.plan.memory import parts_of, width_of, zero_settings
 from pretrain.plan.sizes import Block
@@ -68,7 +70,9 @@ def _weights(
         return ring_bytes("all_gather", width * _elements(parts, stage, ranks), ranks)
     persistent = parts[0].persistent
     trace = [
-        Traced(weight.name, weight.total if dense else weight.stored) for block in blocks for weight in block.weights
+        Traced(weight.name, weight.total if dense else weight.stored, block.name, block.is_layer)
+        for block in blocks
+        for weight in block.weights
     ]
     kept = sum(one.elements for one in trace if one.elements <= persistent)
     elements = gathered_elements(trace, zero_settings(config), persistent, config.train.activation_checkpointing)
@@ -114,25 +118,21 @@ def _tensor(config: RunConfig, blocks: Sequence[Block]) -> int:
     if tensor == 1:
         return 0
     tokens = train.micro_batch_size * config.data.seq_length
-    stream = width_of(config) * tokens * config.model.hidden_size
+    stream = width_of(config) * tokens * inventory_of(config.model).shape.width
     half = ring_bytes("all_gather", stream, tensor)
-    halves = vectors = 0
-    loss = 0
+    halves = vectors = loss = 0
     for block in blocks:
-        if block.is_layer:
-            halves += 8
-            if train.activation_checkpointing:
-                halves += 3 if sequence else 2
-            vectors += 2
-        elif block.name == "model.embed_tokens":
-            halves += 2
-        elif block.name == "model.norm":
-            halves += 2
-            vectors += 1
-        else:
+        if block.kind is Kind.HEAD:
             loss += ring_bytes("all_reduce", 4 * LOSS_FLOATS * tokens, tensor)
-    norms = ring_bytes("all_reduce", width_of(config) * config.model.hidden_size, tensor) * vectors if sequence else 0
-    return halves * half + norms + loss
+            continue
+        enters, leaves = block.count(Role.SCALE), block.count(Role.ROW)
+        halves += 2 * (enters + leaves + block.count(Role.EMBEDDING))
+        if block.is_layer and train.activation_checkpointing:
+            halves += enters + leaves - 1 if sequence else 2 * (leaves - 1)
+        if sequence:
+            whole = [weight.total for weight in block.weights if weight.role.cut is None]
+            vectors += sum(ring_bytes("all_reduce", width_of(config) * total, tensor) for total in whole)
+    return halves * half + vectors + loss
 
 
 def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, stage: int) -> int:
@@ -140,24 +140,24 @@ def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, st
     stages = config.parallel.pipeline
     if stages == 1:
         return 0
-    model, width = config.model, width_of(config)
+    shape, width = inventory_of(config.model).shape, width_of(config)
     tokens = config.train.micro_batch_size * config.data.seq_length
 
     # Between final norm and head, a sequence-parallel stream is whole again.
     def message(whole: bool) -> int:
         split = config.parallel.tensor if config.parallel.sequence and not whole else 1
-        return width * tokens * model.hidden_size // split
+        return width * tokens * shape.width // split
 
     sent = 0
     if stage < stages - 1:
-        sent += message(whole=blocks[-1].name == "model.norm")
-        if config.data.reset_attention and blocks[-1].name != "model.norm":
+        sent += message(whole=blocks[-1].kind is Kind.NORM)
+        if config.data.reset_attention and blocks[-1].kind is not Kind.NORM:
             sent += DOCUMENT_NUMBER * tokens
     if stage > 0:
-        sent += message(whole=blocks[0].name == "lm_head")
+        sent += message(whole=blocks[0].kind is Kind.HEAD)
     sent *= micro_batches
-    if model.tie_word_embeddings and stage in (0, stages - 1):
-        rows = model.vocab_size * model.hidden_size // config.parallel.tensor
+    if shape.tied and stage in (0, stages - 1):
+        rows = shape.vocabulary * shape.width // config.parallel.tensor
         sent += ring_bytes("all_reduce", width * rows, 2)
     return sent
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pretrain.config import RunConfig
-from pretrain.config.checks import linear_shapes
-from smet.distribution import active_blocks, effective_density, layer_densities
-from smet.mask import packed_bytes
-from smet.patterns import is_transposed, selects
+from pretrain.models import inventory as models
+from pretrain.models import inventory_of
+from pretrain.models.inventory import Kind, Role
+from smet.spec import LayerSpec, layer_specs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,9 @@ class Weight:
     """Elements that are stored. Shards of random masks differ a little; this is the mean over shards."""
     group: str
     """Optimizer group, as ``smet.parameter_groups`` names it."""
+    role: Role
     mask_bytes: int = 0
     aged: bool = False
-    product: bool = False
-    """Whether tokens are multiplied with it."""
 
     @property
     def sparse(self) -> bool:
@@ -37,15 +36,26 @@ class Weight:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the model: embedding, decoder layer, final norm or head."""
+    """What one tensor-parallel rank has of a block of the model."""
 
     name: str
     weights: tuple[Weight, ...]
+    whole: models.Block
+    """The block itself; that of a tied head has no weights."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it does: embedding, decoder layer, final norm or head."""
+        return self.whole.kind
 
     @property
     def is_layer(self) -> bool:
         """Whether this is a decoder layer."""
-        return ".layers." in self.name
+        return self.kind is Kind.LAYER
+
+    def count(self, role: Role) -> int:
+        """Number of its weights of one role."""
+        return sum(weight.role is role for weight in self.weights)
 
     def elements(self, stored: bool = True) -> int:
         """Elements of all its weights, stored ones only or all."""
@@ -68,52 +78,30 @@ class _Case:
 @lru_cache(maxsize=32)
 def _blocks(case: _Case) -> tuple[Block, ...]:
     config = case.config
-    model, tensor = config.model, config.parallel.tensor
-    by_block: dict[str, list[Weight]] = {"lm_head": []}
-    shapes = {name: (o, i) for name, o, i in linear_shapes(model) if selects(name, config.sparsity)}
-    densities = layer_densities(shapes, config.sparsity.density, config.sparsity.distribution) if shapes else {}
-    for name, outputs, inputs in linear_shapes(model):
-        if name == "lm_head" and model.tie_word_embeddings:
-            continue
-        block = name if name == "lm_head" else ".".join(name.split(".")[:3])
-        by_block.setdefault(block, []).append(_linear(config, name, outputs * inputs // tensor, densities.get(name)))
-    norm = model.hidden_size
-    for name, weights in by_block.items():
-        if name != "lm_head":
-            weights.insert(0, Weight(name=f"{name}.input_layernorm", total=norm, stored=norm, group="vectors"))
-            weights.insert(5, Weight(name=f"{name}.post_attention_layernorm", total=norm, stored=norm, group="vectors"))
-    rows = model.vocab_size * model.hidden_size // tensor
-    embedding = Weight(name="model.embed_tokens", total=rows, stored=rows, group="dense")
-    final_norm = Weight(name="model.norm", total=norm, stored=norm, group="vectors")
-    return (
-        Block("model.embed_tokens", (embedding,)),
-        *(Block(name, tuple(weights)) for name, weights in by_block.items() if name != "lm_head"),
-        Block("model.norm", (final_norm,)),
-        Block("lm_head", tuple(by_block["lm_head"])),
+    inventory, tensor = inventory_of(config.model), config.parallel.tensor
+    specs = layer_specs(dict(inventory.linears()), config.sparsity, inventory.transposed, tensor)
+    return tuple(
+        Block(block.name, tuple(_weight(weight, specs.get(weight.module), tensor) for weight in block.weights), block)
+        for block in inventory.blocks
     )
 
 
-def _linear(config: RunConfig, name: str, elements: int, density: float | None) -> Weight:
-    """The shard of one linear layer of ``elements`` elements; ``density`` None = not selected."""
-    sparsity = config.sparsity
-    if density is None and not is_transposed(name, sparsity):
-        return Weight(name=name, total=elements, stored=elements, group="dense", product=True)
-    if density is None:  # the builder stores these in canonical order, as full sparse layers
-        return Weight(name=name, total=elements, stored=elements, group="sparse-1", product=True)
-    size = sparsity.block[0] * sparsity.block[1]
-    blocks, shards = elements // size, config.parallel.tensor
-    active = active_blocks(blocks * shards, density)
-    full = active == blocks * shards
-    density = effective_density(blocks * shards, density)
+def _weight(weight: models.Weight, spec: LayerSpec | None, tensor: int) -> Weight:
+    """One shard of ``weight``; ``spec``: what its layer is stored as, where that is a ``SparseLinear``."""
+    name = weight.name.removesuffix(".weight")
+    total = weight.numel // (1 if weight.role.cut is None else tensor)
+    if not weight.role.linear or spec is None:
+        group = "vectors" if len(weight.shape) == 1 else "dense"
+        return Weight(name=name, total=total, stored=total, group=group, role=weight.role)
     return Weight(
-        name=name, total=elements, stored=round(active / shards) * size, group=f"sparse-{density:.4g}",
-        mask_bytes=0 if full else packed_bytes(blocks), aged=sparsity.dynamic and density < 1.0, product=True,
+        name=name, total=total, stored=spec.stored, group=spec.group, mask_bytes=spec.mask_bytes, aged=spec.aged,
+        role=weight.role,
     )  # fmt: skip
 
 
 def stage_blocks(config: RunConfig, blocks: Sequence[Block], bounds: Sequence[int], stage: int) -> list[Block]:
     """The blocks of one stage. A tied head in another stage than the embedding holds a copy of it."""
     own = list(blocks[bounds[stage] : bounds[stage + 1]])
-    if config.model.tie_word_embeddings and own[-1].name == "lm_head" and own[0].name != "model.embed_tokens":
-        own[-1] = Block("lm_head", blocks[0].weights)
+    if inventory_of(config.model).shape.tied and own[-1].kind is Kind.HEAD and own[0].kind is not Kind.EMBEDDING:
+        own[-1] = Block(own[-1].name, blocks[0].weights, own[-1].whole)
     return own

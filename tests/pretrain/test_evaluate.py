@@ -16,7 +16,8 @@ from pretrain.data.corpus import open_corpus
 from pretrain.data.loader import FILLER, BatchLoader
 from pretrain.evaluate import evaluate
 from pretrain.layout import Layout
-from pretrain.model import LlamaForCausalLM, initialize
+from pretrain.models.init import initialize
+from pretrain.models.llama.model import LlamaForCausalLM
 from pretrain.run import prepare
 from pretrain.startup import start
 from tests.distributed import run_ranks
@@ -105,7 +106,7 @@ def reference_losses(job: dict[str, Any], corpus: str) -> list[float]:
     """Mean losses of the dense LLaMA over the first COUNTS samples, one sample at a time."""
     config = config_from_dict(job)
     model = LlamaForCausalLM(config.model)
-    initialize(model, seed=config.train.seed, std=config.model.initializer_range)
+    initialize(model, config.model, seed=config.train.seed)
     data = open_corpus(corpus, config.data.seq_length, config.data.seed)
     with torch.no_grad():
         each = [float(model.loss(torch.from_numpy(data.sample(n))[None])) for n in range(max(COUNTS))]

@@ -15,7 +15,8 @@ from pretrain.build import LossModel, build_engine, deepspeed_config
 from pretrain.config import RunConfig
 from pretrain.engine import Engine, PlainEngine
 from pretrain.layout import Layout
-from pretrain.model import LlamaForCausalLM, initialize
+from pretrain.models import family_of
+from pretrain.models.init import initialize
 from smet import MaskBank, TopologyController
 from smet.linear import SparseLinear, sparse_layers
 from smet.memory import Table, measure
@@ -75,9 +76,9 @@ class DenseSide(Side):
     def __init__(self, options: Options, layout: Layout, optimizer: str):
         config = options.config(Path("unused"))
         with torch.device("meta"):
-            model = LlamaForCausalLM(config.model)
+            model = family_of(config.model).model.Model(config.model)
         model.to_empty(device="cpu")
-        initialize(model, seed=config.train.seed, std=config.model.initializer_range)
+        initialize(model, config.model, seed=config.train.seed)
         groups = list(_groups(model, config))
         client: Any = torch.optim.AdamW(groups, lr=config.optimizer.lr, weight_decay=0.0, fused=True)
         if optimizer == "DeepSpeedCPUAdam":

@@ -25,6 +25,14 @@ def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_family(parser: argparse.ArgumentParser) -> None:
+    """The option ``--family``: code of one's own is imported where its user names it, not where a file does."""
+    parser.add_argument(
+        "--family", metavar="NAME",
+        help="model family; one of your own is package.module:FAMILY, and is imported only if it is named here",
+    )  # fmt: skip
+
+
 def _give_memory_back() -> None:
     """Have the C library return blocks to the system when they are freed.
 

@@ -1,138 +1,36 @@
-"""LLaMA's shape as Hugging Face's ``config.json``, both ways."""
+"""A model's ``config.json`` as the ``model`` section of a run, by what its family says of it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 from pretrain import outside
-from pretrain.config.schema import ModelConfig
-from pretrain.config.typed import build
+from pretrain.config.typed import build, problems_of
 from pretrain.errors import ConfigError
+from pretrain.models.family import Family, FamilyConfig
 from tools.checkpoints.leftovers import Dropping
 
 
-def to_config_json(model: ModelConfig, dtype: str, tokens: dict[str, int | None]) -> dict[str, Any]:
-    """The content of ``config.json``.
+def read_config(folder: Path, family: Family, name: str, dropping: Dropping | None = None) -> FamilyConfig:
+    """The ``model`` section of the model in ``folder``.
 
     Args:
-        dtype: of the stored weights, by torch's name, such as ``float32``.
-        tokens: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as they are known.
-    """
-    shape = dataclasses.asdict(model)
-    # Releases of transformers before 5 read rope_theta and torch_dtype, later ones rope_parameters and dtype.
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **shape,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "attention_dropout": 0.0,
-        "use_cache": True,
-        "bos_token_id": tokens.get("bos_token_id"),
-        "eos_token_id": tokens.get("eos_token_id"),
-        "pad_token_id": tokens.get("pad_token_id"),
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
-
-
-_IGNORED = frozenset((
-    "_name_or_path", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
-    "sep_token_id", "cls_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
-    "dtype", "torch_dtype", "transformers_version", "use_cache", "pretraining_tp", "return_dict",
-    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
-    "chunk_size_feed_forward", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
-    "task_specific_params", "tokenizer_class", "prefix", "suppress_tokens", "begin_suppress_tokens",
-    "bad_words_ids", "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams",
-    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences",
-    "exponential_decay_length_penalty", "remove_invalid_values", "torchscript", "use_bfloat16", "rope_theta",
-    "rope_scaling", "rope_parameters", "model_type",
-))  # fmt: skip
-"""Keys of ``config.json`` that say nothing of what the model computes, or are looked at one by one below."""
-_NEVER = ("model_type", "rope_parameters", "rope_theta", "quantization_config")
-
-
-def from_config_json(folder: Path, dropping: Dropping | None = None) -> ModelConfig:
-    """The shape of the LLaMA in ``folder``, with transformers' defaults for what its ``config.json`` leaves out.
-
-    Args:
+        family: the family that it is read as.
+        name: what a run file calls that.
         dropping: keys that may be left out.
 
     Raises:
-        ConfigError: it is no LLaMA, or one with parts that this program does not build; names every such key.
+        ConfigError: it is another kind of model, or has parts that the family does not build; names every such key.
     """
     path = folder / "config.json"
     try:
         raw = outside.read_json(path, 16 * outside.MEGABYTE)
-        kind = raw.get("model_type")
+        raw.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}), expected the config.json of a LLaMA") from None
-    if kind != "llama":
-        raise ConfigError(
-            f"{path} has model_type {_brief(kind)}, expected 'llama': no other architecture can be imported"
-        )
-    if raw.get("quantization_config"):
-        raise ConfigError(f"{path} has a quantization_config, expected plain weights; dequantize the model first")
-    given = _with_defaults(path, _understood(path, raw, dropping or Dropping()))
-    rope = dict(given.get("rope_parameters") or {})
-    if rope.pop("rope_type", "default") != "default" or rope.pop("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise ConfigError(
-            f"{path} scales its rotary frequencies ({_brief(given['rope_parameters'])}), expected rope_type 'default': "
-            "the model built here has plain rotary embeddings only"
-        )
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    shape = {name: given[name] for name in names if name in given}
+        raise ConfigError(f"{path} cannot be read ({error}), expected the config.json of a {family.title}") from None
+    given = family.hf.from_config(path, raw, dropping or Dropping())
     problems: list[str] = []
-    model, _ = build(ModelConfig, {**shape, "rope_theta": rope.get("rope_theta", 10000.0)}, "model", problems)
-    if problems := problems or model.problems():
+    model, _ = build(family.config, {**given, "family": name}, "model", problems)
+    if problems := problems or problems_of("model", model):
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return model
-
-
-def _understood(path: Path, raw: dict[str, Any], dropping: Dropping) -> dict[str, Any]:
-    """``raw`` without keys that are dropped; every other one is either taken, or says nothing of the function.
-
-    Raises:
-        ConfigError: the others, one sentence each.
-    """
-    shape = {field.name for field in dataclasses.fields(ModelConfig)}
-    problems = []
-    kept = {}
-    for key, value in raw.items():
-        known = key in shape or key in _IGNORED
-        # Switched off, whatever it would do: no sliding window, no dropout, no expert.
-        off = value is None or (isinstance(value, (bool, int, float, str, list, dict)) and not value)
-        if (not known and not off) or (value and key in ("attention_bias", "mlp_bias", "rope_scaling")):
-            if key not in _NEVER and dropping.takes(key):
-                continue
-            if not known:
-                problems.append(
-                    f"{path} sets {key} to {_brief(value)}, which the model built here does not have"
-                    f"{' (code of its own is never run)' if key == 'auto_map' else ''}; it is another model, unless "
-                    f"you drop it: --drop {key}"
-                )
-        if known:
-            kept[key] = value
-    if problems:
-        raise ConfigError(problems)
-    return kept
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, (dict, list)) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _with_defaults(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    from transformers import LlamaConfig
-
-    try:
-        given: dict[str, Any] = LlamaConfig.from_dict(raw).to_dict()
-    except Exception as error:
-        # Its validation raises classes of several libraries; each means a value that LLaMA cannot have.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path} is refused by transformers: {reason}") from None
-    return given

@@ -13,12 +13,15 @@ from tqdm import tqdm
 from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.state import read_state
 from pretrain.checkpoint.vectors import VectorReader
-from pretrain.config.schema import ModelConfig
+from pretrain.config.load import named_family
 from pretrain.config.typed import build, problems_of
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models import family, inventory_of, known_family
+from pretrain.models.family import Family, FamilyConfig
 from smet import SmetConfig
 from smet.linear import SparseLinear
 from smet.mask import count_active, has_spare_bits, pack
+from smet.named import is_own
 from tools.checkpoints.layers import Weight, weights_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -70,12 +73,14 @@ class Checkpoint:
 
     Args:
         path: a step folder, or a folder of which the newest published checkpoint is meant.
+        own_family: the user's own model family (``package.module:FAMILY``); one that only the checkpoint names is
+            never imported.
 
     Raises:
         CheckpointError: none there, damaged, or its vectors are not those its settings ask for.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, own_family: str | None = None):
         self.folder = find_checkpoint(Path(path))
         self.manifest = verify(self.folder)
         self.state: dict[str, Any] = read_state(self.folder)
@@ -83,6 +88,7 @@ class Checkpoint:
         self.vectors: dict[str, tuple[int, torch.dtype]] = {
             name: (entry.size.numel(), entry.properties.dtype) for name, entry in self._reader.entries().items()
         }
+        self.family = self._family(own_family)
         self.model, self.sparsity = self._settings()
         self._require_size()
         self.weights = weights_of(self.model, self.sparsity)
@@ -97,9 +103,20 @@ class Checkpoint:
         """A section of the run's settings; empty where it is not recorded."""
         return dict(self.state.get("config", {}).get(name) or {})
 
-    def _settings(self) -> tuple[ModelConfig, SmetConfig]:
+    def _family(self, own: str | None) -> Family:
+        """The model family that the checkpoint is of."""
+        name = named_family({"model": self.section("model")})
+        if own is not None and own != name:
+            raise CheckpointError(f"--family is {own}, expected that of checkpoint {self.folder}: {name}")
+        try:
+            return family(own) if own is not None else known_family(name)
+        except ConfigError as error:
+            hint = f"; if you trust it, add --family {name}" if is_own(name) and own is None else ""
+            raise CheckpointError(f"checkpoint {self.folder}: {error}{hint}") from None
+
+    def _settings(self) -> tuple[FamilyConfig, SmetConfig]:
         problems: list[str] = []
-        model, _ = build(ModelConfig, self.section("model"), "model", problems)
+        model, _ = build(self.family.config, self.section("model"), "model", problems)
         sparsity, _ = build(SmetConfig, self.section("sparsity"), "sparsity", problems)
         problems = problems or problems_of("model", model) + problems_of("sparsity", sparsity)
         if problems:
@@ -111,13 +128,13 @@ class Checkpoint:
 
     def _require_size(self) -> None:
         """Before anything is built: settings from elsewhere may speak of a model that no memory holds."""
-        embedding, _ = self.vectors.get("model.embed_tokens.weight", (0, None))
-        shape = self.model.vocab_size, self.model.hidden_size
-        if self.model.num_hidden_layers > len(self.vectors) or shape[0] * shape[1] != embedding:
+        shape = inventory_of(self.model).shape
+        largest = max((length for length, _ in self.vectors.values()), default=0)
+        if shape.layers > len(self.vectors) or shape.vocabulary * shape.width > largest:
             raise CheckpointError(
                 f"checkpoint {self.folder} does not hold the model in its {folders.STATE}: {len(self.vectors)} vectors "
-                f"for {self.model.num_hidden_layers} layers, and {embedding} elements of an embedding of {shape[0]} x "
-                f"{shape[1]}"
+                f"for {shape.layers} layers, of at most {largest} elements with an embedding of {shape.vocabulary} x "
+                f"{shape.width}"
             )
 
     def _require_known_vectors(self) -> None:

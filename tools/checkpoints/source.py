@@ -1,25 +1,22 @@
-"""A LLaMA in Hugging Face's files: where it is, and its tensors one at a time."""
+"""A model in Hugging Face's files: where it is, and its tensors one at a time."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pretrain import outside
-from pretrain.config.schema import ModelConfig
 from pretrain.errors import CheckpointError
+from pretrain.models import inventory_of
+from pretrain.models.family import Family, FamilyConfig
 from tools.checkpoints.layers import Weight
 from tools.checkpoints.leftovers import Dropping, folded
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 """Tokenizer files that a run can use, the better one first."""
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_FREQUENCIES = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 
 
 def local_folder(model: str, revision: str | None) -> Path:
@@ -49,12 +46,16 @@ def local_folder(model: str, revision: str | None) -> Path:
 class Weights:
     """The tensors of a folder with ``model.safetensors``, or with several files and their index.
 
+    Args:
+        family: knows what the files call its weights.
+        dropping: what may be left out.
+
     Raises:
         CheckpointError: there are none, a file is damaged, or index and files contradict each other.
     """
 
-    def __init__(self, folder: Path, dropping: Dropping | None = None):
-        self.folder, self.dropping = folder, dropping or Dropping()
+    def __init__(self, folder: Path, family: Family, dropping: Dropping | None = None):
+        self.folder, self.family, self.dropping = folder, family, dropping or Dropping()
         self._open: tuple[str, Any] = ("", None)
         self._file_of = self._find()
 
@@ -66,7 +67,9 @@ class Weights:
             return dict.fromkeys(self._file(_SINGLE).keys(), _SINGLE)
         others = [path.name for path in self.folder.glob("*.bin")]
         hint = f"; {others[0]} is of an older format: load and save the model again with transformers" if others else ""
-        raise CheckpointError(f"{self.folder} holds neither {_SINGLE} nor {_INDEX}, expected a LLaMA in them{hint}")
+        raise CheckpointError(
+            f"{self.folder} holds neither {_SINGLE} nor {_INDEX}, expected a {self.family.title} in them{hint}"
+        )
 
     def _by_index(self) -> dict[str, str]:
         """Tensor -> file, as the index says, once the files are seen to agree with it."""
@@ -115,18 +118,18 @@ class Weights:
         return self._open[1]
 
     def require_depth(self, layers: int) -> None:
-        """Check that there are tensors for so many layers, before a model of that depth is made.
+        """Check that there are tensors for so many layers, before the weights of a model of that depth are listed.
 
         Raises:
             CheckpointError: there are not.
         """
-        last = f"model.layers.{layers - 1}.mlp.up_proj.weight"
-        if last not in self._file_of:
+        if layers > len(self._file_of):
             raise CheckpointError(
-                f"{self.folder} does not hold the LLaMA of its config.json: {last} is missing, of {layers} layers"
+                f"{self.folder} does not hold the {self.family.title} of its config.json: {len(self._file_of)} tensors,"
+                f" of {layers} layers"
             )
 
-    def require(self, weights: list[Weight], model: ModelConfig) -> None:
+    def require(self, weights: list[Weight], model: FamilyConfig) -> None:
         """Check that every one of ``weights`` is there in its shape, and nothing else, before any is read.
 
         A copy of the embedding that is tied as the head, and rotary frequencies that are those of ``model``, are
@@ -138,40 +141,40 @@ class Weights:
         """
         problems = []
         for weight in weights:
-            if weight.name not in self._file_of:
-                problems.append(f"{weight.name} is missing")
+            name = self.family.hf.file_name(weight.name)
+            if name not in self._file_of:
+                problems.append(f"{name} is missing")
                 continue
-            part = self._file(self._file_of[weight.name]).get_slice(weight.name)
+            part = self._file(self._file_of[name]).get_slice(name)
             if tuple(part.get_shape()) != weight.shape or part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
-                problems.append(f"{weight.name} is {part.get_dtype()} {part.get_shape()}, expected {weight.shape}")
+                problems.append(f"{name} is {part.get_dtype()} {part.get_shape()}, expected {weight.shape}")
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise CheckpointError(f"{self.folder} does not hold the LLaMA of its config.json: {problems[0]}{more}")
-        unused = set(self._file_of) - {weight.name for weight in weights}
-        unused -= {name for name in unused if self._says_nothing_new(name, model)}
-        if left := [name for name in sorted(unused) if not self.dropping.takes(name)]:
-            tied = f" ({_HEAD} differs from the embedding that config.json ties it to)" if left == [_HEAD] else ""
             raise CheckpointError(
-                f"{self.folder} holds {len(left)} tensor{'s' if len(left) > 1 else ''} that the LLaMA of its "
-                f"config.json has no place for: {folded(left)}{tied}; it is another model, unless you drop them: "
+                f"{self.folder} does not hold the {self.family.title} of its config.json: {problems[0]}{more}"
+            )
+        unused = set(self._file_of) - {self.family.hf.file_name(weight.name) for weight in weights}
+        unused -= {name for name in unused if self.family.hf.says_nothing_new(name, model, self._tensor)}
+        if left := [name for name in sorted(unused) if not self.dropping.takes(name)]:
+            shape = inventory_of(model).shape
+            head = self.family.hf.file_name(f"{shape.head}.weight") if shape.tied else ""
+            tied = f" ({head} differs from the embedding that config.json ties it to)" if left == [head] else ""
+            raise CheckpointError(
+                f"{self.folder} holds {len(left)} tensor{'s' if len(left) > 1 else ''} that the {self.family.title} of "
+                f"its config.json has no place for: {folded(left)}{tied}; it is another model, unless you drop them: "
                 "--drop NAME, or a pattern such as --drop '*.bias'"
             )
 
-    def _says_nothing_new(self, name: str, model: ModelConfig) -> bool:
-        if name == _HEAD and model.tie_word_embeddings:
-            return torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING))
-        if _FREQUENCIES.match(name):  # older releases of transformers stored what is computed from the settings
-            pairs = torch.arange(0, model.head_dim, 2) / model.head_dim
-            found, expected = self.tensor(name), model.rope_theta**-pairs
-            return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-2, atol=1e-6)
-        return False
-
     def tensor(self, name: str) -> Tensor:
-        """One tensor in fp32.
+        """One weight in fp32, by its name in the model.
 
         Raises:
             CheckpointError: it holds NaN or infinite weights, of which no run could make anything.
         """
+        return self._tensor(self.family.hf.file_name(name))
+
+    def _tensor(self, name: str) -> Tensor:
+        """One tensor by its name in the files."""
         tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
         single = tensor.float()
         if odd := single.numel() - int(single.isfinite().sum()):

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from pretrain.config import ModelConfig, RunConfig, config_from_dict
-from pretrain.config.checks import DEEPSPEED_KEYS, linear_shapes
+from pretrain.config import RunConfig, config_from_dict
+from pretrain.config.checks import DEEPSPEED_KEYS
 from pretrain.errors import ConfigError
-from pretrain.model import LlamaForCausalLM
 
 
 def make(**sections: dict[str, Any]) -> RunConfig:
@@ -90,22 +87,6 @@ def test_a_block_must_divide_the_canonical_matrix_of_every_sparse_layer() -> Non
         make(sparsity={"block": [1, 64], "include": ["*"], "exclude": []}, model={"hidden_size": 96})
     with pytest.raises(ConfigError, match="on 2 tensor-parallel ranks.*mlp.up_proj 176 x 128"):
         make(sparsity={"block": [32, 1]}, parallel={"tensor": 2})
-
-
-def test_linear_shapes_are_those_of_the_model() -> None:
-    config = ModelConfig(
-        vocab_size=51,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=10,
-    )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    actual = [(n, m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    assert list(linear_shapes(config)) == actual
 
 
 def test_accumulation_counts_micro_batches() -> None:

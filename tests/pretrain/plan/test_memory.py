@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_flatten
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.boundaries import document_bias, document_numbers
-from pretrain.model import LlamaForCausalLM
-from pretrain.model.llama import mean_cross_entropy
+from pretrain.models.inventory import Role
+from pretrain.models.llama.model import LlamaForCausalLM
+from pretrain.models.parts import mean_cross_entropy
 from pretrain.plan import blocks_of
 from pretrain.plan.memory import activations, topology_update, transients
 from pretrain.plan.sizes import Weight
@@ -160,7 +161,9 @@ def test_topology_update_stays_within_its_plan(block: tuple[int, int], density: 
     optimizer.zero_grad()
     with Peak() as held:
         topology.update()
-    layer = Weight(name="0", total=512 * 1024, stored=model[0].values.numel(), group="sparse-x", aged=True)
+    layer = Weight(
+        name="0", total=512 * 1024, stored=model[0].values.numel(), group="sparse-x", role=Role.COLUMN, aged=True
+    )
     run = config(sparsity={"block": list(block)})
     planned = topology_update(run, [layer], ranks=1)
     assert 0.8 * planned <= held.peak <= 1.1 * planned

@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.builder import Builder
 from pretrain.config import config_from_dict
 from pretrain.layout import Layout
-from pretrain.model import LlamaForCausalLM
+from pretrain.models.llama.model import LlamaForCausalLM
 from smet.linear import sparse_layers
 from tests.pretrain.runs import settings
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.config import ModelConfig
-from pretrain.model import LlamaForCausalLM, initial_weight, initialize
+from pretrain.models.init import initial_weight, initialize
+from pretrain.models.inventory import Role
+from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.llama.model import LlamaForCausalLM
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
 
 def model(layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
-        ModelConfig(
+        LlamaConfig(
             vocab_size=64,
             hidden_size=32,
             intermediate_size=48,
@@ -24,26 +26,26 @@ def model(layers: int) -> LlamaForCausalLM:
 
 
 def test_standard_deviation_and_norms() -> None:
-    weight = initial_weight(NAME, (400, 300), seed=0, std=0.02)
+    weight = initial_weight(NAME, Role.COLUMN, (400, 300), seed=0, std=0.02)
     assert weight.dtype == torch.float32
     assert weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert weight.mean().item() == pytest.approx(0.0, abs=3 * 0.02 / 120000**0.5)
-    assert torch.equal(initial_weight("model.norm.weight", (8,), seed=0, std=0.02), torch.ones(8))
+    assert torch.equal(initial_weight("model.norm.weight", Role.SCALE, (8,), seed=0, std=0.02), torch.ones(8))
 
 
 def test_seed_and_name_decide() -> None:
-    weight = initial_weight(NAME, (16, 16), seed=0, std=1.0)
+    weight = initial_weight(NAME, Role.COLUMN, (16, 16), seed=0, std=1.0)
     torch.manual_seed(99)
-    assert torch.equal(weight, initial_weight(NAME, (16, 16), seed=0, std=1.0))
-    assert not torch.equal(weight, initial_weight(NAME, (16, 16), seed=1, std=1.0))
-    assert not torch.equal(weight, initial_weight(NAME.replace("0", "1"), (16, 16), seed=0, std=1.0))
+    assert torch.equal(weight, initial_weight(NAME, Role.COLUMN, (16, 16), seed=0, std=1.0))
+    assert not torch.equal(weight, initial_weight(NAME, Role.COLUMN, (16, 16), seed=1, std=1.0))
+    assert not torch.equal(weight, initial_weight(NAME.replace("0", "1"), Role.COLUMN, (16, 16), seed=0, std=1.0))
 
 
 def test_a_layer_is_the_same_in_a_deeper_model_and_the_global_generator_is_left_alone() -> None:
     shallow, deep = model(1), model(3)
     state = torch.get_rng_state()
-    initialize(shallow, seed=5, std=0.02)
-    initialize(deep, seed=5, std=0.02)
+    initialize(shallow, shallow.config, seed=5)
+    initialize(deep, deep.config, seed=5)
     assert torch.equal(state, torch.get_rng_state())
     weights = dict(deep.named_parameters())
     assert all(torch.equal(parameter, weights[name]) for name, parameter in shallow.named_parameters())
@@ -51,7 +53,7 @@ def test_a_layer_is_the_same_in_a_deeper_model_and_the_global_generator_is_left_
 
 def test_lower_precision_is_the_rounded_fp32_model() -> None:
     full, half = model(1), model(1).to(torch.bfloat16)
-    initialize(full, seed=5, std=0.02)
-    initialize(half, seed=5, std=0.02)
+    initialize(full, full.config, seed=5)
+    initialize(half, half.config, seed=5)
     for exact, rounded in zip(full.parameters(), half.parameters(), strict=True):
         assert torch.equal(exact.to(torch.bfloat16), rounded)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.config import ModelConfig
-from pretrain.model import LlamaForCausalLM, initialize
+from pretrain.models.init import initialize
+from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.llama.model import LlamaForCausalLM
 
 EOS = 2
 SHAPE = {
@@ -20,9 +21,9 @@ SHAPE = {
 
 
 def make(eos_id: int | None, checkpointing: bool = False, key_heads: int = 4) -> LlamaForCausalLM:
-    config = ModelConfig(**SHAPE, num_key_value_heads=key_heads)  # type: ignore[arg-type]
+    config = LlamaConfig(**SHAPE, num_key_value_heads=key_heads)  # type: ignore[arg-type]
     model = LlamaForCausalLM(config, activation_checkpointing=checkpointing, eos_id=eos_id)
-    initialize(model, seed=1, std=0.1)  # larger than usual: attention must be far from uniform
+    initialize(model, config, seed=1, std=0.1)  # larger than usual: attention must be far from uniform
     return model
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
-from pretrain.model import LlamaForCausalLM, blocks, initialize
+from pretrain.models.init import initialize
+from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.llama.model import LlamaForCausalLM, blocks
 
 SHAPE = {
     "vocab_size": 97,
@@ -30,9 +31,9 @@ VARIANTS = {
 
 
 def make(**changes: object) -> LlamaForCausalLM:
-    config = ModelConfig(**{**SHAPE, **changes})  # type: ignore[arg-type]
+    config = LlamaConfig(**{**SHAPE, **changes})  # type: ignore[arg-type]
     model = LlamaForCausalLM(config)
-    initialize(model, seed=1, std=0.1)  # larger than usual: attention must be far from uniform
+    initialize(model, config, seed=1, std=0.1)  # larger than usual: attention must be far from uniform
     return model
 
 
@@ -110,7 +111,7 @@ def test_blocks_one_after_another_are_the_model() -> None:
     x = batch
     for name, build in blocks(model.config):
         block = build()
-        initialize(block, seed=1, std=0.1, prefix=f"{name}.")
+        initialize(block, model.config, seed=1, std=0.1, prefix=f"{name}.")
         x = block(x)
     assert torch.equal(x, model(batch))
 
@@ -124,7 +125,7 @@ def test_a_forward_in_inference_mode_does_not_spoil_training() -> None:
 
 def test_model_files_import_no_distributed_code() -> None:
     program = (
-        "import sys, torch; before = set(sys.modules); import pretrain.model.llama;"
+        "import sys, torch; before = set(sys.modules); import pretrain.models.llama.model;"
         "new = set(sys.modules) - before;"
         "print([m for m in new if m.split('.')[0] == 'deepspeed' or m.startswith('torch.distributed')])"
     )

@@ -1,4 +1,4 @@
-"""Two steps of LLaMA as autograd functions, because autograd's own record of them costs more than they do.
+"""Two steps of a transformer as autograd functions, because autograd's own record of them costs more than they do.
 
 Both give what the plain formulas in their docstrings give, to rounding.
 """

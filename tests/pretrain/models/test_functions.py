@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model import functions
-from pretrain.model.functions import IGNORED, MeanCrossEntropy, Rotate
-from pretrain.model.llama import rotary_tables
+from pretrain.models import functions
+from pretrain.models.functions import IGNORED, MeanCrossEntropy, Rotate
+from pretrain.models.llama.model import rotary_tables
 
 DTYPES = pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-6), (torch.bfloat16, 1e-2)]

@@ -16,7 +16,6 @@ Shapes: b sequences, s tokens, h hidden, q query heads, k key and value heads, d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
@@ -24,43 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config.schema import ModelConfig
 from pretrain.data.boundaries import document_bias, document_numbers
-from pretrain.model.functions import IGNORED as IGNORED
-from pretrain.model.functions import MeanCrossEntropy, Rotate
-
-
-def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) in fp32 over the number of targets, ignored ones included: with filler rows
-    the losses of batches of one size still add up. logits: (b, s, v); targets: (b, s) -> scalar."""
-    loss: Tensor = MeanCrossEntropy.apply(logits, targets)
-    return loss
-
-
-def split_sample(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples (b, s + 1) to what the model reads and what it predicts, both (b, s)."""
-    return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The layers a LLaMA is made of; each takes (inputs, outputs), the sizes of the whole layer."""
-
-    column: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
-    """q, k, v, gate and up: a tensor-parallel one returns only its rank's share of the outputs."""
-    row: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
-    """o and down: a tensor-parallel one takes only its rank's share of the inputs."""
-    embedding: Callable[[int, int], nn.Module] = nn.Embedding
-    """Takes (vocabulary, hidden)."""
-    norm: Callable[..., nn.Module] = nn.RMSNorm
-    """Takes (hidden, eps=...)."""
-    head: Callable[[int, int], nn.Module] = partial(nn.Linear, bias=False)
-    """Logits; a tensor-parallel one may return only its rank's share of the vocabulary ..."""
-    cross_entropy: Callable[[Tensor, Tensor], Tensor] = mean_cross_entropy
-    """... which this then has to understand. (logits, targets) -> mean loss."""
-
-
-DENSE = Parts()
+from pretrain.models.functions import Rotate
+from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.parts import DENSE, Parts, split_sample
 
 
 @lru_cache(maxsize=8)
@@ -97,7 +63,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
 class Attention(nn.Module):
     """Causal self-attention; each key and value head serves q / k query heads."""
 
-    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+    def __init__(self, config: LlamaConfig, parts: Parts = DENSE):
         super().__init__()
         self.head_dim, self.theta = config.head_dim, config.rope_theta
         queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
@@ -120,7 +86,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+    def __init__(self, config: LlamaConfig, parts: Parts = DENSE):
         super().__init__()
         self.gate_proj = parts.column(config.hidden_size, config.intermediate_size)
         self.up_proj = parts.column(config.hidden_size, config.intermediate_size)
@@ -134,11 +100,11 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and feed-forward, each on the normed residual stream and added to it."""
 
-    def __init__(self, config: ModelConfig, parts: Parts = DENSE):
+    def __init__(self, config: LlamaConfig, parts: Parts = DENSE):
         super().__init__()
-        self.input_layernorm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, parts)
-        self.post_attention_layernorm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config, parts)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -158,7 +124,7 @@ class RecomputedLayer(DecoderLayer):
 
 
 def blocks(
-    config: ModelConfig, parts: Parts = DENSE, recompute: bool = False
+    config: LlamaConfig, parts: Parts = DENSE, recompute: bool = False
 ) -> list[tuple[str, Callable[[], nn.Module]]]:
     """Name and maker of every block, in order: embedding, decoder layers, final norm, head.
 
@@ -168,7 +134,7 @@ def blocks(
     return [
         ("model.embed_tokens", partial(parts.embedding, config.vocab_size, config.hidden_size)),
         *((f"model.layers.{n}", partial(layer, config, parts)) for n in range(config.num_hidden_layers)),
-        ("model.norm", partial(parts.norm, config.hidden_size, eps=config.rms_norm_eps)),
+        ("model.norm", partial(nn.RMSNorm, config.hidden_size, eps=config.rms_norm_eps)),
         ("lm_head", partial(parts.head, config.hidden_size, config.vocab_size)),
     ]
 
@@ -201,7 +167,7 @@ class LlamaForCausalLM(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: LlamaConfig,
         parts: Parts = DENSE,
         *,
         activation_checkpointing: bool = False,
@@ -223,3 +189,6 @@ class LlamaForCausalLM(nn.Module):
         """Samples (b, s + 1) -> mean cross-entropy over the s predicted tokens, in fp32 nats."""
         inputs, targets = split_sample(tokens)
         return self.parts.cross_entropy(self(inputs), targets)
+
+
+Model = LlamaForCausalLM

@@ -1,0 +1,93 @@
+"""What a linear layer is stored as, from the settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from smet.config import SmetConfig
+from smet.distribution import active_blocks, effective_density, layer_densities
+from smet.mask import BlockGrid
+from smet.patterns import selects
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What the vectors of one ``SparseLinear`` mean, or of one tensor-parallel shard of it."""
+
+    name: str
+    """Module name, such as ``model.layers.0.mlp.up_proj``."""
+    grid: BlockGrid
+    """Blocks of one shard's canonical matrix."""
+    transposed: bool
+    density: float
+    """What decides the learning rate: see ``smet.distribution.effective_density``."""
+    active: int
+    """Blocks of the whole layer that the settings make active; exact, not an expectation."""
+    selected: bool
+    """Whether the settings make it sparse; transposed layers that they leave dense are stored as full ones."""
+    aged: bool
+    """Whether its weights are ever regrown."""
+    shards: int = 1
+    """Tensor-parallel ranks that its canonical rows are cut over."""
+
+    @property
+    def mask(self) -> str:
+        """Name of the packed mask's vector; a full layer has none."""
+        return f"{self.name}.mask"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every block is active."""
+        return self.active == self.grid.blocks * self.shards
+
+    @property
+    def stored(self) -> int:
+        """Elements of its values. Shards of random masks differ a little; this is the mean over them."""
+        return round(self.active / self.shards) * self.grid.block_size
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of its packed mask; 0 where there is none."""
+        return 0 if self.is_full else self.grid.mask_bytes
+
+    @property
+    def group(self) -> str:
+        """Optimizer group, as ``smet.parameter_groups`` names it."""
+        return f"sparse-{self.density:.4g}"
+
+
+def densities(linears: Iterable[tuple[str, tuple[int, int]]], config: SmetConfig) -> dict[str, float]:
+    """Density of every selected one of the layers ``linears``: (name, (out, in)) of whole layers."""
+    chosen = {name: shape for name, shape in linears if selects(name, config)}
+    return layer_densities(chosen, config.density, config.distribution) if chosen else {}
+
+
+def layer_specs(
+    linears: Mapping[str, tuple[int, int]], config: SmetConfig, transposed: Collection[str] = (), shards: int = 1
+) -> dict[str, LayerSpec]:
+    """The layers that are stored as ``SparseLinear``, by name.
+
+    Args:
+        linears: name to (out, in) of every linear layer, whole.
+        transposed: names of those whose canonical matrix is ``(in, out)``.
+        shards: ranks that the canonical rows are cut over.
+
+    Raises:
+        ConfigError: a block does not divide a layer.
+    """
+    asked = densities(linears.items(), config)
+    found = {}
+    for name, (outputs, inputs) in linears.items():
+        turned, selected = name in transposed, name in asked
+        if not selected and not turned:
+            continue
+        rows, cols = (inputs, outputs) if turned else (outputs, inputs)
+        grid = BlockGrid(rows // shards, cols, config.block if selected else (1, 1))
+        blocks, density = grid.blocks * shards, asked.get(name, 1.0)
+        active, density = active_blocks(blocks, density), effective_density(blocks, density)
+        found[name] = LayerSpec(
+            name=name, grid=grid, transposed=turned, density=density, active=active, selected=selected,
+            aged=selected and config.dynamic and density < 1.0, shards=shards,
+        )  # fmt: skip
+    return found
