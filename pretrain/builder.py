@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from pretrain.models import family_of, inventory_of
 from pretrain.models.init import initial_weight
 from pretrain.parallel import tensor
 from smet import sparsify
-from smet.convert import Piece
+from smet.convert import MaskSource, Piece
 from smet.distribution import layer_densities
 from smet.mask import BlockGrid
 from smet.notices import layer_notices
@@ -83,7 +83,7 @@ class Builder:
     def _fill(self, model: nn.Module) -> None:
         """Make the selected layers sparse, and give every parameter that is still on meta its values."""
         masks = None if self.saved is None else self._saved_mask
-        piece = Piece(self.layout.tensor_rank, self.layout.tensor_size, self.densities, masks)
+        piece = self._piece(self.densities, masks)
         sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece, quiet=True)
         self._store_transposed(model)
         made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
@@ -99,9 +99,14 @@ class Builder:
 
         So their shards too are contiguous ranges of one logical vector, and any layout reads any other's.
         """
-        full = Piece(self.layout.tensor_rank, self.layout.tensor_size, {n: 1.0 for n, _ in model.named_modules()})
-        dense = replace(self.config.sparsity, include=self.config.sparsity.row_parallel, exclude=(), block=(1, 1))
+        full = self._piece({name: 1.0 for name, _ in model.named_modules()})
+        names = tuple(name for name, _ in model.named_modules() if name in self.inventory.transposed)
+        dense = replace(self.config.sparsity, include=names, exclude=(), block=(1, 1))
         sparsify(model, dense, dense_source=self._dense, piece=full, quiet=True)
+
+    def _piece(self, densities: Mapping[str, float], masks: MaskSource | None = None) -> Piece:
+        place = self.layout
+        return Piece(place.tensor_rank, place.tensor_size, densities, self.inventory.transposed, masks)
 
     def _saved_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor | None:
         assert self.saved is not None

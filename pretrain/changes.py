@@ -32,9 +32,7 @@ QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", 
 """Settings and sections that bend nothing."""
 
 
-SHAPES = tuple(
-    f"sparsity.{name}" for name in ("method", "density", "block", "distribution", "include", "exclude", "row_parallel")
-)
+SHAPES = tuple(f"sparsity.{name}" for name in ("method", "density", "block", "distribution", "include", "exclude"))
 """Settings that decide which weights there are."""
 
 

@@ -57,8 +57,6 @@ class SmetConfig:
     exclude: tuple[str, ...] = ("*embed*", "*norm*", "*lm_head*")
     """Glob patterns of module names that stay dense whatever ``include`` says. ``*embed*`` and ``*norm*`` look at a
     layer's own last name, so that ``embedder.linear1`` may become sparse; all others at the whole dotted path."""
-    row_parallel: tuple[str, ...] = ("*o_proj", "*down_proj")
-    """Layers whose canonical matrix is the transpose (split over their inputs by tensor parallelism)."""
 
     update_interval: int = 100
     """Optimizer steps between topology updates; 0 = never (static sparsity)."""
@@ -97,7 +95,7 @@ class SmetConfig:
     """Seed of initial masks and random growth."""
 
     def __post_init__(self) -> None:
-        for name in ("block", "include", "exclude", "row_parallel"):
+        for name in ("block", "include", "exclude"):
             value = getattr(self, name)
             setattr(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from smet.errors import ConfigError, nearest
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import BlockGrid, count_active, pack
 from smet.notices import layer_notices
-from smet.patterns import is_transposed
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.seeds import generator
@@ -44,6 +43,9 @@ class Piece:
     """Tensor parallelism: this is part ``shard`` of ``shards`` of every selected layer's canonical rows."""
     densities: Mapping[str, float] | None = None
     """Density of every selected layer of the whole model; None = work it out here."""
+    transposed: Collection[str] = ()
+    """Names of layers whose canonical matrix is ``(in, out)``: those that tensor parallelism splits over their inputs,
+    so that a shard is a range of rows."""
     masks: MaskSource | None = None
     """Masks of a model that is about to be loaded: its layers get these, and zeros as values."""
 
@@ -188,7 +190,7 @@ def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: Dense
             f"{named(unmade)} have no values yet (meta device), expected a model on a real device, or a dense_source"
         )
     for name, layer in found.layers.items():
-        rows, cols = _canonical_shape(layer, is_transposed(name, config))
+        rows, cols = _canonical_shape(layer, name in piece.transposed)
         try:
             grid = BlockGrid(rows, cols, config.block)
             if piece.shards > 1 and grid.blocks % 8:
@@ -231,7 +233,7 @@ def _report(
 def _sparse_copy(
     name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, initial: str, piece: Piece
 ) -> SparseLinear:
-    transposed = is_transposed(name, config)
+    transposed = name in piece.transposed
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
     tiles = grid.to_blocks(weight.t() if transposed else weight)
     blocks = grid.blocks * piece.shards
@@ -252,7 +254,7 @@ def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig,
     """A layer around a mask that ``piece`` brings; None where it brings none."""
     if piece.masks is None:
         return None
-    transposed = is_transposed(name, config)
+    transposed = name in piece.transposed
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
     blocks = grid.blocks * piece.shards
     bits = piece.masks(name, grid, active_blocks(blocks, density))

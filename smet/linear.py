@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from smet import compute, copies, kernels
 from smet.mask import BlockGrid, count_active, pack
+from smet.patterns import OLD_TRANSPOSED, matching
 from smet.weight import readable_weight
+
+ORIENTATION = "transposed"
+"""What a state dict calls the orientation of a layer's canonical matrix, beside its values and mask."""
 
 
 class SparseLinear(nn.Module):
@@ -157,13 +161,26 @@ class SparseLinear(nn.Module):
         """A copy that is told apart from an average; see ``smet.copies``."""
         return copies.deep_copy(self, memo)
 
-    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *arguments: Any, **options: Any) -> None:
         copies.require_whole(self)
-        super()._save_to_state_dict(*arguments, **options)
+        super()._save_to_state_dict(destination, prefix, *arguments, **options)
+        destination[prefix + ORIENTATION] = torch.tensor(self.transposed)
 
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        super()._load_from_state_dict(*arguments, **options)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any) -> None:
+        # Values are active weights in order, in moments and ages too: the layer turns to what was saved.
+        stored = state_dict.pop(prefix + ORIENTATION, None)
+        if stored is not None or prefix + "values" in state_dict:
+            old = matching(prefix.removesuffix("."), OLD_TRANSPOSED) is not None
+            self._turn(old if stored is None else bool(stored))
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
         copies.written_whole(self)
+
+    def _turn(self, transposed: bool) -> None:
+        """Let values and mask, which are about to be written, be those of the other canonical matrix."""
+        if transposed != self.transposed:
+            self.grid = BlockGrid(self.grid.cols, self.grid.rows, self.grid.block)
+            self.transposed = transposed
+            self.drop_dense_weight()
 
     def extra_repr(self) -> str:
         """Shapes and density, for ``print(model)``."""

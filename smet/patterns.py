@@ -32,6 +32,5 @@ def unselected(name: str, config: SmetConfig) -> str | None:
     return None if pattern is None else f"excluded by '{pattern}'"
 
 
-def is_transposed(name: str, config: SmetConfig) -> bool:
-    """Whether the canonical matrix of layer ``name`` is ``(in, out)``."""
-    return matching(name, config.row_parallel) is not None
+OLD_TRANSPOSED = ("*o_proj", "*down_proj")
+"""Layers whose canonical matrix was ``(in, out)`` in releases whose state dicts did not say so."""

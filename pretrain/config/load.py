@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.checks import cross_problems
+from pretrain.config.retired import without_retired
 from pretrain.config.run import RunConfig
 from pretrain.config.typed import build, problems_of
 from pretrain.config.yaml_text import parse_yaml, read_yaml
@@ -166,7 +167,7 @@ def _checked(
         if name == "deepspeed":
             sections[name] = sound[name] = expanded_within(raw, problems, name)
             continue
-        section, is_sound = build(kind, _prepared(name, raw), name, problems)
+        section, is_sound = build(kind, _prepared(name, without_retired(name, raw, problems)), name, problems)
         sections[name] = section
         if is_sound:
             sound[name] = section

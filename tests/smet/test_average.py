@@ -25,6 +25,7 @@ from smet import (
     sparse_layers,
     sparsify,
 )
+from smet.convert import Piece
 
 
 class Run:
@@ -36,8 +37,8 @@ class Run:
             dtype
         )
         settings = {"density": 0.25, "update_interval": 5, "stop_fraction": 1.0, "warmup_steps": 0, **settings}
-        self.config = SmetConfig(row_parallel=("2",), exclude=("3",), seed=seed, **settings)
-        sparsify(self.model, self.config)
+        self.config = SmetConfig(exclude=("3",), seed=seed, **settings)
+        sparsify(self.model, self.config, piece=Piece(transposed=("2",)))
         self.dtype = dtype
         self.take(self.model)
 

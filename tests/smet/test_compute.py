@@ -12,14 +12,15 @@ from torch import Tensor, nn
 import smet
 from smet import compute
 from smet.compute.dense import Dense
+from smet.convert import Piece
 from smet.errors import ConfigError
 from smet.linear import SparseLinear
 
 
 def sparse_layer(transposed: bool, density: float = 0.4) -> SparseLinear:
     model = nn.Sequential(nn.Linear(24, 16, bias=False))
-    config = smet.SmetConfig(density=density, block=(4, 2), row_parallel=("0",) if transposed else ())
-    layer = smet.sparsify(model, config).model[0]
+    config, piece = smet.SmetConfig(density=density, block=(4, 2)), Piece(transposed=("0",) if transposed else ())
+    layer = smet.sparsify(model, config, piece=piece).model[0]
     assert isinstance(layer, SparseLinear) and layer.transposed is transposed
     return layer
 

@@ -51,12 +51,14 @@ def test_a_transformers_llama_trains_sparse_with_its_embeddings_norms_and_head_d
 @pytest.mark.parametrize("block", [(1, 1), (1, 16), (4, 4)])
 def test_a_sparse_model_is_the_dense_model_with_zeros(block: tuple[int, int]) -> None:
     """Values are the dense ones at the active places: transposed layers, blocks and biases included."""
+    turned = {f"model.layers.{n}.{name}" for n in range(2) for name in ("self_attn.o_proj", "mlp.down_proj")}
     dense = llama(attention_bias=True)
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.3)
-    sparse = sparsify(copy.deepcopy(dense), SmetConfig(density=0.5, block=block, fan_in_init=False)).model
+    config, piece = SmetConfig(density=0.5, block=block, fan_in_init=False), Piece(transposed=turned)
+    sparse = sparsify(copy.deepcopy(dense), config, piece=piece).model
     for name, layer in sparse_layers(sparse).items():
-        assert layer.transposed == (name.endswith("o_proj") or name.endswith("down_proj"))
+        assert layer.transposed == (name in turned)
         original = dense.get_submodule(name)
         weight = layer.dense_weight()
         assert torch.equal(weight[weight != 0], original.weight[weight != 0])
@@ -245,7 +247,7 @@ def test_tensor_parallel_shards_are_pieces_of_the_whole_model(shards: int, distr
             "up_proj": weights["up_proj"].chunk(count, 0)[shard],
             "down_proj": weights["down_proj"].chunk(count, 1)[shard],
         }
-        piece = Piece(shard, count, densities)
+        piece = Piece(shard, count, densities, transposed=("down_proj",))
         return sparse_layers(sparsify(model, config, dense_source=lambda name, layer: own[name], piece=piece).model)
 
     whole = build(0, 1, None)
@@ -267,12 +269,12 @@ def test_magnitude_masks_of_a_shard_are_refused() -> None:
 
 def test_a_block_is_checked_in_the_canonical_orientation() -> None:
     """down_proj is 80 -> 48 and transposed: its canonical matrix is 80 x 48, so 16 x 1 fits and 1 x 80 does not."""
-    down = SmetConfig(include=("*down_proj",))
+    down, piece = SmetConfig(include=("*0.mlp.down_proj",)), Piece(transposed=("model.layers.0.mlp.down_proj",))
     down.block = (80, 1)
-    assert isinstance(sparsify(llama(), down).model.model.layers[0].mlp.down_proj, SparseLinear)
+    assert isinstance(sparsify(llama(), down, piece=piece).model.model.layers[0].mlp.down_proj, SparseLinear)
     down.block = (1, 80)
     with pytest.raises(ConfigError, match="1 x 80, which does not divide a 80 x 48"):
-        sparsify(llama(), down)
+        sparsify(llama(), down, piece=piece)
 
 
 def test_a_lone_linear_layer_is_refused_since_it_cannot_be_replaced_in_place() -> None:

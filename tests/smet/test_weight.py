@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smet import SmetConfig, SparseLinear, sparsify
+from smet.convert import Piece
 
 
-def layer_of(density: float = 0.5, row_parallel: tuple[str, ...] = (), block: tuple[int, int] = (1, 1)) -> SparseLinear:
+def layer_of(density: float = 0.5, transposed: bool = False, block: tuple[int, int] = (1, 1)) -> SparseLinear:
     torch.manual_seed(0)
-    config = SmetConfig(density=density, row_parallel=row_parallel, block=block)
-    layer: SparseLinear = sparsify(nn.Sequential(nn.Linear(12, 8)), config).layers["0"]
+    piece = Piece(transposed=("0",) if transposed else ())
+    config = SmetConfig(density=density, block=block)
+    layer: SparseLinear = sparsify(nn.Sequential(nn.Linear(12, 8)), config, piece=piece).layers["0"]
     return layer
 
 
 @pytest.mark.parametrize("density", [0.5, 1.0])
-@pytest.mark.parametrize(("row_parallel", "block"), [((), (1, 1)), (("*",), (1, 4)), (("*",), (4, 2))])
-def test_what_is_computed_from_it_trains_the_values(
-    density: float, row_parallel: tuple[str, ...], block: tuple[int, int]
-) -> None:
-    layer = layer_of(density, row_parallel, block)
+@pytest.mark.parametrize(("transposed", "block"), [(False, (1, 1)), (True, (1, 4)), (True, (4, 2))])
+def test_what_is_computed_from_it_trains_the_values(density: float, transposed: bool, block: tuple[int, int]) -> None:
+    layer = layer_of(density, transposed, block)
     x = torch.randn(5, 12, requires_grad=True)
     target = torch.randn(5, 8)
 

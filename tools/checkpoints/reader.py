@@ -14,6 +14,7 @@ from pretrain.checkpoint import folder as folders
 from pretrain.checkpoint.state import read_state
 from pretrain.checkpoint.vectors import VectorReader
 from pretrain.config.load import named_family
+from pretrain.config.retired import without_retired
 from pretrain.config.typed import build, problems_of
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models import family, inventory_of, known_family
@@ -117,7 +118,8 @@ class Checkpoint:
     def _settings(self) -> tuple[FamilyConfig, SmetConfig]:
         problems: list[str] = []
         model, _ = build(self.family.config, self.section("model"), "model", problems)
-        sparsity, _ = build(SmetConfig, self.section("sparsity"), "sparsity", problems)
+        given = without_retired("sparsity", self.section("sparsity"), problems)
+        sparsity, _ = build(SmetConfig, given, "sparsity", problems)
         problems = problems or problems_of("model", model) + problems_of("sparsity", sparsity)
         if problems:
             raise CheckpointError(
