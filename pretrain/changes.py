@@ -94,16 +94,20 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an earlier version with the defaults of keys that are new since, which say what it did."""
-    config = known(settings)
+def completed(settings: dict[str, Any], family: str) -> dict[str, Any]:
+    """Settings of an earlier version with the defaults of keys that are new since, which say what it did.
+
+    Args:
+        family: model family of the run that asks, the only one of its own that may be imported.
+    """
+    config = known(settings, family)
     return settings if config is None else config.to_dict()
 
 
-def known(settings: dict[str, Any]) -> RunConfig | None:
-    """Saved settings as this version understands them, or None."""
+def known(settings: dict[str, Any], family: str) -> RunConfig | None:
+    """Saved settings as this version understands them, or None; ``family``: that of the run that asks."""
     try:
-        return config_from_dict(settings)
+        return config_from_dict(settings, (family,))
     except ConfigError:
         return None
 
@@ -156,10 +160,10 @@ def _same_updates(fraction: float) -> tuple[str, ...]:
 
 def bend(saved: dict[str, Any], config: RunConfig, step: int) -> Bend | None:
     """What ``config`` changes for a run saved after ``step`` with the settings ``saved``; None: nothing."""
-    found = [change for change in changes(completed(saved), config.to_dict()) if change.bends]
+    found = [change for change in changes(completed(saved, config.model.family), config.to_dict()) if change.bends]
     if not found:
         return None
-    old = known(saved) or config
+    old = known(saved, config.model.family) or config
     return Bend(found, (_rate(old, step), _rate(config, step)), _fractions(old, config, step))
 
 

@@ -91,7 +91,7 @@ class ShapeBuilder(Builder):
             active = round(active_blocks(grid.blocks * shards, self.densities[name]) / shards)
         bits = torch.empty(grid.mask_bytes, dtype=torch.uint8, device="meta")
         values = torch.empty(active * grid.block_size, device="meta")
-        return SparseLinear(layer.in_features, layer.out_features, bits, values, grid.block, transposed)
+        return SparseLinear(layer.in_features, layer.out_features, bits, values, grid.block, transposed, layer.bias)
 
 
 def build(config: RunConfig, layout: Layout) -> nn.Module:

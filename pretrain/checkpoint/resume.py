@@ -14,6 +14,7 @@ from pretrain.checkpoint.sound import require_sound
 from pretrain.checkpoint.state import read_state
 from pretrain.command import again
 from pretrain.config import RunConfig
+from pretrain.config.retired import without_retired
 from pretrain.errors import CheckpointError
 from pretrain.models import family_of, inventory_of
 from pretrain.records import misfit
@@ -32,6 +33,7 @@ def resume(trainer: Trainer, path: Path) -> None:
         CheckpointError: it is of another model, or its recorded batch has another loss.
     """
     state = read_state(path)
+    _require_readable(state, path)
     vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
     read_vectors(path, vectors, trainer.layout)
     require_sound(trainer.engine.model, trainer.bank, vectors, state, trainer.layout, path)
@@ -49,6 +51,14 @@ def resume(trainer: Trainer, path: Path) -> None:
         _require_same_function(trainer.config, state["config"], path)
     if trainer.layout.is_main:
         print(f"resumed from {path} after step {trainer.step}", flush=True)
+
+
+def _require_readable(state: dict[str, Any], path: Path) -> None:
+    """Refuse what an earlier release could store otherwise, before any of it is read."""
+    problems: list[str] = []
+    without_retired("sparsity", state["config"].get("sparsity") or {}, problems)
+    if problems:
+        raise CheckpointError(f"checkpoint {path}: {problems[0]}")
 
 
 def _require_known(tokens: list[int], vocab_size: int, path: Path) -> None:
@@ -73,7 +83,7 @@ def require_same_data(state: dict[str, Any], config: RunConfig, fingerprint: str
     if saved in (None, fingerprint):
         return
     shape = ("data.train", "data.curriculum", "data.seq_length", "data.seed")
-    found = changes(completed(state["config"]), config.to_dict())
+    found = changes(completed(state["config"], config.model.family), config.to_dict())
     changed = [change for change in found if change.key in shape]
     told = "; ".join(map(str, changed)) or "the files have changed, though not their names"
     remedy = "restore those files"

@@ -91,12 +91,14 @@ class RunFolder:
                 f"output folder {self.path} already holds a run and checkpoint.resume is never; choose another "
                 "train.output_dir, or set checkpoint.resume=auto to continue it"
             )
-        changed = [change for change in changes(completed(self._saved()), config.to_dict()) if not change.allowed]
+        family = config.model.family
+        before = completed(self._saved(), family)
+        changed = [change for change in changes(before, config.to_dict()) if not change.allowed]
         if changed:
             more = "; ..." if len(changed) > 6 else ""
             raise CheckpointError(
                 f"output folder {self.path} already holds another run ({'; '.join(map(str, changed[:6]))}{more}); "
-                f"{self._ways_on(changed)}"
+                f"{self._ways_on(changed, family)}"
             )
 
     def _saved(self) -> dict[str, Any]:
@@ -107,8 +109,8 @@ class RunFolder:
         except ConfigError as error:
             raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
 
-    def _ways_on(self, changed: list[Change]) -> str:
-        if len(changed) > 12 or known(self._saved()) is None:
+    def _ways_on(self, changed: list[Change], family: str) -> str:
+        if len(changed) > 12 or known(self._saved(), family) is None:
             return "choose another train.output_dir, or set these back to continue it"
         newest = next(reversed(published(self.checkpoints)), None)
         branch = ""

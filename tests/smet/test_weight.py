@@ -48,7 +48,8 @@ def test_what_would_be_lost_is_refused(density: float) -> None:
         with pytest.raises((RuntimeError, AttributeError)):
             layer.weight = new
     assert torch.equal(layer.values, before)
-    assert "weight" not in dict(layer.named_parameters()) and set(layer.state_dict()) <= {"values", "mask", "bias"}
+    assert "weight" not in dict(layer.named_parameters())
+    assert {*layer.state_dict()} <= {"values", "mask", "bias", "transposed"}
 
 
 def test_a_frozen_layers_weight_passes_gradients_on() -> None:

@@ -60,9 +60,11 @@ def run(folder: Path) -> dict[str, Any] | None:
     spec = read_spec(folder)
     adopt_environment()
     from pretrain.config import config_from_dict
-    from pretrain.config.load import merge
+    from pretrain.config.load import merge, named_family
 
-    config = config_from_dict(merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}}))
+    config = config_from_dict(
+        merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}}), (named_family(spec["settings"]),)
+    )
     layout = start(config)
     from pretrain.files import write_atomically
     from pretrain.run import prepare

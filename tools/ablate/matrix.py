@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import beside, load_config, merge
+from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
 
@@ -43,7 +43,9 @@ class Cell:
 
     def config(self, folder: Path) -> RunConfig:
         """The run's settings in ``folder``, checked."""
-        return config_from_dict(merge(self.settings, {"train": {"output_dir": str(folder)}}))
+        return config_from_dict(
+            merge(self.settings, {"train": {"output_dir": str(folder)}}), (named_family(self.settings),)
+        )
 
     def labels(self) -> dict[str, Any]:
         """What tells this cell from the others, as plain data."""

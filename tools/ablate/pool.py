@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import merge
+from pretrain.config.load import merge, named_family
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from tools.ablate import text
@@ -78,7 +78,7 @@ def _resolved(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(settings: dict[str, Any]) -> RunConfig:
-    return config_from_dict(merge(settings, {"train": {"output_dir": "x"}}))
+    return config_from_dict(merge(settings, {"train": {"output_dir": "x"}}), (named_family(settings),))
 
 
 def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Failure]:

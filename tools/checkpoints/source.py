@@ -125,8 +125,8 @@ class Weights:
         """
         if layers > len(self._file_of):
             raise CheckpointError(
-                f"{self.folder} does not hold the {self.family.title} of its config.json: {len(self._file_of)} tensors,"
-                f" of {layers} layers"
+                f"{self.folder} does not hold the {self.family.title} of its config.json: {len(self._file_of)} tensors"
+                f" for {layers} layers"
             )
 
     def require(self, weights: list[Weight], model: FamilyConfig) -> None:

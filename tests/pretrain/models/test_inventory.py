@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from pretrain.models import family_of, inventory_of
 from pretrain.models.inventory import Kind, Role
 from pretrain.models.parts import DENSE
 
-RUNS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+RUNS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "clusters").glob("*.yaml")])
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -42,6 +45,16 @@ def test_roles_of_a_llama(path: Path) -> None:
         assert inventory.role(f"{weight.module}.values") is weight.role, "active values have their weight's role"
     kinds = [block.kind for block in inventory.blocks]
     assert kinds == [Kind.EMBEDDING, *[Kind.LAYER] * inventory.shape.layers, Kind.NORM, Kind.HEAD]
+
+
+def test_settings_and_inventory_need_no_torch() -> None:
+    program = (
+        "import sys; from pretrain.config import load_config; from pretrain.models import inventory_of;"
+        f"inventory = inventory_of(load_config({str(RUNS[0])!r}).model); assert len(inventory.weights) > 9;"
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'deepspeed')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_name_that_no_weight_has() -> None:

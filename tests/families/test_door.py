@@ -1,0 +1,128 @@
+"""A model family is named in a run file: its keys are its own, and files of others import nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.changes import completed, known
+from pretrain.config import config_from_dict, load_config
+from pretrain.errors import ConfigError
+from pretrain.models import family_of, inventory_of
+from tests.damage import mend_checkpoint
+from tests.families.runs import FAMILY, MODEL, SPARSITY, run_file
+from tests.pages import ROOT, blocks
+from tests.pretrain.test_planted_checkpoint import model_of
+from tests.tools.checkpoints.models import make_hf
+from tools.import_hf import main as import_main
+
+
+def refused(path: str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return caught.value.problems
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return run_file(tmp_path, "run", "data/corpus", {"zero_stage": 1})
+
+
+def test_the_keys_under_model_are_the_familys(path: str) -> None:
+    config = load_config(path)
+    assert type(config.model).__module__ == "tests.families.tiny.config" and config.model.gated == (0, 2)
+    assert load_config(path, ["model.context=64"]).model.context == 64
+    assert config_from_dict(config.to_dict(), (FAMILY,)) == config
+
+
+def test_unknown_keys_and_bad_values_are_all_reported_at_once_with_the_nearest_name(path: str) -> None:
+    found = refused(path, "model.feature=4", "model.hidden_size=8", "model.heads=5", "model.depth=x", "train.steps=0")
+    assert "model.feature is not a known key (did you mean 'features'?)" in found
+    assert any(text.startswith("model.hidden_size is not a known key") for text in found)
+    assert any(text.startswith("model.depth is 'x' (str), expected a whole number") for text in found)
+    assert any(text.startswith("train.steps is 0") for text in found)
+    assert refused(path, "model.heads=5") == ["model.features is 32, expected a multiple of model.heads 5"]
+
+
+def test_layouts_are_checked_by_the_familys_names_and_sizes(path: str) -> None:
+    found = refused(path, "parallel.tensor=4", "model.inner=50")
+    assert any(text.startswith("model.inner is 50, expected a multiple of parallel.tensor 4") for text in found)
+    assert any("at most model.depth 3" in text for text in refused(path, "parallel.pipeline=4"))
+    assert any("model.context 8" in text for text in refused(path, "model.context=8"))
+    assert any("below model.words 98" in text for text in refused(path, "data.eos_id=98"))
+    (problem,) = refused(path, "sparsity.block=[1, 5]")
+    assert "stack.*.mix.give 32 x 32 (transposed)" in problem and "stack.*.think.narrow 48 x 32 (transposed)" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lama", "model.family is 'lama', expected one of llama, or package.module:name (did you mean 'llama'?)"),
+        ("tests.families.missing:FAMILY", "module tests.families.missing cannot be imported (ModuleNotFoundError"),
+        ("tests.families.tiny:FAMILIE", "tests.families.tiny has no 'FAMILIE' (did you mean 'FAMILY'?)"),
+        ("tests.families.tiny:TinyConfig", "a type, which cannot be used here"),
+        ("[1]", "model.family is '[1]', expected one of llama"),
+    ],
+)
+def test_a_family_that_is_none_is_one_line_beside_the_other_problems(path: str, name: str, said: str) -> None:
+    found = refused(path, f"model.family={name}", "train.seed=-1")
+    assert len(found) == 2 and any(said in text for text in found) and any("train.seed" in text for text in found)
+
+
+def test_settings_from_elsewhere_import_nothing(path: str) -> None:
+    """A checkpoint's settings are data: compared where the run's own file names the same family, else left as text."""
+    saved = load_config(path).to_dict()
+    saved["model"]["family"] = "this.module.is_not_there:FAMILY"
+    with pytest.raises(ConfigError, match="code of its own, which is imported only where you name it yourself"):
+        config_from_dict(saved)
+    assert completed(saved, FAMILY) == saved and known(saved, FAMILY) is None
+    saved["model"]["family"] = FAMILY
+    assert known(saved, FAMILY) == load_config(path)
+    assert known(saved, "llama") is None
+
+
+@pytest.mark.parametrize("tool", ["export_hf", "inspect_checkpoint"])
+def test_tools_import_no_family_that_only_a_checkpoint_names(tmp_path: Path, tool: str) -> None:
+    make_hf(tmp_path / "source")
+    assert import_main([str(tmp_path / "source"), str(tmp_path / "imported"), "--density", "0.5"]) == 0
+    checkpoint = tmp_path / "imported" / "step-00000000"
+    mark = tmp_path / "it-ran"
+    (tmp_path / "planted.py").write_text(f"open({str(mark)!r}, 'w')\nFAMILY = 1\n")
+    model_of(checkpoint, family="planted:FAMILY")
+    mend_checkpoint(checkpoint)
+    out = [str(tmp_path / "out")] if tool == "export_hf" else []
+
+    def run(*more: str) -> Any:
+        command = [sys.executable, "-m", f"tools.{tool}", str(checkpoint), *out, *more]
+        environ = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": ""}
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+
+    result = run()
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "planted:FAMILY" in result.stderr and "--family planted:FAMILY" in result.stderr
+    assert not mark.exists(), "nothing of it was imported"
+    other = run("--family", "llama")
+    assert other.returncode == 2 and "--family is llama, expected that of checkpoint" in other.stderr
+    assert not mark.exists()
+    assert "a int, which cannot be used here" in run("--family", "planted:FAMILY").stderr
+    assert mark.exists(), "who names it on the command line means it"
+
+
+def test_the_page_shows_a_run_file_that_loads(tmp_path: Path) -> None:
+    given = yaml.safe_load(blocks("docs/families.md", "yaml")[0])
+    assert given["model"] == MODEL and given["sparsity"]["exclude"] == SPARSITY["exclude"]
+    config = load_config(run_file(tmp_path, "run", "data/corpus", {}))
+    page = (ROOT / "docs" / "families.md").read_text()
+    for role in {weight.role for weight in inventory_of(config.model).weights}:
+        assert f"| `{role.name}` |" in page
+    folder = family_of(config.model).package.replace(".", "/")
+    assert folder in page and {file.name for file in (ROOT / folder).glob("*.py")} == {
+        "__init__.py", "config.py", "inventory.py", "model.py", "hf.py",
+    }  # fmt: skip
+    assert json.dumps(config.to_dict())
