@@ -35,7 +35,7 @@ from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
 from smet.topology import TopologyChange, block_scores, change_by_ranges
 from smet.update import UpdateReport
-from smet.wiring import agree_on_remedies, fragments_of, require_served
+from smet.wiring import agree_on_remedies, fragments_of, require_same_kernels, require_served
 
 __all__ = ["MaskMismatchError", "TopologyController"]
 
@@ -90,6 +90,7 @@ class TopologyController:
         own = [fragment.range for fragment in fragments_of(dynamic, store).values()]
         agree_on_remedies(config, store.optimizer)
         self._ranges = dict(zip(dynamic, all_ranges(own, store.group), strict=True))
+        require_same_kernels(all_layers, bank, store.group)
         self.gradients = DenseGradients(store.group, store.replicas)
         """Dense gradients of the step in progress, if it ends in an update that grows by them."""
         self._rank = dist.get_rank(store.group) if store.group is not None else 0

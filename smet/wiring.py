@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
+
 from smet.ages import Remedies
+from smet.agreement import differing
 from smet.bank import MaskBank
+from smet.compute import tiles
 from smet.config import SmetConfig
 from smet.errors import ConfigError
 from smet.linear import SparseLinear
@@ -59,6 +63,24 @@ def require_served(layers: Mapping[str, SparseLinear], bank: Any) -> None:
     for name, layer in layers.items():
         if layer.source is not (bank if bank.sharded else None):
             raise ConfigError(f"the mask of {name} is served by another MaskBank; make one of this model")
+
+
+def require_same_kernels(layers: Mapping[str, SparseLinear], bank: MaskBank, group: dist.ProcessGroup | None) -> None:
+    """Refuse hosts of which some multiply tiles and some whole matrices. Collective over ``group``.
+
+    Each asks for masks that are sharded when its own products need them: they would wait for each other.
+
+    Raises:
+        ConfigError: the kernels differ between ranks, and a layer has tiles that some of them serve; on every rank.
+    """
+    if not bank.sharded or all(min(layer.grid.block) < tiles.SMALLEST for layer in layers.values()):
+        return
+    own = {layer.values.device for layer in layers.values()}
+    if differing({"kernels": [tiles.kernels_on(device) for device in sorted(own, key=str)]}, group):
+        raise ConfigError(
+            "products over tiles are not made alike on all ranks (another processor, compiler or version of Triton); "
+            "use hosts of one kind, or set SMET_COMPUTE=dense on all of them"
+        )
 
 
 def agree_on_remedies(config: SmetConfig, optimizer: SmetAdamW) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -11,18 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smet.kernels.lists import Groups, Lists
 from smet.mask import BlockGrid, unpack
 
 if TYPE_CHECKING:
-    from smet.kernels.tiles import Groups, Lists
     from smet.linear import SparseLinear
-
-FEWEST_TOKENS = 512
-"""With fewer, the dense product is as fast or faster."""
-
-BREAK_EVEN = {16: 12.6, 32: 3.9, 64: 2.6, 128: 1.8}
-"""Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
-tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
 
 
 @dataclass
@@ -43,6 +37,10 @@ class Index:
         return sum(vector.nbytes for vector in vectors)
 
 
+SMALLEST = 8
+"""Rows or columns of the smallest tile that any kernel takes."""
+
+
 def index_of(bits: Tensor, grid: BlockGrid, active: int) -> tuple[Lists, Lists]:
     """Rows and columns of tiles of a packed mask, made on its device without waiting for it."""
     tall, wide = grid.rows // grid.block[0], grid.cols // grid.block[1]
@@ -52,8 +50,6 @@ def index_of(bits: Tensor, grid: BlockGrid, active: int) -> tuple[Lists, Lists]:
 
 
 def _lists(on: Tensor, slot: Tensor, active: int) -> Lists:
-    from smet.kernels.tiles import Lists
-
     flat = on.reshape(-1)
     rank = torch.where(flat, flat.cumsum(0) - 1, active).clamp_(max=active)  # more than are stored: never used
     at = rank.new_zeros(active + 1).scatter_(0, rank, torch.arange(flat.numel(), device=on.device))[:active]
@@ -63,7 +59,7 @@ def _lists(on: Tensor, slot: Tensor, active: int) -> Lists:
 
 
 class Tiles:
-    """Triton kernels over the active tiles, on GPUs. See ``smet.compute.Compute``."""
+    """Kernels over the active tiles: Triton on GPUs, C++ on CPUs with AVX-512. See ``smet.compute.Compute``."""
 
     name = "tiles"
 
@@ -71,15 +67,13 @@ class Tiles:
         self._indices: WeakKeyDictionary[SparseLinear, Index] = WeakKeyDictionary()
 
     def serves(self, layer: SparseLinear, x: Tensor, forced: bool = False) -> bool:
-        """Tiles whose sides are powers of two; by itself where they are large enough to be faster."""
-        grid = layer.grid
-        if layer.is_full or min(grid.block) < 16 or not _available(x):
+        """Tiles that the device's kernels can multiply; by itself where that is likely faster."""
+        block = layer.grid.block
+        if layer.is_full or min(block) < SMALLEST or (kernels := _kernels(x)) is None:
             return False
-        from smet.kernels.tiles import DTYPES, SIDES
-
-        if x.dtype not in DTYPES or any(side not in SIDES for side in grid.block):
+        if not kernels.serves(block, x.dtype):
             return False
-        return forced or (x.numel() // layer.in_features >= FEWEST_TOKENS and worth_it(layer))
+        return forced or kernels.worth_it(block, layer.density, x.numel() // layer.in_features, x.dtype)
 
     def forward(self, layer: SparseLinear, x: Tensor, values: Tensor) -> Tensor:
         """See ``Compute``."""
@@ -93,9 +87,7 @@ class Tiles:
 
     def _spread(self, layer: SparseLinear, x: Tensor, values: Tensor, by_rows: bool) -> Tensor:
         """The canonical matrix times ``x``, or its transpose."""
-        from smet.kernels.tiles import spread
-
-        grid, index = layer.grid, self.index(layer)
+        grid, index, spread = layer.grid, self.index(layer), _of(x).spread
         (r, c), (rows, cols) = grid.block, (grid.rows, grid.cols)
         if by_rows:
             return spread(x, values, index.rows, rows, r, c, along=True)
@@ -103,12 +95,10 @@ class Tiles:
 
     def values_gradient(self, layer: SparseLinear, x: Tensor, grad: Tensor) -> Tensor:
         """See ``Compute``."""
-        from smet.kernels.tiles import sample
-
         flat_x, flat = x.reshape(-1, layer.in_features), grad.reshape(-1, layer.out_features)
         index = self.index(layer)
         a, b = (flat_x, flat) if layer.transposed else (flat, flat_x)
-        return sample(a, b, index.rows, index.groups, *layer.grid.block)
+        return _of(x).sample(a, b, index.rows, index.groups, *layer.grid.block)
 
     def flops(self, layer: SparseLinear, tokens: int) -> int:
         """See ``Compute``: of the active tiles."""
@@ -120,20 +110,46 @@ class Tiles:
         known, mask = self._indices.get(layer), layer.mask
         version = (None if mask is None else mask._version, layer.masks_written)
         if known is None or known.mask is not mask or known.version != version:
-            known = Index(mask, version, *index_of(layer.packed_mask(), layer.grid, layer.active))
+            bits = layer.packed_mask()
+            kernels = _kernels(bits)
+            of = index_of if kernels is None or not hasattr(kernels, "index") else kernels.index
+            known = Index(mask, version, *of(bits, layer.grid, layer.active))
             self._indices[layer] = known
         return known
 
 
-def worth_it(layer: SparseLinear) -> bool:
-    """Whether tiles of this size and density are faster than cuBLAS on the whole matrix."""
-    return layer.density * BREAK_EVEN[min(layer.grid.block)] < 1
-
-
-def _available(x: Tensor) -> bool:
-    """Whether Triton kernels run on the device of ``x``; on a CPU they do in its interpreter."""
-    if not x.is_cuda and not (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return False
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The kernels for the device of ``x``, if there are any; on a CPU Triton's run in its interpreter if asked to."""
     from smet import kernels
 
-    return kernels.choose("cuda").kernels is not kernels.reference
+    interpreted = x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.is_cuda or interpreted:
+        if kernels.choose("cuda").kernels is kernels.reference:
+            return None
+        from smet.kernels import tiles
+
+        return tiles
+    if not x.is_cpu:
+        return None
+    from smet.kernels import tiles_cpu
+
+    return tiles_cpu if tiles_cpu.library() is not None else None
+
+
+def kernels_on(device: torch.device) -> str:
+    """What multiplies tiles on a device, in a few words; empty where nothing does."""
+    from smet import kernels
+
+    if device.type == "cuda":
+        return kernels.choose("cuda").reason if kernels.choose("cuda").kernels is not kernels.reference else ""
+    if device.type != "cpu":
+        return ""
+    from smet.kernels import tiles_cpu
+
+    return tiles_cpu.instructions()
+
+
+def _of(x: Tensor) -> ModuleType:
+    kernels = _kernels(x)
+    assert kernels is not None, "serves() was not asked"
+    return kernels

@@ -1,6 +1,6 @@
 """Build the C++ kernels with the system's compiler, once per user, source, compiler and processor.
 
-A build is one file in the user's cache, ``cpu-<key>-<digest>.so``. The key names everything the
+A build is one file in the user's cache, ``<source>-<key>-<digest>.so``. The key names everything the
 build depends on, so a home folder shared by different hosts holds one build for each kind of host;
 the digest is that of the file's content, so a damaged file is never loaded but built again. There
 is no lock: processes that start together each build, and the last to finish replaces equal bytes.
@@ -83,13 +83,16 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()} {sorted(found.items())}"
 
 
-def build(source: Path = SOURCE, folder: Path | None = None, machine: Sequence[str] = NATIVE) -> bytes:
+def build(
+    source: Path = SOURCE, folder: Path | None = None, machine: Sequence[str] = NATIVE, more: Sequence[str] = ()
+) -> bytes:
     """The compiled kernels, from the cache or freshly built into it.
 
     Args:
         source: the C++ file.
         folder: the cache; default ``cache_folder()``. If it cannot be written, nothing is kept.
         machine: flags that choose the instructions. A compiler that refuses them is asked without.
+        more: flags that the source needs.
 
     Returns:
         The content of the shared library.
@@ -99,34 +102,38 @@ def build(source: Path = SOURCE, folder: Path | None = None, machine: Sequence[s
     """
     folder = cache_folder() if folder is None else folder
     command, version = compiler()
-    inputs = (source.read_bytes(), repr((command, version, machine, COMMON, processor())).encode())
+    inputs = (source.read_bytes(), repr((command, version, machine, _flags(more), processor())).encode())
     key = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
-    if (content := _cached(folder, key)) is not None:
+    if (content := _cached(folder, f"{source.stem}-{key}")) is not None:
         return content
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".building-", dir=folder)
     except OSError:  # a read-only or full home: build for this process alone
         with tempfile.TemporaryDirectory(prefix="smet-kernels-") as private:
-            return _compile(command, source, machine, Path(private)).read_bytes()
+            return _compile([*command, *_flags(more)], source, machine, Path(private)).read_bytes()
     try:
-        built = _compile(command, source, machine, Path(temporary))
+        built = _compile([*command, *_flags(more)], source, machine, Path(temporary))
         content = built.read_bytes()
         with suppress(OSError):  # what is not kept is built again next time
-            _publish(built, folder / f"cpu-{key}-{_digest(content)}.so")
+            _publish(built, folder / f"{source.stem}-{key}-{_digest(content)}.so")
         return content
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _flags(more: Sequence[str]) -> tuple[str, ...]:
+    return (*COMMON, *more)
+
+
 def _compile(command: Sequence[str], source: Path, machine: Sequence[str], folder: Path) -> Path:
     target = folder / "cpu.so"
     try:
-        _run([*command, *COMMON, *machine, str(source), "-o", str(target)])
+        _run([*command, *machine, str(source), "-o", str(target)])
     except BuildError:
         if not machine:
             raise
-        _run([*command, *COMMON, str(source), "-o", str(target)])
+        _run([*command, str(source), "-o", str(target)])
     return target
 
 
@@ -140,8 +147,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _cached(folder: Path, key: str) -> bytes | None:
-    for path in sorted(folder.glob(f"cpu-{key}-*.so")):
+def _cached(folder: Path, name: str) -> bytes | None:
+    for path in sorted(folder.glob(f"{name}-*.so")):
         with suppress(OSError):
             content = path.read_bytes()
             if path.stem.endswith(_digest(content)):

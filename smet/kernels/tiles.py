@@ -20,10 +20,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from smet.kernels.checks import plain
 from smet.kernels.launch import aligned, on_device_of, run
+from smet.kernels.lists import Groups, Lists
 from smet.kernels.tuning import fastest
 
 SIDES = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+FEWEST_TOKENS = 512
+"""With fewer, the dense product is as fast or faster."""
+
+BREAK_EVEN = {16: 12.6, 32: 3.9, 64: 2.6, 128: 1.8}
+"""Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
+tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
 
 
 @triton.jit
@@ -137,22 +145,14 @@ class SampleConfig(NamedTuple):
     """Programs that share the tokens of one group of tiles."""
 
 
-class Lists(NamedTuple):
-    """The active tiles of each row of tiles, or of each column: int32 vectors."""
-
-    begin: Tensor
-    """Where a row's entries begin, ``(rows + 1,)``."""
-    inner: Tensor
-    """Column of each entry, ``(active,)``."""
-    slots: Tensor
-    """Number of each entry's tile in the order in which values are stored, ``(active,)``."""
+def serves(block: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether tiles of this size and type can be multiplied here: sides that are powers of two."""
+    return dtype in DTYPES and all(side in SIDES for side in block)
 
 
-class Groups(NamedTuple):
-    """Which tiles the programs of *sample* work on."""
-
-    row: Tensor
-    first: Tensor
+def worth_it(block: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
+    """Whether that is likely faster than cuBLAS on the whole matrix."""
+    return tokens >= FEWEST_TOKENS and density * BREAK_EVEN[min(block)] < 1
 
 
 def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> list[SpreadConfig]:
