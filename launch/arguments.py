@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from launch.attempt import Watch
+from launch.starts import SLURM, STARTERS
 from launch.supervisor import Policy
 from pretrain.numbers import finite
 from pretrain.paths import path_text
@@ -37,6 +38,10 @@ def run_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--slurm", action="store_true", help="submit a Slurm job; inside one, start with srun. The job asks for a GPU "
         "per rank: give train.device=cpu on a cluster without",
+    )  # fmt: skip
+    where.add_argument(
+        "--launcher", choices=[name for name in STARTERS if name != SLURM], metavar="NAME",
+        help="what starts the ranks: %(choices)s; default what fits the place",
     )  # fmt: skip
     where.add_argument("--nodes", type=_positive, metavar="N", help="hosts to use; default all of --hostfile")
     where.add_argument(

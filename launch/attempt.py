@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.environment import LAUNCH_ID
+from launch.job import Job, Start
 from launch.names import require_host
 from launch.remote import Remote, on_all
 from launch.signals import Signals
-from launch.starts import Job, Start, start_of
+from launch.starts import start_of
 from pretrain.exit_codes import USER
 from pretrain.ports import next_free
 from pretrain.run_folder import RunReader

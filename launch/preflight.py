@@ -12,8 +12,8 @@ from typing import Any
 
 from launch.attempt import meeting_point
 from launch.hosts import Host
+from launch.job import Job
 from launch.remote import Answer, Remote, on_all
-from launch.starts import Job
 from pretrain.config import RunConfig
 
 FACTS_SECONDS = 30.0

@@ -16,9 +16,9 @@ from launch.attempt import Watch
 from launch.environment import for_ranks
 from launch.hostfile import read_hostfile
 from launch.hosts import Host, limited, require_fit, slurm_hosts
+from launch.job import Job
 from launch.names import require_host, require_interface, require_one_line, require_plain_path
 from launch.remote import Remote
-from launch.starts import Job
 from launch.supervisor import Policy
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import PORT
@@ -52,7 +52,7 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
     config = load_config(options.config, options.overrides)
     hosts = _hosts(options, config, environ, submits)
     require_fit(config, hosts)
-    launcher = "srun" if options.slurm else "openmpi" if options.mpi else "local" if _is_here(hosts) else "pdsh"
+    launcher = options.launcher or _launcher(options, hosts)
     if launcher == "pdsh":
         require_plain_path(os.getcwd(), "the working folder")
         require_plain_path(sys.executable, "this Python")
@@ -80,6 +80,11 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
     return Prepared(config=config, job=job, remote=remote, submits=submits)
 
 
+def _launcher(options: argparse.Namespace, hosts: tuple[Host, ...]) -> str:
+    """What fits the place that was chosen."""
+    return "srun" if options.slurm else "openmpi" if options.mpi else "local" if _is_here(hosts) else "pdsh"
+
+
 def _require_one_place(options: argparse.Namespace) -> None:
     given = [
         name
@@ -92,6 +97,8 @@ def _require_one_place(options: argparse.Namespace) -> None:
     ]
     if len(given) > 1:
         raise LaunchError(f"{' and '.join(given)} are both given, expected one of --local, --hostfile, --mpi, --slurm")
+    if options.launcher and (options.mpi or options.slurm):
+        raise LaunchError(f"--launcher is given, and {given[0]} chooses one itself; leave one of them out")
     if options.nodes and not (options.hostfile or options.slurm):
         raise LaunchError("--nodes needs to know which: give --hostfile or --slurm")
 

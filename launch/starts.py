@@ -8,78 +8,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from launch.environment import render_file
 from launch.hostfile import render_hostfile
-from launch.hosts import Host
-from pretrain.environment import PORT
+from launch.job import ADDRESS, ENVIRONMENT, HOSTFILE, Job, Start
 from pretrain.errors import LaunchError
 
-LAUNCHERS = ("local", "pdsh", "openmpi", "srun")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be run where; equal for all attempts but for hosts, port and overrides."""
-
-    launcher: str
-    config: str
-    overrides: tuple[str, ...]
-    hosts: tuple[Host, ...]
-    variables: dict[str, str]
-    """Environment of the ranks."""
-    python: str
-    """The same path on every host."""
-    folder: str
-    """Working directory of the ranks, on every host."""
-    port: int = PORT
-    port_is_given: bool = False
-    """Whether the user named it; else another is taken where it is not free."""
-    address: str | None = None
-    """Address at which all hosts reach the first; default: that of ``interface``, or the one that ssh uses."""
-    interface: str | None = None
-    ssh_arguments: str = ""
-    """More options for ssh."""
-    launcher_arguments: str = ""
-    """More options for pdsh, mpirun or srun."""
-    devices: tuple[int, ...] = ()
-    """``local`` only: the GPUs to use, where not the first ones."""
-
-    @property
-    def world(self) -> int:
-        """Number of ranks."""
-        return sum(host.slots for host in self.hosts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """A command, the variables it is started with on top of this process's own, and files for it, by placeholder."""
-
-    command: tuple[str, ...]
-    variables: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    """Placeholder in command and variables -> content; each is written to a file of its own."""
-
-    def render(self) -> str:
-        """For people: the files, then the command as a shell takes it."""
-        parts = [f"# {name.strip('{}')}\n{text}" for name, text in self.files.items()]
-        given = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
-        words = [*given, *(shlex.quote(word) if "{" not in word else word for word in self.command)]
-        return "\n".join([*parts, "# command", " ".join(words)]) + "\n"
-
-
+SLURM = "srun"
+"""Starts the steps of a Slurm job, and nothing outside of one."""
 _NOT_EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "UCX")
 """The first two are mpirun's business, the others DeepSpeed names itself."""
-HOSTFILE, ENVIRONMENT = "{hostfile}", "{environment}"
-ADDRESS = "{address}"
-"""Placeholder for the first host's address, which is asked for when the run starts."""
-
-
-def start_of(job: Job) -> Start:
-    """How ``job.launcher`` starts it."""
-    return {"local": _local, "pdsh": _pdsh, "openmpi": _openmpi, "srun": _srun}[job.launcher](job)
 
 
 def _local(job: Job) -> Start:
@@ -171,3 +110,17 @@ def through_pdsh(argument: str) -> str:
 def words(command: Sequence[str]) -> str:
     """``command`` as a shell takes it."""
     return " ".join(shlex.quote(word) for word in command)
+
+
+STARTERS: dict[str, Callable[[Job], Start]] = {
+    "local": _local,
+    "pdsh": _pdsh,
+    "openmpi": _openmpi,
+    SLURM: _srun,
+}
+"""By the name that ``--launcher`` takes."""
+
+
+def start_of(job: Job) -> Start:
+    """How ``job.launcher`` starts it."""
+    return STARTERS[job.launcher](job)

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from launch.attempt import Attempt, Ended, Watch
 from launch.ends import saved, with_overrides
 from launch.hosts import Choice, Host, choose
+from launch.job import Job
 from launch.remote import Remote, on_all
 from launch.signals import Signals
-from launch.starts import Job
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER

@@ -17,9 +17,9 @@ import pytest
 from launch import attempt as module
 from launch.attempt import Attempt, Ended, Watch, meeting_point
 from launch.hosts import Host
+from launch.job import Job, Start
 from launch.remote import Remote
 from launch.signals import Signals
-from launch.starts import Job, Start
 
 RANK = """
 import json, os, signal, sys, time

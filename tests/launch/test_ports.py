@@ -13,8 +13,8 @@ from launch import preflight
 from launch.__main__ import main
 from launch.attempt import with_meeting_point
 from launch.hosts import Host
+from launch.job import Job
 from launch.remote import Remote
-from launch.starts import Job
 from pretrain import ports
 from pretrain.errors import LaunchError
 from tests.launch.commands import prepared, write_run

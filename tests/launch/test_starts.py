@@ -13,6 +13,7 @@ from launch.arguments import run_parser
 from launch.environment import render_file
 from launch.prepare import batch_of
 from launch.starts import start_of, through_pdsh
+from pretrain.errors import LaunchError
 from tests.launch.commands import ENVIRON, prepared, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,6 +55,14 @@ def test_the_command_is_the_stored_one(here: Path, name: str, arguments: list[st
         text = start_of(found.job).render()
     stored = GOLDEN / f"{name}.txt"
     assert text == stored.read_text(), f"the new one, if it is right, belongs into {stored}:\n{text}"
+
+
+def test_a_launcher_may_be_named_where_the_place_does_not_choose_one(here: Path) -> None:
+    assert prepared(["run.yaml"], ENVIRON).job.launcher == "local"
+    chosen = prepared(["run.yaml", "--launcher", "openmpi", "--hostfile", "hostfile"], ENVIRON).job
+    assert chosen == prepared(["run.yaml", "--mpi", "--hostfile", "hostfile"], ENVIRON).job
+    with pytest.raises(LaunchError, match="--launcher is given, and --slurm chooses one itself"):
+        prepared(["run.yaml", "--launcher", "pdsh", "--slurm"], IN_JOB)
 
 
 def test_every_stored_command_is_compared() -> None:

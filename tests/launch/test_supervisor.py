@@ -13,9 +13,9 @@ import pytest
 
 from launch.attempt import Ended, Watch
 from launch.hosts import Host
+from launch.job import Job
 from launch.remote import Remote
 from launch.signals import Signals
-from launch.starts import Job
 from launch.supervisor import Policy, Supervisor
 from pretrain.config import load_config
 from pretrain.errors import LaunchError

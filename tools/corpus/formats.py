@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-KINDS = ("text", "jsonl", "parquet")
-SUFFIXES = {
-    ".txt": "text", ".text": "text", ".md": "text",
-    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tools.corpus.raw import Raw
+    from tools.corpus.sources import Slice
+
+
+class Format(NamedTuple):
+    """One kind of file."""
+
+    suffixes: tuple[str, ...]
+    """Endings by which it is known."""
+    rows: str | None = None
+    """The module that reads its rows (``Rows``); None = lines of text, cut anywhere and perhaps compressed."""
+
+
+class Rows(Protocol):
+    """What the module of a format has that does not consist of lines. Damage is a ``Problem``, never an exception."""
+
+    def pieces(self, path: str) -> int:
+        """In how many parts a file can be read independently, at least 1."""
+
+    def read(self, part: Slice, columns: list[str]) -> Iterator[Raw]:
+        """The rows of the piece number ``part.start``: payloads by column, texts as ``str`` or UTF-8 ``bytes``."""
+
+    def columns(self, path: str) -> list[str]:
+        """Names of a file's columns; none where it is damaged."""
+
+
+FORMATS = {
+    "text": Format((".txt", ".text", ".md")),
+    "jsonl": Format((".jsonl", ".json", ".ndjson")),
+    "parquet": Format((".parquet", ".pq"), "tools.corpus.tables"),
+}
+"""By the name that ``--format`` takes."""
+SUFFIXES = {suffix: kind for kind, known in FORMATS.items() for suffix in known.suffixes}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 """Endings that a name may have after its suffix."""
 HEAD = 4096
@@ -31,8 +63,14 @@ _OTHERS = {
 }  # fmt: skip
 
 
+def rows_of(kind: str) -> Rows | None:
+    """What reads the rows of files of ``kind``; None for lines of text, and for what is no file."""
+    module = FORMATS[kind].rows if kind in FORMATS else None
+    return None if module is None else cast(Rows, import_module(module))
+
+
 def kind_by_name(name: str) -> str | None:
-    """``text``, ``jsonl`` or ``parquet`` by the file's suffix, a compression's ending aside; None for others."""
+    """A name in ``FORMATS`` by the file's suffix, a compression's ending aside; None for others."""
     return SUFFIXES.get(suffix_of(name))
 
 

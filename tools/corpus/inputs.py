@@ -12,7 +12,7 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.paths import path_text
-from tools.corpus.formats import HEAD, KINDS, SUFFIXES, compression_of, kind_by_name, suffix_of
+from tools.corpus.formats import FORMATS, HEAD, SUFFIXES, compression_of, kind_by_name, rows_of, suffix_of
 from tools.corpus.sources import Source
 from tools.corpus.walk import FOUND, NAMED, Entry, PassedOver, entries
 
@@ -55,7 +55,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--exclude", nargs="+", action="extend", default=[], metavar="GLOB", help="leave out paths or names that fit"
     )
-    group.add_argument("--format", choices=("auto", *KINDS), default="auto", help="default: by the file's name")
+    group.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: by the file's name")
     group.add_argument(
         "--dataset", type=path_text, help="name on the Hugging Face hub, or a local path, read through `datasets`"
     )
@@ -107,8 +107,8 @@ def _check_options(args: argparse.Namespace, sources: Sequence[Source]) -> None:
         _refuse(args, "is for text files, and no input is one", "text_mode")
     if all(source.path == "-" for source in sources):
         _refuse(args, "chooses among files, and only standard input was given", "include", "exclude")
-        if sources[0].kind == "parquet":
-            raise DataError("--format parquet needs files: Parquet cannot be read from standard input")
+        if rows_of(kind := sources[0].kind) is not None:
+            raise DataError(f"--format {kind} needs files: {kind.capitalize()} cannot be read from standard input")
 
 
 def _files(args: argparse.Namespace, passed: PassedOver) -> list[Source]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pretrain.errors import DataError, nearest
 from tools.corpus.extract import Settings
+from tools.corpus.formats import rows_of
 from tools.corpus.raw import Raw
 from tools.corpus.readers import read_slice
 from tools.corpus.sources import Slice, Source
@@ -37,14 +38,9 @@ def check_columns(sources: Sequence[Source], settings: Settings) -> None:
 
 
 def _records(source: Source, settings: Settings) -> list[dict[str, Any]]:
-    if source.kind == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return [dict.fromkeys(pq.ParquetFile(source.path).schema_arrow.names)]
-        except (pa.ArrowException, OSError):
-            return []
+    if (rows := rows_of(source.kind)) is not None:
+        names = rows.columns(source.path)
+        return [dict.fromkeys(names)] if names else []
     if source.kind == "dataset":
         from tools.corpus.hub import first_row
 

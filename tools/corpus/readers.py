@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import IO
 
-from tools.corpus.formats import HEAD, unreadable
+from tools.corpus.formats import HEAD, rows_of, unreadable
 from tools.corpus.raw import Problem, Raw
 from tools.corpus.sources import Slice, Source
 from tools.corpus.streams import BLOCK, BrokenStreamError, Meter, open_stream
@@ -29,12 +29,12 @@ def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int, m
             from tools.corpus.hub import read_dataset
 
             yield from read_dataset(source, columns)
-        elif source.kind == "parquet" and source.compression is not None:
-            yield Raw(source, -1, Problem("other format", f"Parquet inside {source.compression}; decompress it"))
-        elif source.kind == "parquet":
-            from tools.corpus.tables import read_parquet
-
-            yield from read_parquet(part, columns)
+        elif (rows := rows_of(source.kind)) is not None:
+            if source.compression is None:
+                yield from rows.read(part, columns)
+            else:
+                what = f"{source.kind.capitalize()} inside {source.compression}; decompress it"
+                yield Raw(source, -1, Problem("other format", what))
         elif source.kind == "text" and whole_files:
             yield _read_file(source, limit, meter)
         else:

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 
 from pretrain.errors import DataError
+from tools.corpus.formats import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Source:
     path: str
     """Path, ``-``, or the dataset's name."""
     kind: str
-    """``text``, ``jsonl``, ``parquet`` or ``dataset``."""
+    """A name in ``tools.corpus.formats.FORMATS``, or ``dataset``."""
     compression: str | None = None
     """``gzip``, ``bzip2``, ``xz``, ``zstd`` or None; by the file's first bytes, not its name."""
     size: int = 0
@@ -42,6 +43,11 @@ class Source:
     def sequential(self) -> bool:
         """Whether it can only be read from its start."""
         return self.compression is not None or self.path == "-" or self.kind == "dataset"
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether positions in it are numbers of rows, and not bytes."""
+        return self.kind == "dataset" or FORMATS[self.kind].rows is not None
 
     def check_unchanged(self) -> None:
         """Raise ``DataError`` if the file is not the one that was found when the run began."""

@@ -12,7 +12,7 @@ ROWS = 256
 """Rows decoded together."""
 
 
-def row_groups(path: str) -> int:
+def pieces(path: str) -> int:
     """Row groups of a Parquet file; 1 for a damaged one or one without any, so that reading it reports that."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ def row_groups(path: str) -> int:
         return 1
 
 
-def read_parquet(part: Slice, columns: list[str]) -> Iterator[Raw]:
+def read(part: Slice, columns: list[str]) -> Iterator[Raw]:
     """The rows of one row group; columns that the file lacks are missing in each of them.
 
     Raises:
@@ -63,6 +63,18 @@ def _raise_if_of_the_system(error: Exception) -> None:
     # Arrow raises OSError for damaged data too, but without a number.
     if isinstance(error, OSError) and error.errno is not None:
         raise error
+
+
+def columns(path: str) -> list[str]:
+    """Names of the columns of a Parquet file; none where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names: list[str] = pq.ParquetFile(path).schema_arrow.names
+    except (pa.ArrowException, OSError):
+        return []
+    return names
 
 
 def _undecoded(batch: Any) -> Any:

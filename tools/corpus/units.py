@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tools.corpus.formats import rows_of
 from tools.corpus.sources import Slice, Source, Unit
-from tools.corpus.tables import row_groups
 
 LARGEST_UNIT, SMALLEST_UNIT = 32 << 20, 1 << 20
 """Bounds of a unit of work in bytes; in between, an input makes about 64 units."""
@@ -24,7 +24,7 @@ def plan_units(sources: Sequence[Source], whole_files: bool) -> Iterator[Unit]:
     full = min(LARGEST_UNIT, max(SMALLEST_UNIT, sum(source.size for source in sources) // 64))
     for part in _slices(sources, whole_files, full):
         alone = part.source.sequential
-        length = part.stop - part.start if part.source.kind != "parquet" else full
+        length = part.stop - part.start if rows_of(part.source.kind) is None else full
         if gathered and (alone or size + length > full):
             yield Unit(number, tuple(gathered), size)
             number, gathered, size = number + 1, [], 0
@@ -42,8 +42,8 @@ def _slices(sources: Sequence[Source], whole_files: bool, full: int) -> Iterator
     for source in sources:
         if source.sequential or (source.kind == "text" and whole_files):
             yield Slice(source, 0, source.size)
-        elif source.kind == "parquet":
-            yield from (Slice(source, n, n + 1) for n in range(row_groups(source.path)))
+        elif (rows := rows_of(source.kind)) is not None:
+            yield from (Slice(source, n, n + 1) for n in range(rows.pieces(source.path)))
         else:
             for start in range(0, source.size, full):
                 yield Slice(source, start, min(start + full, source.size))

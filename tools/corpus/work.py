@@ -169,6 +169,6 @@ def rejected(raw: Raw, problem: Problem) -> dict[str, Any]:
 
 def _complaint(raw: Raw, problem: Problem) -> str:
     return (
-        f"{described(rejected(raw, problem), rows=raw.source.kind in ('parquet', 'dataset'))}; mend the input, or drop "
+        f"{described(rejected(raw, problem), rows=raw.source.counts_rows)}; mend the input, or drop "
         "--on-error stop to leave such records out"
     )
