@@ -70,7 +70,14 @@ class Builder:
 
     def makers(self) -> list[tuple[str, Callable[[], nn.Module]]]:
         """Name and maker of every block of the model, in order."""
-        return self.family.model.blocks(self.config.model, self.parts, self.recompute)
+        made = self.family.model.blocks(self.config.model, self.parts, self.recompute)
+        names, listed = [name for name, _ in made], [block.name for block in self.inventory.blocks]
+        if names != listed:
+            raise ConfigError(
+                f"the blocks of model.family '{self.config.model.family}' are {', '.join(names)}, its inventory lists"
+                f" {', '.join(listed)}; expected the same, in order"
+            )
+        return made
 
     def block(self, name: str, maker: Callable[[], nn.Module]) -> nn.Module:
         """One block under its name in the whole model, connected to the other tensor-parallel ranks."""
@@ -91,7 +98,7 @@ class Builder:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.is_meta:
                     if parameter not in made:
-                        made[parameter] = nn.Parameter(self._initial(f"{prefix}.{name}", parameter))
+                        made[parameter] = nn.Parameter(self._initial(f"{prefix}.{name}".removeprefix("."), parameter))
                     setattr(module, name, made[parameter])
 
     def _store_transposed(self, model: nn.Module) -> None:
@@ -117,8 +124,13 @@ class Builder:
         return self._initial(f"{name}.weight", layer.weight)
 
     def _initial(self, name: str, like: Tensor) -> Tensor:
-        role = self.inventory.role(name)
-        shape = tensor.whole_shape(role, like.shape, self.layout)
+        listed = self.inventory.weight(name)
+        role, shape = listed.role, tensor.whole_shape(listed.role, like.shape, self.layout)
+        if tuple(shape) != listed.shape:
+            raise ConfigError(
+                f"{name} has the shape {shape}, the inventory of model.family '{self.config.model.family}' lists"
+                f" {list(listed.shape)}"
+            )
         deviation = self.inventory.shape.deviation
         whole = initial_weight(name, role, shape, seed=self.config.train.seed, std=deviation)
         return tensor.shard(role, whole, self.layout).contiguous()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -89,6 +89,10 @@ class Family:
     """Bytes per token that autograd keeps of a decoder layer, or of the final norm."""
     function: tuple[str, ...] = ()
     """Keys that change what the model computes, but the shape of no weight."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.config, type) and issubclass(self.config, FamilyConfig) and is_dataclass(self.config)):
+            raise TypeError(f"config of a Family is {self.config!r}, expected a dataclass that is a FamilyConfig")
 
     @property
     def model(self) -> ModelModule:

@@ -13,6 +13,8 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from smet.errors import ConfigError, nearest
+
 
 class Role(Enum):
     """What a weight is for; it decides how tensor-parallel ranks share it, and what it starts from."""
@@ -165,10 +167,16 @@ class Inventory:
         """The weight of which the parameter ``name`` is stored: all of it, or active values (``layer.values``).
 
         Raises:
-            KeyError: the model has none of that name.
+            ConfigError: the family lists none of that name.
         """
-        found = self._by_name.get(name)
-        return found or self._by_name[f"{name.rpartition('.')[0]}.weight"]
+        layer, _, last = name.rpartition(".")
+        found = self._by_name.get(f"{layer}.weight" if last == "values" else name)
+        if found is None:
+            raise ConfigError(
+                f"the model has a parameter {name}, which the inventory of model.family '{self.model.family}' does not"
+                f" list{nearest(name, self._by_name)}"
+            )
+        return found
 
     def role(self, name: str) -> Role:
         """Role of the parameter ``name``; see ``weight``."""

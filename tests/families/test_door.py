@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from pretrain.__main__ import main as pretrain_main
+from pretrain.builder import Builder
 from pretrain.changes import completed, known
 from pretrain.config import config_from_dict, load_config
 from pretrain.errors import ConfigError
+from pretrain.layout import Layout
 from pretrain.models import family_of, inventory_of
 from tests.damage import mend_checkpoint
 from tests.families.runs import FAMILY, MODEL, SPARSITY, run_file
+from tests.families.tiny import FAMILY as FAMILY_OBJECT
 from tests.pages import ROOT, blocks
 from tests.pretrain.test_planted_checkpoint import model_of
 from tests.tools.checkpoints.models import make_hf
@@ -73,6 +79,38 @@ def test_layouts_are_checked_by_the_familys_names_and_sizes(path: str) -> None:
 def test_a_family_that_is_none_is_one_line_beside_the_other_problems(path: str, name: str, said: str) -> None:
     found = refused(path, f"model.family={name}", "train.seed=-1")
     assert len(found) == 2 and any(said in text for text in found) and any("train.seed" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "UNLISTED",
+            "has a parameter stack.1.mix.give.bias, which the inventory of model.family 'tests.families.broken:U",
+        ),
+        ("RESHAPED", "stack.0.think.gate.weight has the shape [48, 32], the inventory of model.family"),
+    ],
+)
+def test_an_inventory_that_contradicts_the_model_is_one_line(path: str, name: str, said: str) -> None:
+    config = load_config(path, [f"model.family=tests.families.broken:{name}"])
+    alone = Layout(1, 0, 1, 0, torch.device("cpu"), None, None)
+    with pytest.raises(ConfigError) as caught:
+        Builder(config, alone).whole()
+    assert said in str(caught.value)
+
+
+def test_blocks_in_another_order_than_the_inventorys_are_one_line(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = ["model.family=tests.families.broken:REORDERED", "parallel.pipeline=2", "--world-size", "2"]
+    assert pretrain_main([path, "--dry-run", *broken]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "are read, stack.0, stack.1, stack.2, last, guess, its inventory lists guess, last, stack.2" in line
+
+
+def test_a_family_whose_config_is_none_is_said_when_it_is_made() -> None:
+    with pytest.raises(TypeError, match="expected a dataclass that is a FamilyConfig"):
+        replace(FAMILY_OBJECT, config=dict)
 
 
 def test_settings_from_elsewhere_import_nothing(path: str) -> None:

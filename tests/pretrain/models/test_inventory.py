@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pretrain.config import load_config
+from pretrain.errors import ConfigError
 from pretrain.models import family_of, inventory_of
 from pretrain.models.inventory import Kind, Role
 from pretrain.models.parts import DENSE
@@ -58,5 +59,6 @@ def test_settings_and_inventory_need_no_torch() -> None:
 
 
 def test_a_name_that_no_weight_has() -> None:
-    with pytest.raises(KeyError):
+    said = "mlp.side_proj.weight, which the inventory of model.family 'llama' does not list .did you mean '.*mlp.*proj"
+    with pytest.raises(ConfigError, match=said):
         inventory_of(load_config(RUNS[0]).model).role("model.layers.0.mlp.side_proj.weight")
