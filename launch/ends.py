@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.paths import resolved
 from pretrain.run_folder import RunReader
 
 
@@ -48,7 +49,7 @@ def goes_on(folder: Path, settings: dict[str, Any], step: int, ranks: int, hosts
     overrides = []
     if 0 < int(train.get("stop_at") or 0) <= step:
         overrides.append("train.stop_at=0")
-    if Path(str(train.get("output_dir", folder))).resolve() != folder.resolve():
+    if resolved(str(train.get("output_dir", folder))) != resolved(folder):
         overrides.append(f"train.output_dir={folder}")  # it was moved, or is looked at from elsewhere
     if given is not None:
         return with_overrides(given, overrides)

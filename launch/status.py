@@ -39,7 +39,7 @@ def status_of(folder: Path, now: float | None = None) -> dict[str, Any]:
     noted = run.events()
     ranks = _ranks(run, now)
     total = _total(settings, folder)
-    step = int(metrics[-1]["step"]) if metrics else 0
+    step = int(metrics[-1].get("step") or 0) if metrics else 0
     running = any(rank["alive_seconds"] <= ALIVE_SECONDS and rank["phase"] != "ended" for rank in ranks)
     why = next((str(event.get("why")) for event in reversed(noted) if event.get("kind") == "end"), None)
     orderly = why is not None and all(rank["phase"] == "ended" for rank in ranks)
@@ -87,13 +87,13 @@ def _launched(noted: list[dict[str, Any]]) -> str | None:
 
 
 def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
-    recent = [record for record in metrics[-RECENT:] if "step_seconds" in record]
+    recent = [record for record in metrics[-RECENT:] if record.get("step_seconds") is not None]
     if not recent:
         return {"seconds_left": None, "tokens_per_second": None, "step_seconds": None}
     step_seconds = median(record["step_seconds"] for record in recent)
     return {
         "seconds_left": max(0, left) * step_seconds,
-        "tokens_per_second": median(record.get("tokens_per_second", 0.0) for record in recent),
+        "tokens_per_second": median(record.get("tokens_per_second") or 0.0 for record in recent),
         "step_seconds": step_seconds,
     }
 
@@ -148,7 +148,7 @@ def report(status: dict[str, Any]) -> str:
             f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step"
             + (f", {to_go}" if steps > 0 else "")
         )
-        lines.append(f"so far      {status['tokens']:,} tokens, loss {_number(status['loss'])}")
+        lines.append(f"so far      {_count(status['tokens'])} tokens, loss {_number(status['loss'])}")
     saved = status["checkpoint"]
     lines.append(
         f"checkpoint  {saved['name']}, {duration(saved['age_seconds'])} old, {saved['kept']} kept"
@@ -158,8 +158,8 @@ def report(status: dict[str, Any]) -> str:
     if status["goes_on_with"]:
         lines.append(f"to go on    {status['goes_on_with']}")
     if update := status["topology"]:
-        moved = f"{update['grown']:,} blocks moved" if update["grown"] is not None else ""
-        lines.append(f"topology    update {update['update']} after step {update['step']:,}: {moved}")
+        moved = f": {_count(update['grown'])} blocks moved" if update["grown"] is not None else ""
+        lines.append(f"topology    update {_count(update['update'])} after step {_count(update['step'])}{moved}")
     counts = [f"{number} x {kind}" for kind, number in status["events"].items()]
     lines.append(f"events      {', '.join(counts) or 'none'}")
     lines += [f"            {_event(event)}" for event in status["last_events"]]
@@ -185,6 +185,10 @@ def _event(event: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event.get("time", 0.0))))
     rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "kind"))
     return f"{when}  {event.get('kind')}: {rest}"[:160]
+
+
+def _count(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}"
 
 
 def _number(value: Any) -> str:

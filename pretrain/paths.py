@@ -72,6 +72,11 @@ def why_no_file(path: str | Path) -> str:
     return "is a link to nothing" if os.path.islink(path) else "does not exist"
 
 
+def resolved(path: str | Path) -> Path:
+    """Where ``path`` really lies, without links; a loop of links stays as it is, for whoever reads it to tell."""
+    return Path(os.path.realpath(path))
+
+
 def path_argument(text: str) -> Path:
     """``path_text`` as a path."""
     return Path(path_text(text))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.outside import printable
-from pretrain.paths import path_argument
+from pretrain.paths import path_argument, resolved
 from pretrain.records import Rows, misfit
 from pretrain.run_folder.reader import METRICS, TOPOLOGY, RunReader
 from pretrain.screen import on_screen
@@ -139,7 +139,7 @@ def picture_of(run: Path, picture: Path) -> dict[str, Any]:
     if picture.suffix.lower() not in PICTURES:
         raise DataError(f"--output {picture} is no picture's name, expected one that ends in {', '.join(PICTURES)}")
     rows, updates, memory = read_run(run)
-    draw(rows, updates, picture, run.resolve().name)
+    draw(rows, updates, picture, resolved(run).name)
     return {**summarize(run, rows, updates, memory), "plot": str(picture)}
 
 

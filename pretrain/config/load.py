@@ -20,7 +20,7 @@ from pretrain.config.typed import build, problems_of
 from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError, nearest
 from pretrain.models import DEFAULT, family, known_family
-from pretrain.paths import expanded, expanded_within
+from pretrain.paths import expanded, expanded_within, resolved
 from smet.config import PRESETS, SmetConfig
 
 
@@ -90,9 +90,9 @@ def _without_presets(sparsity: dict[str, Any], method: Any) -> dict[str, Any]:
 
 
 def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in parents:
-        chain = " -> ".join(file.name for file in (*parents[parents.index(resolved) :], resolved))
+    place = resolved(path)
+    if place in parents:
+        chain = " -> ".join(file.name for file in (*parents[parents.index(place) :], place))
         raise ConfigError(f"base files form a cycle, expected a chain that ends: {chain}")
     content = read_yaml(path)
     bases = content.pop("base", None)
@@ -101,7 +101,7 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} has base {bases}, expected a path or a list of paths relative to the file")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read_with_bases(beside(path, base), (*parents, resolved)))
+        merged = merge(merged, _read_with_bases(beside(path, base), (*parents, place)))
     return merge(merged, content)
 
 

@@ -16,6 +16,7 @@ from pretrain.config import RunConfig
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import write_atomically
+from pretrain.paths import resolved
 from pretrain.records import append, keep_until
 from pretrain.run_folder.reader import CHECKPOINTS, EVENTS, HEARTBEAT, MEMORY, METRICS, SETTINGS, TOPOLOGY, RunReader
 
@@ -138,8 +139,7 @@ class RunFolder:
         """Files of others may lie here, such as logs; what this run would write may not."""
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"output folder {self.path} is a file; choose another train.output_dir")
-        place = self.path.resolve()
-        home = Path(os.path.expanduser("~")).resolve()
+        place, home = resolved(self.path), resolved(os.path.expanduser("~"))
         if place in (home, Path(place.anchor), Path(__file__).resolve().parents[1]):
             raise CheckpointError(f"train.output_dir is {self.path}, expected a folder of its own, such as runs/a")
         found = sorted(name for name in self._names() if name in OWN - HARMLESS)

@@ -58,6 +58,19 @@ def test_rows_of_other_kinds_are_left_out(run: Path, capsys: pytest.CaptureFixtu
     assert main(["status", str(run), "--json"]) == 0
 
 
+def test_rows_that_lack_numbers_or_have_null_are_shown_without_them(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in STEP:
+        for row in ({**STEP, key: None}, {name: value for name, value in STEP.items() if name != key}):
+            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            assert main(["status", str(run)]) == 0
+    for row in ({}, {"step": None, "update": None, "grown": None}, {"step": 8}, {"grown": 3}):
+        (run / "topology.jsonl").write_text(json.dumps(row) + "\n")
+        assert main(["status", str(run)]) == 0
+    assert "unknown" in capsys.readouterr().out
+
+
 def test_nothing_that_a_terminal_obeys_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     escape = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e"
     beat(run, "rank-00001.json", {**GOOD, "rank": 1, "host": escape, "phase": escape, "step": 1})

@@ -8,6 +8,7 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
+from pretrain.records import misfit
 from tools.ablate import defaults, figures, reading, tables, text
 from tools.ablate.view import LATER, View
 
@@ -29,7 +30,7 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
         write_atomically(target, render(view, {name: f"images/{file.name}" for name, file in images.items()}))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"the results are not those of python -m tools.ablate ({type(error).__name__}: {error}); make them anew"
+            f"the results are not those of python -m tools.ablate ({misfit(error)}); make them anew"
         ) from error
     return list(images.values())
 

@@ -25,9 +25,10 @@ def read_config(folder: Path, family: Family, name: str, dropping: Dropping | No
     path = folder / "config.json"
     try:
         raw = outside.read_json(path, 16 * outside.MEGABYTE)
-        raw.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}), expected the config.json of a {family.title}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no object but {str(raw)[:40]!r}, expected the config.json of a {family.title}")
     given = family.hf.from_config(path, raw, dropping or Dropping())
     problems: list[str] = []
     model, _ = build(family.config, {**given, "family": name}, "model", problems)

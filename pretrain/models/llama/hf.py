@@ -151,6 +151,6 @@ def _with_defaults(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
         given: dict[str, Any] = LlamaConfig.from_dict(raw).to_dict()
     except Exception as error:
         # Its validation raises classes of several libraries; each means a value that LLaMA cannot have.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(r"\b[A-Z]\w+Error: ", "", " ".join(str(error).split())) or "without a reason"
         raise ConfigError(f"{path} is refused by transformers: {reason}") from None
     return given

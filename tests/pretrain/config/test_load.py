@@ -265,6 +265,14 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, expected: str) -> Non
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ConfigError, match="loop.yaml"):
+        load_config(tmp_path / "loop.yaml")
+    with pytest.raises(ConfigError, match="loop.yaml"):
+        load_config(write(tmp_path, "run.yaml", "base: loop.yaml\n"))
+
+
 def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, "quickstart.yaml", RUN)
     with pytest.raises(ConfigError, match=r"quickstat\.yaml does not exist.*did you mean 'quickstart\.yaml'"):

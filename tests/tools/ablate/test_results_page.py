@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from pretrain.config.yaml_text import read_yaml
 from tools.ablate.__main__ import main
 from tools.ablate.collect import read
@@ -21,6 +23,15 @@ def test_the_page_is_rendered_from_the_results_beside_it(tmp_path: Path):
     linked = re.findall(r"\]\((images/[^)]+)\)", text)
     assert linked and all((PAGE.parent / image).is_file() for image in linked)
     assert {path.name for path in (tmp_path / "images").iterdir()} == {Path(image).name for image in linked}
+
+
+def test_results_that_lack_something_are_told_in_a_users_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    results = json.loads(RESULTS.read_text())
+    for spoiled in ({**results, "cells": [{"name": "a"}]}, {**results, "matrix": 3}, {**results, "cells": [[]]}):
+        (tmp_path / "results.json").write_text(json.dumps(spoiled))
+        assert main(["render", str(tmp_path / "results.json"), str(tmp_path / "page.md")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and "Error" not in line and "NoneType" not in line, line
 
 
 def test_the_results_are_those_of_the_matrix_as_it_is_now():
