@@ -9,10 +9,9 @@ from pathlib import Path
 
 from launch.arguments import run_parser, status_parser
 from launch.ends import command_of
-from pretrain.errors import LaunchError, UserError, problems_of
+from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
-from pretrain.outside import printable
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = "" if options.slurm else command_of(given)
         return _dry_run(options) if options.dry_run else _run(options, command)
     except UserError as error:
-        for problem in problems_of(error):
-            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
-        return USER
+        return refuse(error)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -13,8 +13,7 @@ from pretrain.command import remember
 from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
-from pretrain.outside import printable
-from pretrain.screen import outlive_screen
+from pretrain.screen import outlive_screen, refuse
 from pretrain.stopping import REQUEST
 
 if TYPE_CHECKING:
@@ -71,8 +70,7 @@ def _told(work: Callable[[], int], is_first: Callable[[], bool]) -> int:
         return work()
     except UserError as error:
         if is_first():
-            for problem in problems_of(error):
-                print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
+            refuse(error)
         return USER
 
 

@@ -36,6 +36,6 @@ class DivergenceError(UserError):
     """Training does not recover from spikes by itself."""
 
 
-def problems_of(error: UserError) -> list[str]:
+def problems_of(error: Exception) -> list[str]:
     """What is to be printed, a line each."""
     return list(getattr(error, "problems", [str(error)]))

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import USER
+from pretrain.outside import printable
 
 CLOSED = 141
 """Exit code where whoever read the output went away, as ``| head`` does: what a shell gives for SIGPIPE."""
@@ -46,6 +48,13 @@ def on_screen(main: Callable[[], int]) -> int:
             with contextlib.suppress(OSError):
                 print(f"error: the output cannot be written ({error.strerror}); redirect it elsewhere", file=sys.stderr)
         return USER
+
+
+def refuse(error: UserError | OSError) -> int:
+    """Say on stderr what is wrong with what was asked for, a line each; returns the exit code for that."""
+    for problem in problems_of(error):
+        print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
+    return USER
 
 
 def outlive_screen() -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
-from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 
 KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
 REMEDY = "a run writes it when its first step is done"
@@ -84,8 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rows = with_ratios([row(folder) for folder in options.runs])
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refuse(error)
     print(json.dumps(rows) if options.json else markdown(rows))
     return 0
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
-from pretrain.outside import printable
 from pretrain.paths import path_argument, resolved
 from pretrain.records import Rows, misfit
 from pretrain.run_folder.reader import METRICS, TOPOLOGY, RunReader
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 NUMBERS = ("step", "loss", "tokens_per_second")
@@ -155,8 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         summary = picture_of(options.run, picture)
         text = json.dumps(summary) if options.json else describe(summary, picture)
     except (UserError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         print(f"error: a file of the run {options.run} is damaged: {misfit(error)}", file=sys.stderr)
         return 2

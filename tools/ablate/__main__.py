@@ -12,9 +12,8 @@ from typing import Any
 
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
-from pretrain.outside import printable
 from pretrain.paths import path_argument
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 from tools.ablate import collect, pool, text
 from tools.ablate.matrix import Cell, Matrix, load_matrix
 from tools.locks import claim
@@ -28,9 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _run(arguments)
     except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {printable(problem)}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, UserError
-from pretrain.exit_codes import DONE, STOPPED, USER
+from pretrain.exit_codes import DONE, STOPPED
 from pretrain.leaving import leave_with
-from pretrain.outside import printable
 from pretrain.paths import path_argument
+from pretrain.screen import refuse
 from pretrain.stopping import REQUEST
 
 SPEC, RESULT, RUN = "cell.json", "result.json", "run"
@@ -37,9 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = run(options.folder)
     except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
-        return USER
+        return refuse(error)
     if result is None:
         return STOPPED
     if options.json and os.environ.get("RANK", "0") == "0":

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
-from pretrain.outside import printable
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 from tools.bench import report
 from tools.bench.card import page
 
@@ -31,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             return command.main(arguments[1:])
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
     except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {printable(problem)}", file=sys.stderr)
-        return 2
+        return refuse(error)
 
 
 def _measure(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from pretrain.outside import printable
+from pretrain.screen import refuse
 from smet.errors import UserError
 
 Report = dict[str, Any]
@@ -50,13 +51,8 @@ def run_tool(
     _give_memory_back()
     try:
         report = work(options)
-    except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {printable(problem)}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder without permission: the text names the file
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:  # such as a full disk, or a folder without permission
+        return refuse(error)
     except KeyboardInterrupt:
         print("error: interrupted; nothing was published", file=sys.stderr)
         return 130

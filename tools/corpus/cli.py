@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.outside import printable
+from pretrain.screen import refuse
 from smet.errors import UserError
 
 Summary = dict[str, Any]
@@ -36,8 +37,7 @@ def run_tool(args: argparse.Namespace, work: Callable[[argparse.Namespace], Summ
         _require_words(args)
         summary = work(args)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except OSError as error:
         # A full disk, a missing right, a lost mount: not for this program to mend, nor a bug in it.
         place = error.filename or getattr(args, "output", None)  # a write into an open file names none

@@ -11,9 +11,9 @@ from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
 from pretrain.numbers import byte_size, finite
-from pretrain.outside import printable
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
+from pretrain.screen import refuse
 from tools.planner.search import Found, search
 from tools.planner.timing import Machine, StepTime, slowest_stage
 
@@ -123,7 +123,5 @@ def main(arguments: list[str] | None = None) -> int:
             world = world or config.parallel.tensor * config.parallel.pipeline
             print(report(config, world, machine, options.json))
     except UserError as error:
-        for problem in getattr(error, "problems", [str(error)]):
-            print(f"error: {printable(problem)}", file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0

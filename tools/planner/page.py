@@ -19,9 +19,8 @@ import sys
 
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomically
-from pretrain.outside import printable
 from pretrain.paths import path_argument
-from pretrain.screen import on_screen
+from pretrain.screen import on_screen, refuse
 from tools.planner import cli
 
 MARKED = re.compile(r"(<!-- plan: (?P<arguments>[^\n]*?) -->\n).*?(<!-- /plan -->)", re.DOTALL)
@@ -59,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         old = options.page.read_text(encoding="utf-8")
         new = filled(old)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refuse(error)
     if new != old and not options.check:
         write_atomically(options.page, new)
     commands = [match["arguments"] for match in MARKED.finditer(new)]
