@@ -1,4 +1,4 @@
-"""What is saved where, and the command that goes on: for the supervisor's last line, and for ``status``."""
+"""The command that goes on with a run: for the supervisor's last line, and for ``status``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.paths import resolved
-from pretrain.run_folder import RunReader
-
-
-def saved(folder: Path) -> str:
-    """Where the newest checkpoint of a run is."""
-    found = RunReader(folder).checkpoints()
-    return f"saved in {found[-1]}" if found else "nothing is saved yet"
 
 
 def command_of(arguments: Sequence[str]) -> str:

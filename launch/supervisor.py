@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.attempt import Attempt, Ended, Watch
-from launch.ends import saved, with_overrides
+from launch.ends import with_overrides
 from launch.hosts import Choice, Host, choose
 from launch.job import Job
 from launch.remote import Remote, on_all
@@ -91,13 +91,13 @@ class Supervisor:
         step, total = RunReader(self.folder).reached().step, self.config.train.steps
         if code == DONE and step >= total:
             shown = f"to see it: python -m tools.plot_run {shlex.quote(str(self.folder))}"
-            return f"done: step {step} of {total}, {saved(self.folder)}; {shown}"
+            return f"done: step {step} of {total}, {RunReader(self.folder).saved()}; {shown}"
         overrides = ["train.stop_at=0"] if code == DONE else []
         same = "the same command" + "".join(f" with {override}" for override in overrides)
         command = with_overrides(self.command, overrides) if self.command else same
         ended = {DONE: "stopped at train.stop_at", STOPPED: "stopped as asked"}.get(code, "ended")
         then = "when that is mended" if code == USER else "to go on"
-        return f"{ended}: step {step} of {total}, {saved(self.folder)}; {then}: {command}"
+        return f"{ended}: step {step} of {total}, {RunReader(self.folder).saved()}; {then}: {command}"
 
     def _run(self) -> int:
         best = RunReader(self.folder).reached()

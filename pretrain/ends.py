@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-from pretrain.checkpoint.folder import published
 from pretrain.command import again
-from pretrain.run_folder import RunFolder
+from pretrain.run_folder import RunReader
 from pretrain.trainer import Trainer
-
-
-def saved(folder: RunFolder) -> str:
-    """Where the newest checkpoint of a run is."""
-    newest = next(reversed(published(folder.checkpoints)), None)
-    return "nothing is saved yet" if newest is None else f"saved in {newest}"
 
 
 def why_ended(trainer: Trainer, first: int) -> str:
@@ -28,7 +21,7 @@ def why_ended(trainer: Trainer, first: int) -> str:
 def last_line(trainer: Trainer, first: int) -> str:
     """The last line of a run that ended in order, and began after step ``first``."""
     why, step, total, folder = why_ended(trainer, first), trainer.step, trainer.total_steps, trainer.folder
-    where = saved(folder)
+    where = RunReader(folder.path).saved()
     if why == "complete":
         run = shlex.quote(str(folder.path))
         return (
@@ -51,4 +44,4 @@ def last_line(trainer: Trainer, first: int) -> str:
 
 def broken_line(trainer: Trainer) -> str:
     """The last line but the error's of a run that did not end in order."""
-    return f"ended after step {trainer.step} of {trainer.total_steps}; {saved(trainer.folder)}"
+    return f"ended after step {trainer.step} of {trainer.total_steps}; {RunReader(trainer.folder.path).saved()}"

@@ -90,6 +90,11 @@ class RunReader:
         """Published checkpoints, oldest first, without those that lost their manifest."""
         return [path for path in published(self.path / CHECKPOINTS) if (path / MANIFEST).is_file()]
 
+    def saved(self) -> str:
+        """Where the newest checkpoint is, for the last line of a run."""
+        found = self.checkpoints()
+        return f"saved in {found[-1]}" if found else "nothing is saved yet"
+
     def reached(self) -> Reached:
         """How far the run has come."""
         checkpoints, metrics = self.checkpoints(), self.tail(METRICS)
