@@ -1,5 +1,5 @@
-"""Command line: ``python -m tools.bench [options]``, ``python -m tools.bench gpu [options]`` for one GPU, and
-``python -m tools.bench render RESULT.json PAGE.md``."""
+"""Command line: ``python -m tools.bench [options]``, ``python -m tools.bench gpu [options]`` for one GPU, ``python -m
+tools.bench tiles`` for products on this CPU, and ``python -m tools.bench render RESULT.json PAGE.md``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
             from tools.bench.card import command
 
             return command.main(arguments[1:])
+        if arguments[:1] == ["tiles"]:
+            from tools.bench import tiles
+
+            return tiles.main(arguments[1:])
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
     except UserError as error:
         return refuse(error)
@@ -39,8 +43,8 @@ def _measure(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench",
         description="SMET against dense AdamW under DeepSpeed, every figure with its threshold, in one run. "
-        "`python -m tools.bench gpu` measures one GPU; `python -m tools.bench render RESULT.json PAGE.md` makes the "
-        "page from the JSON of either.",
+        "`python -m tools.bench gpu` measures one GPU, `python -m tools.bench tiles` products over tiles on this CPU; "
+        "`python -m tools.bench render RESULT.json PAGE.md` makes the page from the JSON of each.",
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
@@ -66,16 +70,20 @@ def _render(arguments: list[str]) -> int:
     if not given.page.absolute().parent.is_dir():
         raise DataError(f"{given.page.absolute().parent} does not exist; create the page's folder first")
     write_atomically(given.page, page_of(result))
-    gpu = result.get("kind") == "gpu"
-    missed = page.missed(result) if gpu else result["missed"]
-    verdict = f"missed: {'; '.join(missed) or 'none'}" if gpu else report.verdict(result)
+    kind = result.get("kind")
+    missed = page.missed(result) if kind == "gpu" else [] if kind == "tiles" else result["missed"]
+    verdict = report.verdict(result) if kind is None else f"missed: {'; '.join(missed) or 'none'}"
     said = {"result": str(given.result), "page": str(given.page), "missed": missed}
     print(json.dumps(said) if given.json else f"{given.page} written from {given.result}; {verdict}")
     return 0
 
 
 def page_of(result: report.Result) -> str:
-    """The page of a result of either command."""
+    """The page of a result of each command."""
+    if result.get("kind") == "tiles":
+        from tools.bench import tiles
+
+        return tiles.page(result)
     return page.page(result) if result.get("kind") == "gpu" else report.page(result)
 
 

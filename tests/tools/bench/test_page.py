@@ -1,4 +1,4 @@
-"""docs/performance.md and docs/performance-gpu.md are what their JSON renders to."""
+"""docs/performance.md and its siblings are what their JSON renders to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.bench.__main__ import page_of, read
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 
 
-@pytest.mark.parametrize("name", ["performance", "performance-gpu"])
+@pytest.mark.parametrize("name", ["performance", "performance-gpu", "performance-tiles"])
 def test_the_published_page_is_rendered_from_the_published_result(name: str) -> None:
     source, page = DOCS / f"{name}.json", DOCS / f"{name}.md"
     assert source.exists() == page.exists(), "publish both, or neither"

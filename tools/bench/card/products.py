@@ -64,14 +64,15 @@ def configurations() -> Iterator[tuple[str, str]]:
 
 
 class Sides:
-    """One layer's products, by tiles and by cuBLAS, on the same inputs."""
+    """One layer's products, by tiles and by cuBLAS (on a CPU torch's own), on the same inputs."""
 
-    def __init__(self, case: Case, device: str):
+    def __init__(self, case: Case, device: str, dtype: torch.dtype | None = None):
         out, inputs, tokens, tile, density = case
         grid = BlockGrid(out, inputs, tile)
         on = torch.zeros(grid.blocks, dtype=torch.bool)
         on[torch.randperm(grid.blocks)[: max(1, round(density * grid.blocks))]] = True
-        dtype = torch.bfloat16 if device == "cuda" else torch.float16  # Triton's interpreter multiplies no bf16
+        # Triton's interpreter multiplies no bf16.
+        dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float16)
         values = torch.randn(int(on.sum()) * grid.block_size, dtype=dtype)
         self.layer = SparseLinear(inputs, out, pack(on), values, tile).to(device).requires_grad_(False)
         self.x = torch.randn(tokens, inputs, device=device, dtype=dtype)
