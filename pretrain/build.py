@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pretrain.builder import Builder
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.config import RunConfig
 from pretrain.engine import Engine, PipelineEngine, PlainEngine
@@ -14,6 +13,7 @@ from pretrain.errors import ConfigError, nearest
 from pretrain.layout import Layout
 from pretrain.models import inventory_of
 from pretrain.parallel.groups import fill_up
+from pretrain.parallel.part import Builder
 from pretrain.parallel.pipeline import build_stages
 from pretrain.plan.cut import stage_bounds
 from smet import Remedies, SmetAdamW, parameter_groups

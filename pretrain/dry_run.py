@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.builder import Builder, nest
 from pretrain.config import RunConfig
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
+from pretrain.parallel.part import Builder, nest
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from smet.bank import MaskBank

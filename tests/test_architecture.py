@@ -24,7 +24,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "models": ("models",),
     "settings": ("changes", "config", "environment", "formula", "schedule"),
     "starting": ("meeting", "startup"),
-    "what computes, and what that takes": ("builder", "engine", "model", "parallel", "plan"),
+    "what computes, and what that takes": ("engine", "parallel", "plan"),
     "what is kept": ("build", "checkpoint", "dry_run", "evaluate", "run_folder"),
     "what a run does beside training": ("callbacks", "heartbeat"),
     "the loop": ("trainer",),
@@ -51,7 +51,7 @@ def test_no_circle_of_rooms() -> None:
 
 
 def _room(module: str) -> str:
-    return {"pretrain.builder": "pretrain.parallel"}.get(module, ".".join(module.split(".")[:2]))
+    return ".".join(module.split(".")[:2])
 
 
 def test_packages_import_only_those_below_them() -> None:
@@ -81,7 +81,7 @@ def test_no_room_of_pretrain_imports_from_a_higher_floor() -> None:
 
 
 def test_models_know_nothing_of_ranks() -> None:
-    files = [file for room in ("model", "models") for file in modules_of(ROOT, (f"pretrain/{room}",)).values()]
+    files = modules_of(ROOT, ("pretrain/models",)).values()
     assert files
     knowing = [
         (file.name, name)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.builder import Builder, nest
 from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.layout import Layout
 from pretrain.models.inventory import Kind
+from pretrain.parallel.part import Builder, nest
 
 
 class StageBlock(nn.Module):

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from pretrain.__main__ import main as pretrain_main
-from pretrain.builder import Builder
 from pretrain.changes import completed, known
 from pretrain.config import config_from_dict, load_config
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.models import family_of, inventory_of
+from pretrain.parallel.part import Builder
 from tests.damage import mend_checkpoint
 from tests.families.runs import FAMILY, MODEL, SPARSITY, run_file
 from tests.families.tiny import FAMILY as FAMILY_OBJECT

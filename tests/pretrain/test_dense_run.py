@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pretrain.build import LossModel
-from pretrain.builder import Builder
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.corpus import open_corpus
 from pretrain.layout import Layout
+from pretrain.parallel.part import Builder
 from pretrain.schedule import learning_rate
 from tests.distributed import run_ranks
 from tests.pretrain.runs import settings, train_all, write_corpus

@@ -11,10 +11,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from pretrain.builder import Builder
 from pretrain.config import config_from_dict
 from pretrain.layout import Layout
 from pretrain.models.llama.model import LlamaForCausalLM
+from pretrain.parallel.part import Builder
 from smet.linear import sparse_layers
 from tests.pretrain.runs import settings
 
