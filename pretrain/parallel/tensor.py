@@ -102,7 +102,7 @@ def connect(model: nn.Module, inventory: Inventory, layout: Layout, sequence: bo
         elif Role.ROW in own:
             # Always a SparseLinear: those that stay dense are stored as full ones. A bias comes behind the sum.
             assert isinstance(module, SparseLinear)
-            module.behind_product = partial(leave, group=group, sequence=sequence)
+            module.behind_product = lambda product: leave(product, group, sequence)
     for parameter in model.parameters():
         if not is_replicated(parameter):
             # DeepSpeed counts unmarked parameters once in the gradient norm, marked ones on every rank.
