@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ def build_engine(
     layout: Layout,
     settings: dict[str, Any],
     saved: SavedMasks | None = None,
+    first: Mapping[str, Tensor] | None = None,
 ) -> Engine:
     """The engine of this rank, with its part of the model. Collective.
 
@@ -86,12 +88,12 @@ def build_engine(
         config: the run's settings.
         layout: this rank's place.
         settings: DeepSpeed's JSON.
-        saved: see ``Builder``.
+        saved, first: see ``Builder``.
     """
     import deepspeed
     import pydantic
 
-    builder = Builder(config, layout, saved)
+    builder = Builder(config, layout, saved, first)
     if layout.stages == 1:
         whole = builder.whole()
         model: nn.Module = whole

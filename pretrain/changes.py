@@ -7,6 +7,7 @@ may change, and bends the run, is said once, old and new.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pretrain.config import RunConfig
 from pretrain.config.load import config_from_dict
 from pretrain.errors import ConfigError
 from pretrain.schedule import learning_rate
+from smet.config import SmetConfig
+from smet.named import is_own
 from smet.schedule import TopologySchedule
 
 DATA = ("data.train", "data.curriculum", "data.validation")
@@ -155,6 +158,8 @@ class Bend:
 def _same_updates(fraction: float) -> tuple[str, ...]:
     if fraction == 0.0:
         return ("sparsity.update_interval=0",)
+    if math.isnan(fraction):
+        return ()
     return "sparsity.prune_schedule=constant", f"sparsity.prune_start={fraction:.3g}"
 
 
@@ -178,10 +183,17 @@ def _fractions(old: RunConfig, new: RunConfig, step: int) -> tuple[float, float]
     if not interval:
         return 0.0, 0.0
     following = (step // interval + 1) * interval
-    return tuple(  # type: ignore[return-value]
-        schedule.prune_fraction(following) if schedule.config.dynamic and following <= schedule.last_step else 0.0
-        for schedule in (before, now)
-    )
+    return _fraction(before, following, now.config), _fraction(now, following, now.config)
+
+
+def _fraction(schedule: TopologySchedule, step: int, trusted: SmetConfig) -> float:
+    """The prune fraction after ``step``; NaN where only a module that a checkpoint names would know it."""
+    if not schedule.config.dynamic or step > schedule.last_step:
+        return 0.0
+    name = schedule.config.prune_schedule
+    if is_own(name) and name != trusted.prune_schedule:
+        return math.nan
+    return schedule.prune_fraction(step)
 
 
 def _close(one: float, other: float) -> bool:

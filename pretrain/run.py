@@ -29,7 +29,8 @@ from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open
 from pretrain.data.loader import BatchLoader
 from pretrain.ends import broken_line, last_line, why_ended
 from pretrain.engine import Engine
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
+from pretrain.first_masks import first_masks
 from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
 from pretrain.models import inventory_of
@@ -40,7 +41,7 @@ from pretrain.plan import cut
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
-from smet import MaskBank, TopologyController, kernels
+from smet import MaskBank, TopologyController, criteria, kernels
 
 
 def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
@@ -72,6 +73,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
     operation = config.operation
+    layout.agree(lambda: _require_criteria(config))
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
     folder = RunFolder(config.train.output_dir)
@@ -87,7 +89,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
 
     heartbeat.mark("building the model", 0)
     settings = deepspeed_config(config, layout.dp_size)
-    engine = _engine(config, layout, settings, checkpoint)
+    engine = _engine(config, layout, settings, checkpoint, train_data)
     require_alike(engine.collective_facts(), layout)
     bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
     topology = TopologyController(
@@ -115,10 +117,20 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     return trainer
 
 
-def _engine(config: RunConfig, layout: Layout, settings: dict[str, Any], checkpoint: Path | None) -> Engine:
+def _require_criteria(config: RunConfig) -> None:
+    """Look up what the run file names, before anything else is done."""
+    try:
+        criteria.require(config.sparsity)
+    except ConfigError as error:
+        raise ConfigError([f"sparsity.{text}" for text in error.problems]) from error
+
+
+def _engine(
+    config: RunConfig, layout: Layout, settings: dict[str, Any], checkpoint: Path | None, data: Corpus
+) -> Engine:
     """The engine, built anew or around what the checkpoint says of its shapes. Collective."""
     if checkpoint is None:
-        return build_engine(config, layout, settings)
+        return build_engine(config, layout, settings, first=first_masks(config, layout, data))
     masks = layout.agree(lambda: SavedMasks(checkpoint))
     return build_engine(config, layout, settings, masks)
 

@@ -63,14 +63,20 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """Dense weight ``(out, in)`` of a layer whose class is in ``LINEAR``."""
-    weight = _weight(layer).detach()
-    return weight.t() if LINEAR[class_path(layer)] else weight
+    weight = parameter_of(layer).detach()
+    return weight.t() if is_stored_transposed(layer) else weight
 
 
-def _weight(layer: nn.Module) -> Tensor:
+def is_stored_transposed(layer: nn.Module) -> bool:
+    """Whether a layer whose class is in ``LINEAR`` stores its weight as ``(in, out)``."""
+    return LINEAR[class_path(layer)]
+
+
+def parameter_of(layer: nn.Module) -> nn.Parameter:
+    """The weight of a layer whose class is in ``LINEAR``, as it is stored."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return weight
+    return weight  # type: ignore[return-value]
 
 
 def survey(model: nn.Module, config: SmetConfig) -> Survey:
@@ -145,7 +151,7 @@ def _is_patched(layer: nn.Module) -> str | None:
 
 
 def _weight_is_odd(layer: nn.Module) -> str | None:
-    weight, shape = _weight(layer), shape_of(layer)
+    weight, shape = parameter_of(layer), shape_of(layer)
     stored = shape[::-1] if LINEAR[class_path(layer)] else shape
     if type(weight) is not nn.Parameter or tuple(weight.shape) != stored:
         what = f"a {type(weight).__name__} of shape {list(weight.shape)}"
@@ -158,7 +164,7 @@ def _weight_is_odd(layer: nn.Module) -> str | None:
 
 
 def _has_tensor_hooks(layer: nn.Module) -> str | None:
-    weight = _weight(layer)
+    weight = parameter_of(layer)
     if getattr(weight, "_backward_hooks", None) or getattr(weight, "_post_accumulate_grad_hooks", None):
         return "its weight has gradient hooks, which would be lost"
     return None
@@ -179,5 +185,5 @@ _OBSTACLES: tuple[Callable[[nn.Module], str | None], ...] = (
 
 
 def _shared(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str | None:
-    others = [other for other in owners[id(_weight(module))] if other != name]
+    others = [other for other in owners[id(parameter_of(module))] if other != name]
     return f"shares its weight with {others[0]}" if others else None

@@ -10,15 +10,15 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import Any, TypeVar
 
+from smet.criteria import TABLES
 from smet.errors import ConfigError, nearest
 from smet.fields import wrong_types
+from smet.named import problem
 
 CHOICES = {
     "distribution": ("uniform", "erk"),
     "bias_correction": ("local", "global"),
     "warmup_scope": ("regrown", "all"),
-    "prune_schedule": ("cosine", "constant", "linear", "wsd"),
-    "growth": ("random", "gradient"),
     "mask_residency": ("sharded", "replicated"),
     "weight_residency": ("compressed", "dense"),
 }
@@ -62,19 +62,27 @@ class SmetConfig:
     """Optimizer steps between topology updates; 0 = never (static sparsity)."""
     stop_fraction: float = 0.75
     """No topology update after this fraction of the run."""
+    prune: str = "magnitude"
+    """Which active blocks go: ``magnitude`` (L1), ``saliency`` (|w g|), ``age-protected``, or one's own; see
+    ``smet.criteria``, also for the next ones. A name of one's own is ``package.module:function``."""
     prune_schedule: str = "cosine"
-    """How the prune fraction goes from ``prune_start`` to ``prune_end``."""
+    """How the prune fraction goes from ``prune_start`` to ``prune_end``: ``cosine``, ``constant``, ``linear``, ``wsd``,
+    or one's own."""
     prune_start: float = 0.2
     """Fraction of a layer's active blocks replaced at the first update."""
     prune_end: float = 0.005
     """The same at the last update."""
     growth: str = "random"
-    """``random`` (SET) or ``gradient`` (RigL: largest |dense gradient| averaged over ranks)."""
+    """``random`` (SET), ``gradient`` (RigL: largest |dense gradient| averaged over ranks), ``momentum`` (SNFS: largest
+    mean of dense gradients, which is kept beside the model), or one's own."""
+    mask_init: str = "random"
+    """Which blocks are active at first: ``random``, ``magnitude`` (of the initial weights), ``snip`` and ``synflow``
+    (by what the dense model computes, once), or one's own."""
     topology_ranges: int = 1
     """Equal row ranges of each layer that prune and grow by themselves. Decisions are the same at every
     tensor-parallel degree that divides it; 1 = as many as there are tensor-parallel ranks."""
     protect_rounds: int = 0
-    """A block younger than this many updates is not pruned (beyond the paper; 0 = off)."""
+    """A block younger than this many updates is not pruned, whatever the criterion (beyond the paper; 0 = off)."""
 
     bias_correction: str = "local"
     """``local``: by the weight's own age; ``global``: by the run's step, as plain Adam does."""
@@ -85,7 +93,8 @@ class SmetConfig:
     lr_exponent: float = 0.5
     """e: weights at density d train with lr * d**-e; 0 = off. d is what is really active, and d**-e at most 32."""
     fan_in_init: bool = True
-    """Scale the initial standard deviation by density**-0.5, under the same bounds."""
+    """Scale the initial standard deviation by density**-0.5, under the same bounds. Not where the first masks are
+    chosen by the weights: those that are kept are no sample of all."""
 
     mask_residency: str = "sharded"
     """``sharded``: each data-parallel rank keeps 1/D of the mask bits; ``replicated``: all of them."""
@@ -116,6 +125,8 @@ class SmetConfig:
             value = getattr(self, name)
             if value not in allowed:
                 found.append(f"{name} is '{value}', expected one of {', '.join(allowed)}{nearest(value, allowed)}")
+        named = (problem(name, getattr(self, name), table) for name, table in TABLES.items())
+        found += [text for text in named if text is not None]
         if not 0.0 < self.density <= 1.0:
             found.append(f"density is {self.density}, expected a fraction in (0, 1], such as 0.25")
         if any(side < 1 for side in self.block):

@@ -7,9 +7,10 @@ data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobo
 from __future__ import annotations
 
 import logging
+import math
 import time
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,19 +22,19 @@ from smet.ages import AgeTable
 from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
 from smet.config import SmetConfig
+from smet.decisions import Decider
 from smet.errors import ConfigError
 from smet.exchange import Range, all_ranges, gather, redistribute
 from smet.fields import shown
-from smet.growth import DenseGradients
+from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.notices import run_notices
 from smet.optimizer import TopologyPosition
 from smet.say import say
 from smet.schedule import TopologySchedule
-from smet.seeds import generator
 from smet.store import Fragment, ParameterStore
-from smet.topology import TopologyChange, block_scores, change_by_ranges
+from smet.topology import TopologyChange
 from smet.update import UpdateReport
 from smet.wiring import agree_on_remedies, fragments_of, require_same_kernels, require_served
 
@@ -91,8 +92,10 @@ class TopologyController:
         agree_on_remedies(config, store.optimizer)
         self._ranges = dict(zip(dynamic, all_ranges(own, store.group), strict=True))
         require_same_kernels(all_layers, bank, store.group)
-        self.gradients = DenseGradients(store.group, store.replicas)
-        """Dense gradients of the step in progress, if it ends in an update that grows by them."""
+        self.decider = Decider(config, store.group or store.replicas)
+        self.gradients = Gradients(self.decider.needed, store.group, store.replicas)
+        """Gradients of the step in progress, if anybody needs them."""
+        self.gradients.adopt(store.optimizer.topology.moments, self.layers)
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
         self._ticks: int | None = store.ticks()
         self._known: TopologyPosition | None = None
@@ -146,7 +149,7 @@ class TopologyController:
         return self.store.optimizer.topology.last_code
 
     def before_step(self) -> None:
-        """Ask the layers for dense gradients if this step ends in a gradient-grown update.
+        """Ask the layers for their gradients if a criterion needs those of this step.
 
         Raises:
             ConfigError: layers were frozen in an engine that would go on moving them.
@@ -158,11 +161,11 @@ class TopologyController:
                 f"{min(self.layers.keys() - trained.keys())} was frozen after deepspeed.initialize, whose partitions "
                 "still hold it: momentum and weight decay would go on moving it; freeze layers before that"
             )
-        if self.config.growth != "gradient" or not self.schedule.due(self.store.optimizer.steps_done + 1):
+        if not self.gradients.needed or self.schedule.next_due(self.store.optimizer.steps_done) is None:
             return
         if not self.store.optimizer.external_clock and self._gradients_are_zero():
             self.gradients.stop(self.layers.values())  # of a step that was skipped
-        self.gradients.collect(trained.values())
+        self.gradients.collect(trained.values(), self.schedule.due(self.store.optimizer.steps_done + 1))
 
     def _trained(self) -> dict[str, SparseLinear]:
         """The layers of the controller that are not frozen now."""
@@ -184,9 +187,11 @@ class TopologyController:
         stepped, self._ticks = ticks != self._ticks, ticks
         if optimizer.external_clock and stepped and self.store.step_applied():
             optimizer.advance()
+        if stepped and self.store.step_applied():
+            self.gradients.average(self._trained())
         report = self.update() if self._update_is_due() else None
         for layer in self.all_layers.values():
-            layer.drop_dense_weight()
+            layer.values_changed()
         if stepped or not self.gradients.finite():  # else the step goes on: its gradients are still being added up
             self.gradients.stop(self.layers.values())
         return report
@@ -215,6 +220,7 @@ class TopologyController:
         if self._known is optimizer.topology:
             return
         self._require_own_masks()
+        self.gradients.adopt(optimizer.topology.moments, self.layers)
         self._known = optimizer.topology
         _ = self.updates_done  # now, where the state lacks it: an update that falls due before would be counted as done
 
@@ -254,14 +260,18 @@ class TopologyController:
             own = {"the optimizer's clocks": str(step), "frozen layers": repr(sorted(self.layers.keys() - trained))}
             require_same_decisions(own, self.store.replicas)
         report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
-        young = self._young_codes(step)  # before open(), which may give one of the old codes out again
+        young, ages = (
+            self._young_codes(step),
+            self._ages_by_code(step),
+        )  # before open(), which gives old codes out again
         code, recode = self.ages.open(step)
+        codes = _Codes(code, recode, young, ages)
         digests = {}
         for name, layer in self.layers.items():
             if name not in trained:  # frozen since: codes that change hands do so here too
                 _recode(self.store.fragment(layer.values), recode)
                 continue
-            bits = self._update_layer(name, layer, code, recode, young, report)
+            bits = self._update_layer(name, layer, codes, report)
             digests[name] = digest(bits)
             report.density[name] = layer.density
         self.store.publish()
@@ -274,32 +284,33 @@ class TopologyController:
         report.seconds = time.perf_counter() - begin
         return report
 
-    def _update_layer(
-        self, name: str, layer: SparseLinear, code: int, recode: dict[int, int], young: list[int], report: UpdateReport
-    ) -> Tensor:
+    def _update_layer(self, name: str, layer: SparseLinear, codes: _Codes, report: UpdateReport) -> Tensor:
         fragment = self.store.fragment(layer.values)
         bits = self.bank.bits(layer)
         size = layer.grid.block_size
-        scores = block_scores(gather(fragment.master, fragment.range, fragment.total, self.store.group), size)
+        master = gather(fragment.master, fragment.range, fragment.total, self.store.group)
         births = gather(fragment.state["birth"], fragment.range, fragment.total, self.store.group)[::size]
-        change = change_by_ranges(
-            scores.to(bits.device), bits, layer.grid.blocks, report.fraction, self._generators(name),
-            protected=torch.isin(births, births.new_tensor(young)).to(bits.device) if young else None,
-            gradient_scores=self.gradients.scores(layer) if self.config.growth == "gradient" else None,
-        )  # fmt: skip
+        given = self.gradients.given(name, layer)
+        if "ages" in self.decider.needed:
+            given["ages"] = codes.ages.to(births.device)[births.long()]
+        own = self.ranges // self.shards
+        numbers = range(self.shard * own, (self.shard + 1) * own)
+        sites = self.decider.sites(
+            name, bits, layer.grid.blocks, master.view(-1, size), given, numbers, self.updates_done
+        )
+        shield = torch.isin(births, births.new_tensor(codes.young)).to(bits.device) if codes.young else None
+        change = self.decider.decide(sites, report.fraction, shield)
         report.pruned += change.count
         report.grown += change.count
         if self.last_code:
             report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())
-        self._move_state(fragment, change, size, self._ranges[name], code, recode)
+        self._move_state(fragment, change, size, self._ranges[name], codes.code, codes.recode)
         self.bank.write(layer, change.bits)
         return change.bits
 
-    def _generators(self, name: str) -> list[torch.Generator]:
-        """One source of random growth for each range of this rank's shard of layer ``name``."""
-        own = self.ranges // self.shards
-        numbers = range(self.shard * own, (self.shard + 1) * own)
-        return [generator(self.config.seed, "grow", name, number, self.updates_done) for number in numbers]
+    def _ages_by_code(self, step: int) -> Tensor:
+        """Optimizer steps since the blocks of each birth code were grown."""
+        return torch.tensor([math.inf, *(math.nan if born is None else step - born for born in self.ages.births[1:])])
 
     def _young_codes(self, step: int) -> list[int]:
         """Birth codes of the blocks grown within the last ``protect_rounds`` updates."""
@@ -349,10 +360,23 @@ class TopologyController:
         loaded = optimizer.topology is not self._known  # by the optimizer's own state, which also names the masks
         optimizer.steps_done = state["steps_done"]
         optimizer.topology = TopologyPosition(
-            state["updates_done"], state["last_code"], optimizer.topology.masks if loaded else "", state["steps_done"]
-        )
+            state["updates_done"], state["last_code"], optimizer.topology.masks if loaded else "", state["steps_done"],
+            optimizer.topology.moments,
+        )  # fmt: skip
         self.ages.load_state_dict(state["ages"])
         self._ticks = None  # an engine may have gone back too
+
+
+class _Codes(NamedTuple):
+    """What an update needs to know of birth codes."""
+
+    code: int
+    """Of what is grown now."""
+    recode: dict[int, int]
+    young: list[int]
+    """Of what ``protect_rounds`` protects."""
+    ages: Tensor
+    """``(256,)`` fp32."""
 
 
 def _recode(fragment: Fragment, recode: dict[int, int]) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smet.candidates import Survey, shape_of, survey, weight_of
+from smet.candidates import Survey, is_stored_transposed, parameter_of, shape_of, survey, weight_of
 from smet.config import SmetConfig
+from smet.criteria import MASKS, mask_needs
 from smet.distribution import active_blocks, density_factor, effective_density, layer_densities
-from smet.errors import ConfigError, nearest
+from smet.errors import ConfigError
+from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense_model
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import BlockGrid, count_active, pack
+from smet.mask import BlockGrid, count_active, pack, unpack
+from smet.named import problem
 from smet.notices import layer_notices
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
-from smet.seeds import generator
 from smet.settings import remember, told
-from smet.topology import block_scores, largest, random_active
-
-INITIAL = ("random", "magnitude")
 
 DenseSource = Callable[[str, nn.Module], Tensor]
 MaskSource = Callable[[str, BlockGrid, int], Tensor | None]
@@ -47,7 +46,9 @@ class Piece:
     """Names of layers whose canonical matrix is ``(in, out)``: those that tensor parallelism splits over their inputs,
     so that a shard is a range of rows."""
     masks: MaskSource | None = None
-    """Masks of a model that is about to be loaded: its layers get these, and zeros as values."""
+    """Masks that are known already."""
+    empty: bool = True
+    """Whether ``masks`` are those of a model that is about to be loaded: its layers get zeros as values."""
 
 
 WHOLE = Piece()
@@ -61,10 +62,11 @@ def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Module
 def sparsify(
     model: nn.Module | SparsifyReport,
     config: SmetConfig | None = None,
-    initial: str = "random",
+    initial: str | None = None,
     dense_source: DenseSource | None = None,
     piece: Piece = WHOLE,
     quiet: bool = False,
+    loss: Loss | None = None,
     **settings: Any,
 ) -> SparsifyReport:
     """Replace the selected linear layers of ``model`` by ``SparseLinear``, in place.
@@ -75,15 +77,16 @@ def sparsify(
 
     Masks are exact (not Bernoulli draws) and a pure function of (seed, layer name), so every rank
     builds the same model. With ``fan_in_init`` the kept weights are scaled by density**-0.5
-    (effective fan-in, arXiv 2405.15743).
+    (effective fan-in, arXiv 2405.15743), unless they were chosen by what they are (``mask_init``).
 
     Args:
         model: any torch or transformers model, before it is wrapped (DDP, FSDP, DeepSpeed) or has an optimizer.
         config: densities, filters and method. The model remembers them, for ``AdamW`` and ``attach``.
-        initial: ``random`` masks, or ``magnitude`` (keep the largest weights, unscaled).
+        initial: ``mask_init`` under its older name: ``magnitude`` keeps the largest weights.
         dense_source: gives a layer's dense ``(out, in)`` weight; default is the layer's own.
         piece: for parallel layouts; a piece may hold no layer to make sparse.
         quiet: do not print the report.
+        loss: the model to a scalar, where ``mask_init`` asks the dense model: see docs/criteria.md.
         settings: those of ``SmetConfig`` by name, in the place of ``config``.
 
     Returns:
@@ -93,10 +96,10 @@ def sparsify(
         ConfigError: invalid settings, no layer left to select, a block that does not divide a layer, or a model that
             is wrapped, has no values yet, or is no module.
     """
-    config = told(config, settings).check()
+    config = _with_masks(told(config, settings), initial, piece).check()
     if isinstance(model, SparsifyReport):
         model = model.model
-    _check_model(model, initial, piece)
+    _check_model(model)
     found = survey(model, config)
     layers = found.layers
     densities = piece.densities
@@ -106,7 +109,10 @@ def sparsify(
             {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
         )
     _check_layers(found, config, piece, dense_source)
-    _swap(model, layers, densities, config, initial, dense_source, piece)
+    if needs_dense_model(config) and piece.masks is None:
+        masks = _dense_masks(model, layers, densities, config, piece.transposed, loss, dense_source)
+        piece = replace(piece, masks=masks, empty=False)
+    _swap(model, layers, densities, config, dense_source, piece)
     remember(model, config)
     report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
     if not quiet:
@@ -114,8 +120,21 @@ def sparsify(
     return report
 
 
+def _with_masks(config: SmetConfig, initial: str | None, piece: Piece) -> SmetConfig:
+    """``config`` with the first masks that ``initial`` names, if these can be chosen for ``piece``."""
+    if initial is not None:
+        if (wrong := problem("initial", initial, MASKS)) is not None:
+            raise ConfigError(wrong)
+        config = replace(config, mask_init=initial)
+    if piece.shards > 1 and piece.masks is None and not config.problems() and mask_needs(config):
+        raise ConfigError(
+            f"mask_init='{config.mask_init}' compares the weights of whole layers; sparsify before cutting the model"
+        )
+    return config
+
+
 def _swap(
-    model: nn.Module, layers: Mapping[str, nn.Module], densities: Mapping[str, float], config: SmetConfig, initial: str,
+    model: nn.Module, layers: Mapping[str, nn.Module], densities: Mapping[str, float], config: SmetConfig,
     dense_source: DenseSource | None, piece: Piece,
 ) -> None:  # fmt: skip
     """Put a sparse layer wherever ``model`` has one of ``layers``."""
@@ -124,10 +143,37 @@ def _swap(
         sparse = _empty_copy(name, layer, densities[name], config, piece)
         if sparse is None:
             weight = dense_source(name, layer) if dense_source else weight_of(layer)
-            sparse = _sparse_copy(name, layer, weight, densities[name], config, initial, piece)
+            sparse = _sparse_copy(name, layer, weight, densities[name], config, piece)
         for place in places[layer]:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, sparse)
+
+
+def _dense_masks(
+    model: nn.Module, layers: Mapping[str, nn.Module], densities: Mapping[str, float], config: SmetConfig,
+    transposed_ones: Collection[str], loss: Loss | None, source: DenseSource | None,
+) -> MaskSource:  # fmt: skip
+    if loss is None:
+        raise ConfigError(
+            f"mask_init='{config.mask_init}' asks the dense model; give sparsify loss=, a function of the model that"
+            " gives a scalar"
+        )
+    if source is not None:
+        raise ConfigError(
+            f"mask_init='{config.mask_init}' asks the model's own weights, which a dense_source stands in for"
+        )
+    weights = {}
+    for name, layer in layers.items():
+        transposed = name in transposed_ones
+        grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
+        flipped = transposed != is_stored_transposed(layer)
+        weights[name] = DenseWeight(
+            parameter_of(layer),
+            lambda t, grid=grid, flipped=flipped: grid.to_blocks(t.t() if flipped else t),  # type: ignore[misc]
+            active_blocks(grid.blocks, densities[name]),
+        )
+    masks = dense_masks(model, weights, config, loss)
+    return lambda name, grid, active: pack(masks[name])
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -138,7 +184,7 @@ def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
     return places
 
 
-def _check_model(model: Any, initial: str, piece: Piece) -> None:
+def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"sparsify was given a {type(model).__name__}, expected a torch.nn.Module")
     if isinstance(model, nn.Linear):
@@ -150,12 +196,6 @@ def _check_model(model: Any, initial: str, piece: Piece) -> None:
         raise ConfigError(
             f"the model is wrapped in {wrapper} already, which would go on with the dense weights; sparsify it before"
         )
-    if initial not in INITIAL:
-        raise ConfigError(
-            f"initial is '{initial}', expected one of {', '.join(INITIAL)}{nearest(str(initial), INITIAL)}"
-        )
-    if initial == "magnitude" and piece.shards > 1:
-        raise ConfigError("initial='magnitude' compares the weights of whole layers; sparsify before cutting the model")
 
 
 WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine", "PipelineEngine", "DataParallel")
@@ -231,7 +271,7 @@ def _report(
 
 
 def _sparse_copy(
-    name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, initial: str, piece: Piece
+    name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, piece: Piece
 ) -> SparseLinear:
     transposed = name in piece.transposed
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
@@ -239,20 +279,22 @@ def _sparse_copy(
     blocks = grid.blocks * piece.shards
     active = active_blocks(blocks, density)
     density = effective_density(blocks, density)
-    if initial == "magnitude":
-        chosen = largest(block_scores(tiles.reshape(-1).float(), grid.block_size), active)
+    needed = mask_needs(config)
+    known = piece.masks(name, grid, active) if piece.masks is not None else None
+    if known is not None:
+        mask = unpack(known, grid.blocks).to(weight.device)
     else:
-        chosen = random_active(blocks, active, generator(config.seed, "mask", name)).to(weight.device)
-    mask = chosen[piece.shard * grid.blocks : (piece.shard + 1) * grid.blocks]
+        chosen = first_mask(name, blocks, active, config, {"weights": tiles} if "weights" in needed else {})
+        mask = chosen.to(weight.device)[piece.shard * grid.blocks : (piece.shard + 1) * grid.blocks]
     bits, values = pack(mask), tiles[mask].reshape(-1)
-    if config.fan_in_init and initial == "random":
+    if config.fan_in_init and not needed:
         values = values * density_factor(density, 0.5)
     return _like(layer, bits, values.clone(), density, transposed, config)
 
 
 def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig, piece: Piece) -> SparseLinear | None:
     """A layer around a mask that ``piece`` brings; None where it brings none."""
-    if piece.masks is None:
+    if piece.masks is None or not piece.empty:
         return None
     transposed = name in piece.transposed
     grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)

@@ -55,7 +55,7 @@ def deep_copy(layer: SparseLinear, memo: dict[int, Any]) -> SparseLinear:
     """``copy.deepcopy(layer)``, remembered. What belongs to the run of the original stays there."""
     twin = type(layer).__new__(type(layer))
     memo[id(layer)] = twin
-    own = {**layer.__dict__, "gradient_sink": None, "_dense": None, "_dense_key": None}
+    own = {**layer.__dict__, "gradient_sink": None, "values_sink": None, "_dense": None, "_dense_key": None}
     twin.__dict__.update(copy.deepcopy(own, memo))
     if layer.mask is not None and layer.source is None and not layer.values.is_meta:
         record = _Record(weakref.ref(layer))

@@ -60,8 +60,8 @@ class SparseLinear(nn.Module):
         """What decides the learning-rate factor: see ``smet.distribution.effective_density``."""
         self.source: Any = None
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
-        self.masks_written = 0
-        """Changes whenever a mask that others serve does; what is kept about it is compared with this."""
+        self.values_written = self.masks_written = 0
+        """How often either was written where torch does not see it; part of the two versions."""
         self.keep_dense = False
         self._dense: Tensor | None = None
         self._dense_key: Any = None
@@ -69,6 +69,8 @@ class SparseLinear(nn.Module):
         """What else happens to ``x W^T`` before the bias is added: a row-parallel layer sums it over its ranks."""
         self.gradient_sink: Callable[[SparseLinear, Tensor], None] | None = None
         """Who else wants the dense gradient (canonical) of every backward pass; see ``smet.growth``."""
+        self.values_sink: Callable[[SparseLinear, Tensor], None] | None = None
+        """Who else wants the gradient of the values, whoever computes it."""
 
     @property
     def density(self) -> float:
@@ -112,28 +114,37 @@ class SparseLinear(nn.Module):
         """Dense W ``(out, in)``; inactive entries are exactly 0."""
         values = self.values.detach() if values is None else values
         keep = self.keep_dense and not (torch.is_grad_enabled() and values.requires_grad)  # a graph needs its own
-        key = self._content_key(values) if keep else None
+        key = (values.dtype, values.device, self.values_version, self.topology_version) if keep else None
         if keep and self._dense is not None and key == self._dense_key:
             return self._dense
+        if keep:
+            self._dense = None  # before another is made beside it
         weight = self.canonical_weight(values)
         weight = weight.t() if self.transposed else weight
         if keep:
             self._dense, self._dense_key = weight, key
         return weight
 
-    def _content_key(self, values: Tensor) -> tuple[Any, ...]:
-        """Changes with every in-place change that torch sees, so that no plain torch loop computes with an old matrix.
+    @property
+    def values_version(self) -> tuple[int, int]:
+        """Another one whenever the values are: what is kept about them is compared with this.
 
-        Engines that rewrite values behind torch's back are the controller's to announce (``drop_dense_weight``).
+        Changes that torch sees count by themselves, also in plain torch loops; others are announced.
         """
-        return values.dtype, values.device, self.values._version, None if self.mask is None else self.mask._version
+        return self.values._version, self.values_written
+
+    @property
+    def topology_version(self) -> tuple[int | None, int]:
+        """The same of the mask."""
+        return None if self.mask is None else self.mask._version, self.masks_written
 
     def mask_changed(self) -> None:
         """Announce a mask that was written where this layer does not see it; to be called on all of its ranks."""
         self.masks_written += 1
 
-    def drop_dense_weight(self) -> None:
-        """Forget the kept dense matrix; called when values or mask have changed."""
+    def values_changed(self) -> None:
+        """Announce values that were written where torch does not see it, as engines do."""
+        self.values_written += 1
         self._dense = None
 
     def compress_gradient(self, dense: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ class SparseLinear(nn.Module):
         if transposed != self.transposed:
             self.grid = BlockGrid(self.grid.cols, self.grid.rows, self.grid.block)
             self.transposed = transposed
-            self.drop_dense_weight()
+            self.values_changed()
 
     def extra_repr(self) -> str:
         """Shapes and density, for ``print(model)``."""
@@ -212,6 +223,8 @@ class _SparseMatmul(torch.autograd.Function):
             # Whoever grows weights by the dense gradient needs all of it, which only the dense backend makes.
             by = chosen if layer.gradient_sink is None else compute.DENSE
             grad_values = by.values_gradient(layer, x, grad)
+            if layer.values_sink is not None:
+                layer.values_sink(layer, grad_values)
         return grad_x, grad_values, None
 
 

@@ -6,7 +6,7 @@ ages, masks. Parts: ``sparse`` (the layers that were made sparse) and ``dense`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,13 +23,21 @@ Table = dict[str, dict[str, int]]
 """part -> kind -> bytes."""
 
 
-def measure(store: ParameterStore, bank: MaskBank, layers: dict[str, SparseLinear]) -> Table:
-    """Bytes that this rank's live tensors hold now. Memory shared by several tensors counts once."""
+def measure(
+    store: ParameterStore, bank: MaskBank, layers: dict[str, SparseLinear], means: Iterable[Tensor] = ()
+) -> Table:
+    """Bytes that this rank's live tensors hold now. Memory shared by several tensors counts once.
+
+    Args:
+        means: mean dense gradients that a criterion needs (``smet.growth``); they count as moments.
+    """
     table: Table = {part: dict.fromkeys(KINDS, 0) for part in ("sparse", "dense")}
     seen: set[int] = set()
     for kind, group, tensor in store.live_tensors():
         part = "sparse" if group.startswith("sparse") else "dense"
         table[part][kind] += _bytes(tensor, seen)
+    for tensor in means:
+        table["sparse"]["moments"] += _bytes(tensor, seen)
     own_masks = [layer.mask for layer in layers.values() if layer.mask is not None]
     for tensor in [*own_masks, *bank.tensors()]:
         table["sparse"]["masks"] += _bytes(tensor, seen)
@@ -54,6 +62,8 @@ class Part:
     """Optimizer groups: elements stored of each of their parameters, and whether these age."""
     buckets: tuple[int, ...] = ()
     """Bytes of the packed masks that are sharded together."""
+    means: tuple[tuple[int, int], ...] = ()
+    """Blocks of each layer whose mean dense gradient is kept, and weights in a block."""
     persistent: int = 0
     """ZeRO-3 keeps parameters of at most so many elements whole on every rank, beside their partitions."""
 
@@ -69,6 +79,11 @@ def partition(lengths: Sequence[int], stage: int, ranks: int) -> tuple[int, int]
         return share * ranks, share
     whole = -(-sum(lengths) // (2 * ranks)) * 2 * ranks
     return whole, whole // ranks
+
+
+def part_bytes(blocks: int, size: int, ranks: int) -> int:
+    """Bytes of one rank's part of an fp32 gradient of ``blocks`` blocks of ``size`` weights (``smet.growth``)."""
+    return 4 * -(-blocks // ranks) * size
 
 
 def plan(
@@ -93,5 +108,6 @@ def plan(
         planned["master"] += 4 * share
         planned["moments"] += 8 * share
         planned["ages"] += share if aged else 0
+    planned["moments"] += sum(part_bytes(blocks, size, ranks) for blocks, size in part.means)
     planned["masks"] = sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)
     return planned

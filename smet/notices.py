@@ -46,20 +46,22 @@ def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
     """What is odd about the schedule in a run of ``total_steps`` optimizer steps."""
     if config.update_interval == 0 or config.density == 1.0:
         return []
-    last = TopologySchedule(config, total_steps).last_step
-    found = []
+    schedule, found = TopologySchedule(config, total_steps), list[str]()
+    last = schedule.last_step
     if last < config.update_interval:
         return [
             f"the topology never changes: the first update is due after step {config.update_interval} (update_interval)"
             f" and none happens after step {last} (stop_fraction {config.stop_fraction:g} of {total_steps} steps)"
         ]
-    largest = max(config.prune_start, config.prune_end if config.prune_schedule != "constant" else 0.0)
-    if largest == 0.0:
+    fractions = [schedule.prune_fraction(round(last * part / 100)) for part in range(101)]
+    if max(fractions) == 0.0:
         return ["the topology never changes: prune_start and prune_end are 0"]
-    if largest > 0.5:
-        found.append(f"an update replaces up to {largest:.0%} of a layer's active weights by zeros (prune_start)")
-    if config.prune_schedule != "constant" and config.prune_end > config.prune_start:
-        found.append(f"the prune fraction rises, from {config.prune_start:g} to {config.prune_end:g} (prune_end)")
+    if max(fractions) > 0.5 + 1e-9:
+        found.append(
+            f"an update replaces up to {max(fractions):.0%} of a layer's active weights by zeros (prune_start)"
+        )
+    if fractions[-1] > fractions[0] + 1e-9:
+        found.append(f"the prune fraction rises, from {fractions[0]:g} to {fractions[-1]:g} (prune_end)")
     if config.warmup_steps > total_steps:
         found.append(
             f"no regrown weight reaches its full rate: warmup_steps is {config.warmup_steps}, the run has"

@@ -12,7 +12,7 @@ With every weight at age t and r = 1 this is torch.optim.AdamW.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class TopologyPosition:
     """Digest of the masks in whose order the state is stored; empty where nobody has said."""
     seen: int | None = None
     """The optimizer step after which the topology was looked at last; None before anybody has."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's part of each layer's mean dense gradient, where a criterion needs it."""
 
 
 class SmetAdamW(torch.optim.Optimizer):

@@ -113,7 +113,7 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
     bank = MaskBank(model, store.group, replicated=config.mask_residency == "replicated")
     run = Run(TopologyController(model, config, store, bank, total_steps), on_update)
     run._ends.append(after_each_step(run._after_step))
-    if config.dynamic and config.growth == "gradient":
+    if run.topology.gradients.needed:
         run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
     if bank.sharded:
         say(f"smet: note: {INCOMPLETE}", logging.WARNING)

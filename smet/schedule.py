@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from smet.config import SmetConfig
+from smet.criteria import schedule_of
+from smet.errors import ConfigError
+from smet.fields import shown
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,14 @@ class TopologySchedule:
     def prune_fraction(self, step: int) -> float:
         """zeta(t): the fraction of active blocks replaced at the update after ``step``.
 
-        ``wsd`` holds ``prune_start`` for the first 80 % of the updates, then falls linearly.
+        Raises:
+            ConfigError: the schedule gives no fraction.
         """
         config = self.config
-        start, end = config.prune_start, config.prune_end
-        progress = min(1.0, step / max(1, self.last_step))
-        if config.prune_schedule == "constant":
-            return start
-        if config.prune_schedule == "cosine":
-            return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
-        if config.prune_schedule == "wsd":
-            progress = max(0.0, progress - 0.8) / 0.2
-        return start + (end - start) * progress
+        found = schedule_of(config)(min(1.0, step / max(1, self.last_step)), config.prune_start, config.prune_end)
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0.0 <= found <= 1.0:
+            raise ConfigError(
+                f"prune_schedule '{config.prune_schedule}' gives {shown(found)} at step {step}, expected a fraction in"
+                " [0, 1]"
+            )
+        return found

@@ -23,7 +23,7 @@ WRAPPERS = {
 """Class of a wrapper, to its attribute that is the model."""
 
 OF_LAYERS = (
-    "method", "density", "block", "distribution", "include", "exclude", "fan_in_init",
+    "method", "density", "block", "distribution", "include", "exclude", "fan_in_init", "mask_init",
     "weight_residency",
 )  # fmt: skip
 """What is said of single layers, so that a second ``sparsify`` may say something else."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smet.mask import pack, unpack
+from smet.mask import pack
 from smet.seeds import sample_without_replacement
 
 
@@ -69,87 +69,32 @@ def grow_random(inactive: Tensor, count: int, rng: torch.Generator) -> Tensor:
     return positions[sample_without_replacement(positions.numel(), count, rng).to(positions.device)]
 
 
-def grow_by_gradient(inactive: Tensor, count: int, gradient_scores: Tensor) -> Tensor:
-    """The ``count`` inactive positions of largest score (RigL, Evci et al. 2020), first ones at ties."""
+def grow_by_score(inactive: Tensor, count: int, scores: Tensor) -> Tensor:
+    """The ``count`` inactive positions of largest score ``(blocks,)``, first ones at ties."""
     positions = inactive.nonzero().view(-1)
-    return positions[smallest(-gradient_scores[positions], count)]
+    return positions[smallest(-scores[positions], count)]
 
 
-def change_topology(
-    scores: Tensor,
-    bits: Tensor,
-    blocks: int,
-    count: int,
-    rng: torch.Generator,
-    protected: Tensor | None = None,
-    gradient_scores: Tensor | None = None,
-) -> TopologyChange:
-    """Prune ``count`` active blocks and grow as many among those inactive before the prune.
+def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """New mask, kept and grown; see ``TopologyChange``.
 
     Args:
-        scores: score of each active block, ``(active,)``.
-        bits: packed mask, uint8 ``(ceil(blocks / 8),)``.
-        count: blocks to replace; fewer are replaced where fewer are inactive or unprotected.
-        rng: source of random growth; equal on all ranks.
-        protected: bool ``(active,)``; these are not pruned.
-        gradient_scores: ``(blocks,)``; grow by these instead of at random.
+        mask: bool ``(blocks,)``.
+        pruned: bool ``(active,)``: which active blocks go.
+        grown_at: as many inactive places.
     """
-    return _packed(_change(scores, unpack(bits, blocks), count, rng, protected, gradient_scores))
-
-
-def change_by_ranges(
-    scores: Tensor,
-    bits: Tensor,
-    blocks: int,
-    fraction: float,
-    rngs: Sequence[torch.Generator],
-    protected: Tensor | None = None,
-    gradient_scores: Tensor | None = None,
-) -> TopologyChange:
-    """``change_topology`` for each of ``len(rngs)`` equal ranges of the layer by itself.
-
-    Each range replaces ``floor(fraction * its active blocks)``. As long as tensor-parallel shards hold whole
-    ranges, the decision does not depend on how many shards there are.
-    """
-    masks = unpack(bits, blocks).chunk(len(rngs))
-    counts = [int(mask.sum()) for mask in masks]
-    parts = zip(
-        scores.split(counts),
-        masks,
-        rngs,
-        [None] * len(rngs) if protected is None else protected.split(counts),
-        [None] * len(rngs) if gradient_scores is None else gradient_scores.chunk(len(rngs)),
-        strict=True,
-    )
-    changes = [_change(s, mask, int(fraction * s.numel()), rng, p, g) for s, mask, rng, p, g in parts]
-    return _packed(tuple(torch.cat(pieces) for pieces in zip(*changes, strict=True)))
-
-
-def _packed(change: Sequence[Tensor]) -> TopologyChange:
-    mask, kept, grown = change
-    return TopologyChange(bits=pack(mask), kept=kept, grown=grown)
-
-
-def _change(
-    scores: Tensor,
-    mask: Tensor,
-    count: int,
-    rng: torch.Generator,
-    protected: Tensor | None,
-    gradient_scores: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """New mask, kept and grown; see ``change_topology`` and ``TopologyChange``."""
-    pruned = prune(scores, min(count, mask.numel() - scores.numel()), protected)
-    if gradient_scores is None:
-        grown_at = grow_random(~mask, int(pruned.sum()), rng)
-    else:
-        grown_at = grow_by_gradient(~mask, int(pruned.sum()), gradient_scores)
     new_mask = mask.clone()
     new_mask[mask.nonzero().view(-1)[pruned]] = False
     new_mask[grown_at] = True
     born = torch.zeros_like(mask)
     born[grown_at] = True
     return new_mask, ~pruned, born[new_mask]
+
+
+def joined(changes: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TopologyChange:
+    """The change of a layer from those of its ranges, in order."""
+    mask, kept, grown = (torch.cat(pieces) for pieces in zip(*changes, strict=True))
+    return TopologyChange(bits=pack(mask), kept=kept, grown=grown)
 
 
 def random_active(blocks: int, active: int, rng: torch.Generator) -> Tensor:

@@ -51,7 +51,8 @@ class MemoryCallback(Callback):
 
     @staticmethod
     def _measure(trainer: Trainer) -> Table:
-        return measure(trainer.store, trainer.bank, sparse_layers(trainer.engine.model))
+        means = trainer.topology.gradients.means.values()
+        return measure(trainer.store, trainer.bank, sparse_layers(trainer.engine.model), means)
 
 
 def planned(trainer: Trainer) -> dict[str, Any]:
@@ -77,6 +78,8 @@ def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]
     for name, layer in layers.items():
         if not layer.is_full:
             buckets[bucket_key(name)] = buckets.get(bucket_key(name), 0) + layer.grid.mask_bytes
+    means = trainer.topology.gradients.means
+    kept = tuple((layer.grid.blocks, layer.grid.block_size) for name, layer in layers.items() if name in means)
     lengths = {
         group["name"]: (
             tuple(getattr(p, "ds_numel", p.numel()) for p in group["params"]), bool(group.get("aged", False))
@@ -87,6 +90,7 @@ def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]
         part: Part(
             groups=tuple(value for name, value in lengths.items() if name.startswith("sparse") == (part == "sparse")),
             buckets=tuple(buckets.values()) if part == "sparse" else (),
+            means=kept if part == "sparse" else (),
             persistent=trainer.engine.kept_whole,
         )
         for part in ("sparse", "dense")

@@ -13,6 +13,7 @@ from pretrain.layout import Layout
 from pretrain.models.inventory import Role
 from pretrain.parallel.tensor import is_replicated, offsets, role_of
 from smet.bank import MaskBank
+from smet.growth import part_of
 from smet.linear import sparse_layers
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
     """Live fragments of everything that training changes: loading into them restores the run. Collective.
 
     For a parameter ``p``: ``p`` (fp32 master), ``p/exp_avg``, ``p/exp_avg_sq`` and, if its weights can
-    be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed bits. A tensor-parallel
+    be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed bits, and where a criterion needs it
+    ``l.mean_gradient``, by block of the dense canonical matrix. A tensor-parallel
     shard is a range of the whole vector; copies that another rank saves are marked as replicas.
     """
     places = offsets(engine.model, layout)
@@ -41,6 +43,18 @@ def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
             start, total = places.get(f"{name}.mask", (0, layer.grid.mask_bytes))
             first, local = bank.fragment(layer)
             vectors[f"{name}.mask"] = LogicalVector(local, start + first, total)
+    return vectors | _means(engine, layout)
+
+
+def _means(engine: Engine, layout: Layout) -> Vectors:
+    """Mean dense gradients: each rank's part of the blocks of its shard."""
+    layers, vectors = sparse_layers(engine.model), Vectors()
+    for name, mean in engine.store.optimizer.topology.moments.items():
+        grid = layers[name].grid
+        first, count = part_of(grid.blocks, engine.store.group)
+        elements = grid.blocks * grid.block_size
+        start = layout.tensor_rank * elements + first * grid.block_size
+        vectors[f"{name}.mean_gradient"] = LogicalVector(mean[:count].view(-1), start, layout.tensor_size * elements)
     return vectors
 
 

@@ -83,9 +83,10 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
     stored = {name: entry.size.numel() for name, entry in entries.items()}
     everywhere = {name for names in layout.gather_objects(list(vectors)) for name in names}
     wanted = dict(vectors)
-    for name in [name for name in vectors if name.endswith("/birth") and name not in stored]:
+    absent = [name for name in vectors if name.endswith(MAY_BE_ABSENT) and name not in stored]
+    for name in absent:
         wanted.pop(name).local.zero_()
-    unused = [name for name in stored if name not in everywhere and name.removesuffix("/birth") in everywhere]
+    unused = [name for name in stored if name not in everywhere and _base(name) in everywhere]
     wrong = [
         f"{name} has {stored.get(name, 'no')} elements, expected {vector.numel()}"
         for name, vector in wanted.items()
@@ -101,14 +102,30 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
     layout.agree(lambda: _require_none(wrong, path))
     reader.load(wanted, process_group=layout.control)
     if layout.is_main:
-        _tell_of_ages(path, len(vectors) - len(wanted), len(unused))
+        _tell(path, absent, unused)
 
 
-def _tell_of_ages(path: Path, absent: int, unused: int) -> None:
-    if absent:
-        print(f"note: {path} has no ages for {absent} vectors: their weights count as old", flush=True)
-    if unused:
-        print(f"note: ages of {unused} vectors in {path} are left out: this run never regrows weights", flush=True)
+MAY_BE_ABSENT = ("/birth", ".mean_gradient")
+"""Vectors of some settings alone: ages of what can be regrown, means of gradients that a criterion needs."""
+
+
+def _base(name: str) -> str:
+    """The vector that a vector of ``MAY_BE_ABSENT`` goes with; others as they are."""
+    if name.endswith(".mean_gradient"):
+        return name.removesuffix(".mean_gradient") + ".values"
+    return name.removesuffix("/birth")
+
+
+def _tell(path: Path, absent: list[str], unused: list[str]) -> None:
+    for kind, without, left_out in (
+        ("/birth", "their weights count as old", "this run never regrows weights"),
+        (".mean_gradient", "they begin at 0", "this run grows by something else"),
+    ):
+        what = "ages" if kind == "/birth" else "mean gradients"
+        if count := sum(name.endswith(kind) for name in absent):
+            print(f"note: {path} has no {what} for {count} vectors: {without}", flush=True)
+        if count := sum(name.endswith(kind) for name in unused):
+            print(f"note: {what} of {count} vectors in {path} are left out: {left_out}", flush=True)
 
 
 def _require_none(wrong: list[str], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,10 @@ from pretrain.models.init import initial_weight
 from pretrain.parallel import tensor
 from smet import sparsify
 from smet.convert import MaskSource, Piece
+from smet.criteria import mask_needs
 from smet.distribution import layer_densities
-from smet.mask import BlockGrid
+from smet.initial import first_mask
+from smet.mask import BlockGrid, count_active, pack
 from smet.notices import layer_notices
 from smet.patterns import selects
 from smet.say import say
@@ -38,10 +40,17 @@ class Builder:
         config: the run's settings.
         layout: this rank's place.
         saved: masks of the checkpoint that is about to be loaded; sparse layers get these, and no values yet.
+        first: packed masks of whole layers that were chosen before (``pretrain.first_masks``).
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, saved: SavedMasks | None = None):
-        self.config, self.layout, self.saved = config, layout, saved
+    def __init__(
+        self,
+        config: RunConfig,
+        layout: Layout,
+        saved: SavedMasks | None = None,
+        first: Mapping[str, Tensor] | None = None,
+    ):
+        self.config, self.layout, self.saved, self.first = config, layout, saved, first
         self.parts = tensor.parts(layout, config.parallel.sequence)
         self.recompute = config.train.activation_checkpointing
         self.eos_id = config.data.eos_id if config.data.reset_attention else None
@@ -89,7 +98,9 @@ class Builder:
 
     def _fill(self, model: nn.Module) -> None:
         """Make the selected layers sparse, and give every parameter that is still on meta its values."""
-        masks = None if self.saved is None else self._saved_mask
+        masks: MaskSource | None = None if self.saved is None else self._saved_mask
+        if masks is None and mask_needs(self.config.sparsity):
+            masks = self._first_mask
         piece = self._piece(self.densities, masks)
         sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece, quiet=True)
         self._store_transposed(model)
@@ -108,16 +119,32 @@ class Builder:
         """
         full = self._piece({name: 1.0 for name, _ in model.named_modules()})
         names = tuple(name for name, _ in model.named_modules() if name in self.inventory.transposed)
-        dense = replace(self.config.sparsity, include=names, exclude=(), block=(1, 1))
+        dense = replace(self.config.sparsity, include=names, exclude=(), block=(1, 1), mask_init="random")
         sparsify(model, dense, dense_source=self._dense, piece=full, quiet=True)
 
     def _piece(self, densities: Mapping[str, float], masks: MaskSource | None = None) -> Piece:
         place = self.layout
-        return Piece(place.tensor_rank, place.tensor_size, densities, self.inventory.transposed, masks)
+        return Piece(place.tensor_rank, place.tensor_size, densities, self.inventory.transposed, masks,
+                     empty=self.saved is not None)  # fmt: skip
 
     def _saved_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor | None:
         assert self.saved is not None
         return self.saved.shard(name, grid, self.layout.tensor_rank, self.layout.tensor_size, active)
+
+    def _first_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor:
+        """This shard of a mask that goes by the weights of the whole layer."""
+        shards, rank = self.layout.tensor_size, self.layout.tensor_rank
+        if self.first is not None:
+            own = self.first[name].view(shards, -1)
+            _require_shared_out(name, [count_active(bits) for bits in own], self.config)
+            return own[rank]
+        shape, transposed = (grid.rows * shards, grid.cols), name in self.inventory.transposed
+        weight = self._whole(f"{name}.weight", shape[::-1] if transposed else shape)
+        whole = BlockGrid(*shape, grid.block)
+        tiles = whole.to_blocks(weight.t() if transposed else weight)
+        chosen = first_mask(name, whole.blocks, active, self.config.sparsity, {"weights": tiles})
+        _require_shared_out(name, [int(part.sum()) for part in chosen.chunk(shards)], self.config)
+        return pack(chosen[rank * grid.blocks : (rank + 1) * grid.blocks])
 
     def _dense(self, name: str, layer: nn.Module) -> Tensor:
         assert isinstance(layer, nn.Linear)
@@ -131,9 +158,20 @@ class Builder:
                 f"{name} has the shape {shape}, the inventory of model.family '{self.config.model.family}' lists"
                 f" {list(listed.shape)}"
             )
-        deviation = self.inventory.shape.deviation
-        whole = initial_weight(name, role, shape, seed=self.config.train.seed, std=deviation)
-        return tensor.shard(role, whole, self.layout).contiguous()
+        return tensor.shard(role, self._whole(name, shape), self.layout).contiguous()
+
+    def _whole(self, name: str, shape: Sequence[int]) -> Tensor:
+        role, deviation = self.inventory.role(name), self.inventory.shape.deviation
+        return initial_weight(name, role, shape, seed=self.config.train.seed, std=deviation)
+
+
+def _require_shared_out(name: str, counts: Sequence[int], config: RunConfig) -> None:
+    """Refuse a mask that leaves a tensor-parallel rank nothing of a layer: engines take no empty parameters."""
+    if 0 in counts:
+        raise ConfigError(
+            f"sparsity.mask_init '{config.sparsity.mask_init}' leaves {counts.count(0)} of {len(counts)}"
+            f" tensor-parallel ranks no active block of {name}; use fewer of them, or another mask"
+        )
 
 
 def nest(modules: dict[str, nn.Module]) -> nn.Module:

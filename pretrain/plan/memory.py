@@ -7,16 +7,17 @@ the real ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.functions import LARGE_CHUNK
 from pretrain.models.inventory import Kind, Place
-from pretrain.plan.sizes import Block, Weight
+from pretrain.plan.sizes import Block, Weight, blocks_of
 from smet.bank import bucket_key
-from smet.memory import Part
+from smet.criteria import DENSE, mask_needs, update_needs
+from smet.memory import Part, part_bytes
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default ``reduce_bucket_size``, in elements; ZeRO-1 and 2 allocate all of it."""
@@ -56,6 +57,22 @@ def host_gradient(config: RunConfig, ranks: int) -> int:
     return 4 + width_of(config) if adding else 4
 
 
+def dense_model_bytes(config: RunConfig) -> int:
+    """Bytes in rank 0's host memory of the dense model that first masks ask before training; 0 where none do.
+
+    Weights and gradients in fp32, and a copy of the weights where the masks take rounds (SynFlow).
+    """
+    needed = mask_needs(config.sparsity)
+    if not needed & DENSE:
+        return 0
+    weights = sum(block.elements(stored=False) for block in blocks_of(_on_one_rank(config)))
+    return (12 if "flow" in needed else 8) * weights
+
+
+def _on_one_rank(config: RunConfig) -> RunConfig:
+    return replace(config, parallel=replace(config.parallel, tensor=1, pipeline=1, sequence=False))
+
+
 def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) -> dict[str, Part]:
     """The sparse layers and everything else, as ``smet.memory.plan`` wants them.
 
@@ -63,12 +80,16 @@ def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) ->
         dense: as if every weight were stored, in ordinary layers.
     """
     groups: dict[str, list[int]] = {}
+    means: list[tuple[int, int]] = []
+    size = config.sparsity.block[0] * config.sparsity.block[1]
+    averaged = "moment" in update_needs(config.sparsity)
     aged: set[str] = set()
     buckets: dict[str, int] = {}
     for weight in (weight for block in blocks for weight in block.weights):
         groups.setdefault(weight.group, []).append(weight.total if dense else weight.stored)
         if weight.aged and not dense:
             aged.add(weight.group)
+            means += [(weight.total // size, size)] if averaged else []
         if weight.mask_bytes and not dense:
             key = bucket_key(weight.name)
             buckets[key] = buckets.get(key, 0) + weight.mask_bytes
@@ -81,6 +102,7 @@ def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) ->
                 if name.startswith("sparse") == (part == "sparse")
             ),
             buckets=tuple(buckets.values()) if part == "sparse" else (),
+            means=tuple(means) if part == "sparse" else (),
             persistent=threshold,
         )
         for part in ("sparse", "dense")
@@ -159,9 +181,19 @@ def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bo
     elif stage < 3:
         found["gradient on its way out"] = width * max(weight.total if dense else weight.stored for weight in weights)
     found["topology update"] = 0 if dense else topology_update(config, sparse, ranks)
-    if sparse and config.sparsity.growth == "gradient" and config.sparsity.dynamic:
-        found["gradients to grow by"] = 4 * sum(-(-weight.total // ranks) for weight in sparse if weight.aged)
+    found |= _asked_for(config, [weight for weight in sparse if weight.aged], ranks)
     return {name: size for name, size in found.items() if size}
+
+
+def _asked_for(config: RunConfig, aged: Sequence[Weight], ranks: int) -> dict[str, int]:
+    """Sums of gradients that criteria need, in the step that ends in an update or in each."""
+    needed, size = update_needs(config.sparsity), config.sparsity.block[0] * config.sparsity.block[1]
+    found = {}
+    if needed & {"gradient", "moment"}:
+        found["gradients to grow by"] = sum(part_bytes(weight.total // size, size, ranks) for weight in aged)
+    if "active_gradient" in needed:
+        found["gradients to prune by"] = sum(part_bytes(weight.stored // size, size, ranks) for weight in aged)
+    return found
 
 
 def _loss_bytes(config: RunConfig, logits: int) -> int:
@@ -206,5 +238,7 @@ def topology_update(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> 
         deciding = 10.2 * blocks + 15 * active + 10 * (weight.stored - active)
         moving = 25 * weight.stored
         gathered = 5 * weight.stored if ranks > 1 else 0  # whole master weights and birth rounds
+        if ranks > 1 and "active_gradient" in update_needs(config.sparsity):
+            gathered += 4 * weight.stored
         peak = max(peak, round(max(deciding, moving) + gathered))
     return peak

@@ -10,7 +10,15 @@ from typing import Any
 from pretrain.config import RunConfig
 from pretrain.plan.compute import Flops, flops
 from pretrain.plan.cut import stage_bounds
-from pretrain.plan.memory import Activations, activations, host_gradient, offloaded, parts_of, transients
+from pretrain.plan.memory import (
+    Activations,
+    activations,
+    dense_model_bytes,
+    host_gradient,
+    offloaded,
+    parts_of,
+    transients,
+)
 from pretrain.plan.sending import sending, topology_sending
 from pretrain.plan.sizes import Block, blocks_of, stage_blocks
 from smet.memory import OFFLOADED, Table, plan
@@ -47,6 +55,8 @@ class RankPlan:
     """Per topology update, on top."""
     flops: Flops
     """Per optimizer step."""
+    before_training: int
+    """Bytes in rank 0's host memory of the dense model, where the first masks ask it."""
 
     @property
     def rest(self) -> int:
@@ -69,14 +79,15 @@ class RankPlan:
         """Bytes at the fullest moment: of the backward pass, the optimizer step or a topology update."""
         now = self.transients
         always = self.rest + now.get("dense weights kept", 0) + now.get("gathered masks", 0)
+        asked = now.get("gradients to grow by", 0) + now.get("gradients to prune by", 0)
         layer = now.get("dense layer", 0) + self.activations.recomputed
         passing = (
             self.in_flight * self.activations.layers
             + max(layer, self.activations.ends + now.get("logits", 0))
             + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
-            + now.get("gradients to grow by", 0) + now.get("gradient on its way out", 0)
+            + asked + now.get("gradient on its way out", 0)
         )  # fmt: skip
-        growing = now.get("topology update", 0) + now.get("gradients to grow by", 0)
+        growing = now.get("topology update", 0) + asked
         return always + max(passing, now.get("optimizer step", 0), growing)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,5 +153,6 @@ def plan_rank(
         transients=transients(config, blocks, ranks, dense),
         sent=sending(config, blocks, ranks, micro_batches, stage, dense),
         sent_per_update=0 if dense else topology_sending(config, blocks, ranks, micro_batches),
+        before_training=0 if dense or stage else dense_model_bytes(config),
         flops=flops(config, blocks, micro_batches),
     )

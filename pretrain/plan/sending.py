@@ -17,7 +17,8 @@ from pretrain.plan.memory import parts_of, width_of, zero_settings
 from pretrain.plan.sizes import Block
 from pretrain.traffic import ring_bytes
 from smet.bank import window
-from smet.memory import Part, partition
+from smet.criteria import update_needs
+from smet.memory import Part, part_bytes, partition
 
 LOSS_FLOATS = 3
 """Vocabulary-parallel loss: maximum, sum of exponentials and the wanted logit, per token in fp32."""
@@ -38,12 +39,14 @@ def sending(
         dense: as if all layers were ordinary ones.
     """
     parts = list(parts_of(config, blocks, dense).values())
+    asked = 0 if dense or ranks == 1 else _averaged(config, blocks, ranks)
     return {
         "gradients": _gradients(config, parts, ranks, micro_batches),
         "weights": _weights(config, blocks, parts, ranks, micro_batches, dense),
         "masks": 0 if dense else _masks(config, parts[0].buckets, ranks, micro_batches, stage),
         "tensor": _tensor(config, blocks) * micro_batches,
         "pipeline": _pipeline(config, blocks, micro_batches, stage),
+        **({"topology": asked * micro_batches} if asked else {}),
     }
 
 
@@ -162,12 +165,25 @@ def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, st
     return sent
 
 
+def _averaged(config: RunConfig, blocks: Sequence[Block], ranks: int) -> int:
+    """Dense gradients whose mean is kept are summed over ranks in each micro-batch until the last update."""
+    if "moment" not in update_needs(config.sparsity):
+        return 0
+    return sum(_summed(weight.total, config, ranks) for block in blocks for weight in block.weights if weight.aged)
+
+
+def _summed(elements: int, config: RunConfig, ranks: int) -> int:
+    size = config.sparsity.block[0] * config.sparsity.block[1]
+    return ring_bytes("reduce_scatter", part_bytes(elements // size, size, ranks) * ranks, ranks)
+
+
 def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int, micro_batches: int) -> int:
     """Bytes this rank sends in one topology update.
 
     Master weights (fp32) and birth rounds (one byte) of each layer are all-reduced, masks gathered once, and
-    the weights published. Growth by gradients sums dense ones (fp32) over ranks in each micro-batch, and gathers the
-    blocks' scores. State that moves between ranks is left out: a few entries per boundary.
+    the weights published. Gradients (fp32) that criteria need of that step are summed over ranks in each micro-batch;
+    of dense ones the blocks' scores are gathered, those of active weights as they are. State that moves between ranks
+    is left out: a few entries per boundary.
     """
     if ranks == 1 or not config.sparsity.dynamic:
         return 0
@@ -177,12 +193,15 @@ def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int, mic
     sharded = config.sparsity.mask_residency == "sharded"
     if sharded:
         total += sum(ring_bytes("all_gather", -(-size // ranks) * ranks, ranks) for size in parts[0].buckets[1:])
-    if config.sparsity.growth == "gradient":
-        rows, cols = config.sparsity.block
-        for weight in (weight for block in blocks for weight in block.weights if weight.aged):
-            scores = -(-weight.total // (rows * cols) // ranks) * ranks
-            total += micro_batches * ring_bytes("reduce_scatter", 4 * scores * rows * cols, ranks)
-            total += ring_bytes("all_gather", 4 * scores, ranks)
+    needed, size = update_needs(config.sparsity), config.sparsity.block[0] * config.sparsity.block[1]
+    for weight in (weight for block in blocks for weight in block.weights if weight.aged):
+        scores = ring_bytes("all_gather", part_bytes(weight.total // size, 1, ranks) * ranks, ranks)
+        total += scores * len(needed & {"gradient", "moment"})
+        if "gradient" in needed and "moment" not in needed:  # else they are summed in every step
+            total += micro_batches * _summed(weight.total, config, ranks)
+        if "active_gradient" in needed:
+            gathered = ring_bytes("all_gather", part_bytes(weight.stored // size, size, ranks) * ranks, ranks)
+            total += micro_batches * _summed(weight.stored, config, ranks) + gathered
     width = width_of(config)
     if config.parallel.zero_stage < 3:
         total += ring_bytes("all_gather", width * _elements(parts, config.parallel.zero_stage, ranks), ranks)

@@ -43,6 +43,10 @@ def table(sparse: RankPlan, dense: RankPlan) -> str:
     rows.append(_row("**all at rest**", dense.rest, sparse.rest))
     if sparse.host:
         rows.append(_row("**all in host memory**", dense.host, sparse.host))
+    if sparse.before_training:
+        rows.append(
+            _row("before training, on rank 0's host: the dense model for first masks", 0, sparse.before_training)
+        )
     for name, size in sparse.activation_choices.items():
         rows.append(_row(f"activations of a micro-batch, {name}", dense.activation_choices[name], size))
     in_flight = f"activations as set, micro-batches in flight: {sparse.in_flight}"

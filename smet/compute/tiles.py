@@ -108,7 +108,7 @@ class Tiles:
     def index(self, layer: SparseLinear) -> Index:
         """Where the tiles of ``layer`` are. Collective where masks are sharded and this one has changed."""
         known, mask = self._indices.get(layer), layer.mask
-        version = (None if mask is None else mask._version, layer.masks_written)
+        version = layer.topology_version
         if known is None or known.mask is not mask or known.version != version:
             bits = layer.packed_mask()
             kernels = _kernels(bits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from smet.growth import DenseGradients
+from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.seeds import generator
 from smet.topology import random_mask
@@ -36,14 +36,14 @@ def micro_batch(name: str, number: int) -> torch.Tensor:
 def collect() -> dict[str, Any]:
     """Scores of all layers from ``BATCHES`` micro-batches, dealt out to the ranks."""
     ranks, rank, own = dist.get_world_size(), dist.get_rank(), layers()
-    gradients = DenseGradients(dist.group.WORLD if ranks > 1 else None)
-    gradients.collect(own.values())
+    gradients = Gradients(["gradient"], dist.group.WORLD if ranks > 1 else None)
+    gradients.collect(own.values(), updates=True)
     for number in range(BATCHES // ranks):
         for name, layer in own.items():
             assert layer.gradient_sink is not None
             layer.gradient_sink(layer, micro_batch(name, number * ranks + rank))
     held = gradients.bytes_held
-    scores = {name: gradients.scores(layer) for name, layer in own.items()}
+    scores = {name: gradients.given(name, layer)["gradient"] for name, layer in own.items()}
     left = gradients.bytes_held
     gradients.stop(own.values())
     return {"held": held, "left": left, "scores": scores}
@@ -63,4 +63,4 @@ def test_scores_are_those_of_the_sum_and_each_rank_holds_its_part(ranks: int) ->
 
 def test_without_collecting_there_are_no_scores() -> None:
     with pytest.raises(RuntimeError, match="needs before_step"):
-        DenseGradients().scores(layers()["0"])
+        Gradients(["gradient"]).given("0", layers()["0"])

@@ -216,6 +216,21 @@ def test_a_kept_dense_weight_follows_every_change_of_the_values(kind: type[torch
     assert layer.dense_weight() is first, "kept between uses while nothing changes"
 
 
+def test_versions_tell_what_is_stale() -> None:
+    layer = make()
+    layer.keep_dense = True
+    values, topology, first = layer.values_version, layer.topology_version, layer.dense_weight()
+    layer.values.data.view(-1).numpy()[0] += 1  # as an engine writes: torch does not see it
+    assert layer.values_version == values and layer.dense_weight() is first
+    layer.values_changed()
+    assert layer.values_version != values and layer.topology_version == topology
+    torch.testing.assert_close(layer.dense_weight(), masked_weight(layer))
+    second, values = layer.dense_weight(), layer.values_version
+    layer.mask_changed()
+    assert layer.topology_version != topology and layer.values_version == values
+    assert layer.dense_weight() is not second
+
+
 def test_moving_a_kept_dense_weight() -> None:
     layer = make()
     layer.keep_dense = True

@@ -7,19 +7,40 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smet.config import SmetConfig
+from smet.decisions import Decider
 from smet.mask import count_active, pack, unpack
 from smet.seeds import generator
 from smet.topology import (
+    TopologyChange,
     block_scores,
-    change_by_ranges,
-    change_topology,
-    grow_by_gradient,
+    grow_by_score,
     grow_random,
     magnitude_mask,
     prune,
     random_mask,
     smallest,
 )
+
+
+def change_by_ranges(
+    scores: torch.Tensor, bits: torch.Tensor, blocks: int, fraction: float, numbers: list[int], update: int = 0,
+    protected: torch.Tensor | None = None, gradients: torch.Tensor | None = None,
+) -> TopologyChange:  # fmt: skip
+    """What ranges ``numbers`` of a layer decide by L1 of weights ``scores``, growing at random or by ``gradients``."""
+    decider = Decider(SmetConfig(growth="random" if gradients is None else "gradient"))
+    given = {} if gradients is None else {"gradient": gradients}
+    sites = decider.sites("layer", bits, blocks, scores.view(-1, 1), given, numbers, update)
+    return decider.decide(sites, fraction, protected)
+
+
+def change_topology(
+    scores: torch.Tensor, bits: torch.Tensor, blocks: int, count: int, update: int,
+    protected: torch.Tensor | None = None, gradients: torch.Tensor | None = None,
+) -> TopologyChange:  # fmt: skip
+    """The same of one range, replacing ``count`` blocks."""
+    return change_by_ranges(scores, bits, blocks, (count + 0.5) / scores.numel(), [0], update, protected, gradients)
+
 
 FEW_VALUES = st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0, float("inf")])
 
@@ -35,7 +56,7 @@ def test_smallest_takes_exactly_that_many_and_the_first_of_equals(scores: list[f
 def test_scores_that_are_not_numbers_count_as_largest() -> None:
     scores = torch.tensor([float("nan"), 1.0, float("nan"), 0.5])
     assert smallest(scores, 3).tolist() == [True, True, False, True]
-    grown = grow_by_gradient(torch.ones(4, dtype=torch.bool), 3, torch.tensor([0.0, 2.0, float("nan"), 1.0]))
+    grown = grow_by_score(torch.ones(4, dtype=torch.bool), 3, torch.tensor([0.0, 2.0, float("nan"), 1.0]))
     assert grown.numel() == 3
 
 
@@ -52,9 +73,7 @@ def test_a_change_keeps_the_count_and_moves_only_what_it_should(data: st.DataObj
     gradients = torch.rand(blocks, generator=generator("gradient", seed)) if by_gradient else None
     use_protection = data.draw(st.booleans())
 
-    change = change_topology(
-        scores, bits, blocks, count, generator("grow", seed), protected if use_protection else None, gradients
-    )
+    change = change_topology(scores, bits, blocks, count, seed, protected if use_protection else None, gradients)
 
     before, after = unpack(bits, blocks), unpack(change.bits, blocks)
     candidates = int((~protected).sum()) if use_protection else active
@@ -92,7 +111,7 @@ def test_ranges_decide_for_themselves_whoever_holds_them(data: st.DataObject) ->
             held = mask[: shard * width].sum(), mask[: (shard + 1) * width].sum()
             change = change_by_ranges(
                 scores[held[0] : held[1]], pack(mask[here]), width, 0.4,
-                [generator("grow", number) for number in range(shard * own, (shard + 1) * own)],
+                list(range(shard * own, (shard + 1) * own)), 0,
                 protected[held[0] : held[1]], None if gradients is None else gradients[here],
             )  # fmt: skip
             assert torch.equal(unpack(change.bits, width).sum(), mask[here].sum())
@@ -108,7 +127,7 @@ def test_ranges_decide_for_themselves_whoever_holds_them(data: st.DataObject) ->
 
 def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:
     bits = random_mask(10, 8, generator(0))
-    change = change_topology(torch.rand(8), bits, 10, 5, generator(1))
+    change = change_topology(torch.rand(8), bits, 10, 5, 1)
     assert change.count == 2
     assert count_active(change.bits) == 8
     assert (unpack(change.bits, 10) | unpack(bits, 10)).all(), "both inactive blocks must have been grown"
@@ -116,7 +135,7 @@ def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:
 
 def test_a_full_layer_cannot_change() -> None:
     bits = random_mask(9, 9, generator(0))
-    change = change_topology(torch.rand(9), bits, 9, 3, generator(1))
+    change = change_topology(torch.rand(9), bits, 9, 3, 1)
     assert change.count == 0
     assert torch.equal(change.bits, bits)
 
@@ -124,7 +143,7 @@ def test_a_full_layer_cannot_change() -> None:
 @pytest.mark.parametrize("gradients", [None, torch.arange(20.0)])
 def test_replacing_nothing_changes_nothing(gradients: torch.Tensor | None) -> None:
     bits = random_mask(20, 6, generator(0))
-    change = change_topology(torch.rand(6), bits, 20, 0, generator(1), gradient_scores=gradients)
+    change = change_topology(torch.rand(6), bits, 20, 0, 1, gradients=gradients)
     assert torch.equal(change.bits, bits)
     assert change.kept.all() and not change.grown.any()
 
@@ -135,15 +154,15 @@ def test_protection_of_everything_prunes_nothing() -> None:
 
 def test_the_same_inputs_give_the_same_mask_and_another_generator_another() -> None:
     bits, scores = random_mask(500, 200, generator(0)), torch.rand(200, generator=generator(1))
-    first, again, other = (change_topology(scores, bits, 500, 40, generator(seed)).bits for seed in (5, 5, 6))
+    first, again, other = (change_topology(scores, bits, 500, 40, seed).bits for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_gradient_growth_takes_the_first_of_equals() -> None:
+def test_growth_by_score_takes_the_first_of_equals() -> None:
     inactive = torch.tensor([True, False, True, True, False, True])
-    assert grow_by_gradient(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 1.0, 9.0, 1.0])).tolist() == [0, 2]
-    assert grow_by_gradient(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 3.0, 9.0, 2.0])).tolist() == [3, 5]
+    assert grow_by_score(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 1.0, 9.0, 1.0])).tolist() == [0, 2]
+    assert grow_by_score(inactive, 2, torch.tensor([1.0, 9.0, 1.0, 3.0, 9.0, 2.0])).tolist() == [3, 5]
 
 
 @pytest.mark.parametrize("count", [3, 15])

@@ -117,12 +117,12 @@ def _step(trainer: Trainer) -> None:
     rate = learning_rate(trainer.step, trainer.config.optimizer, trainer.total_steps)
     trainer.engine.set_learning_rate(rate)
     for layer in trainer.topology.all_layers.values():
-        layer.drop_dense_weight()
+        layer.values_changed()
     trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
     if trainer.engine.step_applied():
         trainer.store.optimizer.advance()
     for layer in trainer.topology.all_layers.values():
-        layer.drop_dense_weight()
+        layer.values_changed()
     trainer.step += 1
     trainer.consumed_samples += trainer.config.train.global_batch_size
 

@@ -168,7 +168,7 @@ class After(Callback):
             return
         loss = self.held_out.loss()
         for layer in sparse_layers(trainer.engine.model).values():
-            layer.drop_dense_weight()  # nobody else announces the next step's new values before they are evaluated
+            layer.values_changed()  # nobody else announces the next step's new values before they are evaluated
         if trainer.layout.is_main:
             append(self.path, {"step": trainer.step, "update": trainer.step, "offset": "after", "loss": loss})
 

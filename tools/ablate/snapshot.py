@@ -34,7 +34,7 @@ class Snapshot:
             group["lr_factor"] = factor
         trainer.topology.ages.remedies = self._remedies
         for layer in trainer.topology.all_layers.values():
-            layer.drop_dense_weight()
+            layer.values_changed()
 
     def _live(self) -> Vectors:
         trainer = self.trainer

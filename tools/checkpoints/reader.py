@@ -143,6 +143,7 @@ class Checkpoint:
         """Every vector that the settings ask for is there, and nothing else is."""
         values = {weight.vector: weight.stored for weight in self.weights}
         masks = {w.layer.mask: w.mask_bytes for w in self.weights if w.layer and w.mask_bytes}
+        means = {f"{w.layer.name}.mean_gradient": w.numel for w in self.weights if w.layer and w.mask_bytes}
         for name, length in {**values, **masks}.items():
             found, kind = self.vectors.get(name, (None, None))
             if found != length:
@@ -155,7 +156,8 @@ class Checkpoint:
         for name, (length, kind) in self.vectors.items():
             parameter, _, key = name.partition("/")
             fits = kind == torch.uint8 if key == "birth" else key in _MOMENTS and kind.is_floating_point
-            if name not in values and name not in masks and not (fits and length == values.get(parameter)):
+            fits = (fits and length == values.get(parameter)) or (kind == torch.float32 and length == means.get(name))
+            if name not in values and name not in masks and not fits:
                 raise CheckpointError(
                     f"checkpoint {self.folder} holds {name} ({length} elements, {kind}), which the settings in its "
                     f"{folders.STATE} do not ask for"

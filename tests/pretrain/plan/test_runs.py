@@ -103,11 +103,12 @@ def check(folder: Path, jobs: dict[str, dict[str, Any]], world: int) -> None:
             steady = result["steps"][STEADY]
             for kind, predicted in plan.sent.items():
                 problems += off(f"{name} rank {rank} sends {kind}", predicted, steady[kind], 0.02)
-            total = sum(count for kind, count in steady.items() if kind != "topology")
+            total = sum(count for kind, count in steady.items() if kind != "topology" or kind in plan.sent)
             problems += off(f"{name} rank {rank} sends in all", sum(plan.sent.values()), total, 0.02)
             # What growth by gradients sums up is sent in the step that ends in the update, the rest after it.
             updating = sum(result["steps"][step]["topology"] for step in (UPDATE - 1, UPDATE))
-            problems += off(f"{name} rank {rank} update", plan.sent_per_update, updating, 0.02)
+            always = 2 * plan.sent.get("topology", 0)
+            problems += off(f"{name} rank {rank} update", plan.sent_per_update + always, updating, 0.02)
     assert not problems, "\n".join(problems)
 
 
@@ -147,6 +148,19 @@ def test_data_parallel(folder: Path) -> None:
                                                                  "update_interval": 0}),
         "gradient-growth": make(folder, "gradient-growth", {"zero_stage": 2}, None, {"growth": "gradient"}),
     }  # fmt: skip
+    check(folder, jobs, 2)
+
+
+@pytest.mark.slow
+def test_what_criteria_need(folder: Path) -> None:
+    longer = {"steps": 7}
+    saliency = {"prune": "saliency", "block": [1, 4]}
+    both = {"prune": "saliency", "growth": "momentum"}
+    jobs = {
+        "saliency": make(folder, "saliency", {"zero_stage": 3}, BF16, saliency),
+        "momentum": make(folder, "momentum", {"zero_stage": 2}, longer, {"growth": "momentum"}),
+        "both": make(folder, "both", {"zero_stage": 1}, {**longer, **BF16}, both),
+    }
     check(folder, jobs, 2)
 
 

@@ -1,0 +1,175 @@
+"""What a topology update replaces in one layer: criteria asked, answers looked at, ranks compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smet import criteria
+from smet.agreement import fingerprint
+from smet.config import SmetConfig
+from smet.criteria.sites import Site
+from smet.errors import ConfigError
+from smet.mask import unpack
+from smet.topology import TopologyChange, joined, prune, replaced
+
+PER_BLOCK = ("gradient", "moment")
+"""What is given by block of the layer; everything else is by active block."""
+
+
+class Decider:
+    """Prune criterion and growth of one run. Its decisions are pure functions of what is given.
+
+    Args:
+        config: names them.
+        group: ranks that decide alike, over which decisions of functions that are not built in are compared.
+
+    Raises:
+        ConfigError: a function cannot be had.
+    """
+
+    def __init__(self, config: SmetConfig, group: dist.ProcessGroup | None = None):
+        self.config = config
+        self.prune, self.grow = criteria.prune_of(config), criteria.grow_of(config)
+        self.needed = criteria.update_needs(config)
+        self.own = criteria.has_own(config)
+        self.group = group if self.own and config.dynamic else None
+
+    def sites(
+        self, layer: str, bits: Tensor, blocks: int, values: Tensor, given: Mapping[str, Tensor],
+        numbers: Sequence[int], update: int,
+    ) -> list[Site]:  # fmt: skip
+        """A layer cut into equal ranges, each of which decides by itself.
+
+        As long as tensor-parallel shards hold whole ranges, the decision does not depend on how many shards there are.
+
+        Args:
+            bits: packed mask.
+            values: ``(active, block_size)``.
+            numbers: those of the ranges.
+        """
+        masks = unpack(bits, blocks).chunk(len(numbers))
+        counts = [int(mask.sum()) for mask in masks]
+        cut = {
+            name: whole.to(bits.device).chunk(len(numbers))
+            if name in PER_BLOCK
+            else whole.to(bits.device).split(counts)
+            for name, whole in given.items()
+        }
+        return [
+            Site(layer=layer, number=number, update=update, seed=self.config.seed, mask=mask, values=part,
+                 given={name: parts[place] for name, parts in cut.items()})
+            for place, (number, mask, part)
+            in enumerate(zip(numbers, masks, values.to(bits.device).split(counts), strict=True))
+        ]  # fmt: skip
+
+    def decide(self, sites: Sequence[Site], fraction: float, protected: Tensor | None = None) -> TopologyChange:
+        """Replace ``floor(fraction * active blocks)`` of each range. Collective where own functions are compared.
+
+        Fewer are replaced where fewer are inactive or unprotected.
+
+        Args:
+            protected: bool ``(active,)`` of the layer; these are not pruned.
+
+        Raises:
+            ConfigError: a function that is not built in fails, or gives what is no answer; on every rank.
+            MaskMismatchError: it decides differently on different ranks; on every rank.
+        """
+        counts = [site.values.shape[0] for site in sites]
+        shields = [None] * len(sites) if protected is None else protected.split(counts)
+        failure, change = None, None
+        try:
+            pieces = [self._range(site, int(fraction * n), shield) for site, n, shield in
+                      zip(sites, counts, shields, strict=True)]  # fmt: skip
+            change = joined(pieces)
+        except Exception as error:
+            if not self.own:
+                raise
+            failure = error
+        self._compare(sites[0].layer, change, failure, sites[0].mask.device)
+        assert change is not None
+        return change
+
+    def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        active = site.values.shape[0]
+        pruned = torch.zeros(active, dtype=torch.bool, device=site.mask.device)
+        grown_at = torch.zeros(0, dtype=torch.int64, device=site.mask.device)
+        count = min(count, site.mask.numel() - active)
+        if count > 0:
+            scores = self.prune(site)
+            if self.own:
+                require_scores(f"prune '{self.config.prune}'", site, scores)
+            pruned = prune(scores, count, protected)
+            grown_at = self.grow(site, int(pruned.sum()))
+            if self.own:
+                require_places(f"growth '{self.config.growth}'", site, grown_at, int(pruned.sum()))
+        return replaced(site.mask, pruned, grown_at)
+
+    def _compare(
+        self, layer: str, change: TopologyChange | None, failure: Exception | None, device: torch.device
+    ) -> None:
+        """Let all ranks go on with one decision, or none. Without it they would wait in different collectives."""
+        state = torch.tensor([failure is not None, 0, 0], dtype=torch.int64)
+        if change is not None:
+            state[1:] = fingerprint([change.bits, change.kept, change.grown]).cpu()
+        if self.group is not None:
+            both = torch.cat([state, -state]).to(device)
+            dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self.group)
+            most, least = both[:3].cpu(), -both[3:].cpu()
+        else:
+            most = least = state
+        names = f"prune '{self.config.prune}' and growth '{self.config.growth}'"
+        if failure is not None:
+            if isinstance(failure, ConfigError):
+                raise failure
+            kind = f"{type(failure).__name__}: {failure}"
+            raise ConfigError(f"{names} fail on layer {layer} ({kind})") from failure
+        if most[0]:
+            raise ConfigError(f"{names} fail on layer {layer} on another rank, whose message says why")
+        if not torch.equal(most[1:], least[1:]):
+            raise ConfigError(
+                f"{names} decide differently on the ranks of layer {layer}; make them functions of what they are given"
+                " alone, and draw random numbers from site.generator(...)"
+            )
+
+
+def require_scores(what: str, site: Site, scores: Any) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
+        ConfigError: another shape than one number per active block, no real numbers, or NaN from finite weights.
+    """
+    expected = (site.values.shape[0],)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected or not scores.is_floating_point():
+        raise ConfigError(
+            f"{what} gives {_shown(scores)} for layer {site.layer}, expected floating-point scores of shape {expected}"
+        )
+    if bool(scores.isnan().any()) and not bool(site.values.isnan().any()):
+        raise ConfigError(f"{what} gives {int(scores.isnan().sum())} NaN among {expected[0]} scores of {site.layer}")
+
+
+def require_places(what: str, site: Site, places: Any, count: int) -> None:
+    """Refuse places where nothing can be grown.
+
+    Raises:
+        ConfigError: not ``count`` different positions of inactive blocks.
+    """
+    if not isinstance(places, Tensor) or tuple(places.shape) != (count,) or places.dtype != torch.int64:
+        raise ConfigError(
+            f"{what} gives {_shown(places)} for layer {site.layer}, expected int64 positions of shape {(count,)}"
+        )
+    blocks = site.mask.numel()
+    if count and (int(places.min()) < 0 or int(places.max()) >= blocks):
+        raise ConfigError(f"{what} grows beyond the {blocks} blocks of layer {site.layer}")
+    if bool(site.mask[places].any()):
+        raise ConfigError(f"{what} grows {int(site.mask[places].sum())} active blocks of layer {site.layer} again")
+    if places.unique().numel() < count:
+        raise ConfigError(f"{what} grows a block of layer {site.layer} twice")
+
+
+def _shown(found: Any) -> str:
+    return f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
