@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind
-from pretrain.plan.sizes import Block
+from pretrain.plan.sizes import Block, Rank
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Flops:
     """With what activation checkpointing computes again."""
 
 
-def flops(config: RunConfig, blocks: Sequence[Block], micro_batches: int) -> Flops:
-    """FLOPs of one optimizer step of the rank that holds ``blocks``."""
-    tokens = config.train.micro_batch_size * config.data.seq_length * micro_batches
+def flops(rank: Rank) -> Flops:
+    """FLOPs of one optimizer step of ``rank``."""
+    config, blocks = rank.config, rank.blocks
+    tokens = config.train.micro_batch_size * config.data.seq_length * rank.micro_batches
     layers = sum(layer_flops(config, block) for block in blocks if block.is_layer)
     head = sum(head_flops(config) for block in blocks if block.kind is Kind.HEAD)
     again = layers if config.train.activation_checkpointing else 0

@@ -14,7 +14,7 @@ from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.functions import LARGE_CHUNK
 from pretrain.models.inventory import Kind, Place
-from pretrain.plan.sizes import Block, Weight, blocks_of
+from pretrain.plan.sizes import Block, Rank, Weight, blocks_of
 from smet.bank import bucket_key
 from smet.criteria import DENSE, mask_needs, update_needs
 from smet.memory import Part, part_bytes
@@ -73,24 +73,21 @@ def _on_one_rank(config: RunConfig) -> RunConfig:
     return replace(config, parallel=replace(config.parallel, tensor=1, pipeline=1, sequence=False))
 
 
-def parts_of(config: RunConfig, blocks: Sequence[Block], dense: bool = False) -> dict[str, Part]:
-    """The sparse layers and everything else, as ``smet.memory.plan`` wants them.
-
-    Args:
-        dense: as if every weight were stored, in ordinary layers.
-    """
+def parts_of(rank: Rank) -> dict[str, Part]:
+    """The sparse layers and everything else, as ``smet.memory.plan`` wants them."""
+    config = rank.config
     groups: dict[str, list[int]] = {}
     means: list[tuple[int, int]] = []
     size = config.sparsity.block[0] * config.sparsity.block[1]
     averaged = "moment" in update_needs(config.sparsity)
     aged: set[str] = set()
     buckets: dict[str, int] = {}
-    for weight in (weight for block in blocks for weight in block.weights):
-        groups.setdefault(weight.group, []).append(weight.total if dense else weight.stored)
-        if weight.aged and not dense:
+    for weight in rank.weights:
+        groups.setdefault(weight.group, []).append(rank.stored(weight))
+        if weight.aged and not rank.dense:
             aged.add(weight.group)
             means += [(weight.total // size, size)] if averaged else []
-        if weight.mask_bytes and not dense:
+        if weight.mask_bytes and not rank.dense:
             key = bucket_key(weight.name)
             buckets[key] = buckets.get(key, 0) + weight.mask_bytes
     threshold = zero_settings(config).get("stage3_param_persistence_threshold", inventory_of(config.model).shape.width)
@@ -148,46 +145,41 @@ def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool,
     )  # fmt: skip
 
 
-def transients(config: RunConfig, blocks: Sequence[Block], ranks: int, dense: bool = False) -> dict[str, int]:
-    """Bytes by name of what exists for a moment beside everything else.
-
-    Args:
-        ranks: data-parallel ranks.
-        dense: as if all layers were ordinary ones.
-    """
-    width, stage = width_of(config), config.parallel.zero_stage
-    weights = [weight for block in blocks for weight in block.weights]
-    sparse = [] if dense else [weight for weight in weights if weight.sparse]
+def transients(rank: Rank) -> dict[str, int]:
+    """Bytes by name of what exists for a moment beside everything else."""
+    config, width, sparse, zero = rank.config, width_of(rank.config), rank.sparse, zero_settings(rank.config)
     tokens = config.train.micro_batch_size * config.data.seq_length
     found: dict[str, int] = {}
     # Backward of a sparse layer holds its dense weight and its dense gradient at once.
     found["dense layer"] = 2 * width * max((weight.total for weight in sparse), default=0)
     if sparse and config.sparsity.weight_residency == "dense":
         found["dense weights kept"] = width * sum(weight.total for weight in sparse)
-    found["gathered masks"] = _two_buckets(config, sparse, ranks)
-    if any(block.kind is Kind.HEAD for block in blocks):
+    found["gathered masks"] = _two_buckets(rank)
+    if any(block.kind is Kind.HEAD for block in rank.blocks):
         vocabulary = inventory_of(config.model).shape.vocabulary
         found["logits"] = _loss_bytes(config, tokens * vocabulary // config.parallel.tensor)
-    stored = sum(weight.total if dense else weight.stored for weight in weights)
-    found["gradients in flight"] = _gradients_in_flight(config, stored, width, ranks)
-    if stage == 3 and ranks > 1:
-        live = zero_settings(config).get("stage3_max_live_parameters", LIVE_PARAMETERS)
-        largest = max(weight.total if dense else weight.stored for weight in weights)
-        found["gathered weights"] = width * min(stored, max(live, largest))
-    group = zero_settings(config).get("sub_group_size", LIVE_PARAMETERS)
-    share = -(-stored // ranks)
+    lengths = [rank.stored(weight) for weight in rank.weights]
+    stored, largest = sum(lengths), max(lengths)
+    found["gradients in flight"] = _gradients_in_flight(rank, stored)
+    if rank.zero_stage == 3 and rank.data_ranks > 1:
+        found["gathered weights"] = width * min(
+            stored, max(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS), largest)
+        )
+    share = -(-stored // rank.data_ranks)
     if not offloaded(config):
-        found["optimizer step"] = 4 * (min(share, group) if stage == 3 else share)
-    elif stage < 3:
-        found["gradient on its way out"] = width * max(weight.total if dense else weight.stored for weight in weights)
-    found["topology update"] = 0 if dense else topology_update(config, sparse, ranks)
-    found |= _asked_for(config, [weight for weight in sparse if weight.aged], ranks)
+        group = zero.get("sub_group_size", LIVE_PARAMETERS)
+        found["optimizer step"] = 4 * (min(share, group) if rank.zero_stage == 3 else share)
+    elif rank.zero_stage < 3:
+        found["gradient on its way out"] = width * largest
+    found["topology update"] = topology_update(config, sparse, rank.data_ranks)
+    found |= _asked_for(rank)
     return {name: size for name, size in found.items() if size}
 
 
-def _asked_for(config: RunConfig, aged: Sequence[Weight], ranks: int) -> dict[str, int]:
+def _asked_for(rank: Rank) -> dict[str, int]:
     """Sums of gradients that criteria need, in the step that ends in an update or in each."""
-    needed, size = update_needs(config.sparsity), config.sparsity.block[0] * config.sparsity.block[1]
+    sparsity, ranks, aged = rank.config.sparsity, rank.data_ranks, rank.aged
+    needed, size = update_needs(sparsity), sparsity.block[0] * sparsity.block[1]
     found = {}
     if needed & {"gradient", "moment"}:
         found["gradients to grow by"] = sum(part_bytes(weight.total // size, size, ranks) for weight in aged)
@@ -204,24 +196,24 @@ def _loss_bytes(config: RunConfig, logits: int) -> int:
     return width_of(config) * logits + 8 * min(LARGE_CHUNK, logits)
 
 
-def _two_buckets(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
-    if ranks == 1 or config.sparsity.mask_residency == "replicated":
+def _two_buckets(rank: Rank) -> int:
+    if rank.data_ranks == 1 or rank.config.sparsity.mask_residency == "replicated":
         return 0
     buckets: dict[str, int] = {}
-    for weight in sparse:
+    for weight in rank.sparse:
         key = bucket_key(weight.name)
         buckets[key] = buckets.get(key, 0) + weight.mask_bytes
     return 2 * max(buckets.values(), default=0)
 
 
-def _gradients_in_flight(config: RunConfig, stored: int, width: int, ranks: int) -> int:
+def _gradients_in_flight(rank: Rank, stored: int) -> int:
     """Gradients beside the partition that is counted at rest: whole ones, and buckets to reduce."""
-    zero, stage = zero_settings(config), config.parallel.zero_stage
+    zero, width = zero_settings(rank.config), width_of(rank.config)
     bucket = width * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-    if zero.get("overlap_comm", stage == 3):
+    if zero.get("overlap_comm", rank.zero_stage == 3):
         bucket *= 2
-    at_rest = 0 if offloaded(config) else stored // ranks
-    whole = width * (stored - at_rest) if stage == 1 else 0
+    at_rest = 0 if offloaded(rank.config) else stored // rank.data_ranks
+    whole = width * (stored - at_rest) if rank.zero_stage == 1 else 0
     return bucket + whole
 
 

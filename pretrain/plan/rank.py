@@ -20,7 +20,7 @@ from pretrain.plan.memory import (
     transients,
 )
 from pretrain.plan.sending import sending, topology_sending
-from pretrain.plan.sizes import Block, blocks_of, stage_blocks
+from pretrain.plan.sizes import Block, Rank, blocks_of, stage_blocks
 from smet.memory import OFFLOADED, Table, plan
 
 
@@ -123,11 +123,12 @@ def plan_rank(
     ranks = world_size // (parallel.tensor * parallel.pipeline)
     micro_batches = config.accumulation(ranks)
     blocks = stages_of(config)[stage] if blocks is None else blocks
+    rank = Rank(config, blocks, ranks, micro_batches, stage, dense)
     sharded = sparsity.mask_residency == "sharded"
     half = config.train.precision == "bf16"
     at_rest = {
         part: plan(sizes, parallel.zero_stage, ranks, half, sharded, host_gradient(config, ranks))
-        for part, sizes in parts_of(config, blocks, dense).items()
+        for part, sizes in parts_of(rank).items()
     }
     choices = {
         ("checkpointing" if again else "no checkpointing") + (", sequence parallel" if split else ""): activations(
@@ -136,23 +137,22 @@ def plan_rank(
         for again in (False, True)
         for split in ((False, True) if parallel.tensor > 1 else (False,))
     }
-    sparse = [weight for block in blocks for weight in block.weights if weight.sparse and not dense]
     return RankPlan(
         stage=stage,
         blocks=tuple(block.name for block in blocks),
         stored_weights=sum(block.elements(stored=not dense) for block in blocks),
         total_weights=sum(block.elements(stored=False) for block in blocks),
-        sparse_stored=sum(weight.stored for weight in sparse),
-        sparse_total=sum(weight.total for weight in sparse),
-        mask_bytes=sum(weight.mask_bytes for weight in sparse),
+        sparse_stored=sum(weight.stored for weight in rank.sparse),
+        sparse_total=sum(weight.total for weight in rank.sparse),
+        mask_bytes=sum(weight.mask_bytes for weight in rank.sparse),
         at_rest=at_rest,
         in_host_memory=OFFLOADED if offloaded(config) else (),
         activations=activations(config, blocks, config.train.activation_checkpointing, parallel.sequence),
         activation_choices={name: one.layers + one.recomputed + one.ends for name, one in choices.items()},
         in_flight=min(parallel.pipeline - stage, micro_batches),
-        transients=transients(config, blocks, ranks, dense),
-        sent=sending(config, blocks, ranks, micro_batches, stage, dense),
-        sent_per_update=0 if dense else topology_sending(config, blocks, ranks, micro_batches),
+        transients=transients(rank),
+        sent=sending(rank),
+        sent_per_update=topology_sending(rank),
         before_training=0 if dense or stage else dense_model_bytes(config),
-        flops=flops(config, blocks, micro_batches),
+        flops=flops(rank),
     )

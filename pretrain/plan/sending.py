@@ -14,7 +14,7 @@ from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Role
 from pretrain.plan.gathers import Traced, gathered_elements
 from pretrain.plan.memory import parts_of, width_of, zero_settings
-from pretrain.plan.sizes import Block
+from pretrain.plan.sizes import Block, Rank
 from pretrain.traffic import ring_bytes
 from smet.bank import window
 from smet.criteria import update_needs
@@ -27,69 +27,60 @@ DOCUMENT_NUMBER = 4
 """Bytes per token of the documents' numbers, which travel with the stream if attention stays within documents."""
 
 
-def sending(
-    config: RunConfig, blocks: Sequence[Block], ranks: int, micro_batches: int, stage: int, dense: bool = False
-) -> dict[str, int]:
-    """Bytes this rank sends per optimizer step, by kind.
-
-    Args:
-        blocks: those of this rank's pipeline stage.
-        ranks: data-parallel ranks.
-        stage: this rank's pipeline stage.
-        dense: as if all layers were ordinary ones.
-    """
-    parts = list(parts_of(config, blocks, dense).values())
-    asked = 0 if dense or ranks == 1 else _averaged(config, blocks, ranks)
+def sending(rank: Rank) -> dict[str, int]:
+    """Bytes ``rank`` sends per optimizer step, by kind."""
+    parts = list(parts_of(rank).values())
+    asked = 0 if rank.data_ranks == 1 else _averaged(rank)
     return {
-        "gradients": _gradients(config, parts, ranks, micro_batches),
-        "weights": _weights(config, blocks, parts, ranks, micro_batches, dense),
-        "masks": 0 if dense else _masks(config, parts[0].buckets, ranks, micro_batches, stage),
-        "tensor": _tensor(config, blocks) * micro_batches,
-        "pipeline": _pipeline(config, blocks, micro_batches, stage),
-        **({"topology": asked * micro_batches} if asked else {}),
+        "gradients": _gradients(rank, parts),
+        "weights": _weights(rank, parts),
+        "masks": 0 if rank.dense else _masks(rank, parts[0].buckets),
+        "tensor": _tensor(rank.config, rank.blocks) * rank.micro_batches,
+        "pipeline": _pipeline(rank),
+        **({"topology": asked * rank.micro_batches} if asked else {}),
     }
 
 
-def _elements(parts: Sequence[Part], zero_stage: int, ranks: int) -> int:
+def _elements(rank: Rank, parts: Sequence[Part]) -> int:
     """Elements of all ranks together, with padding."""
-    return sum(partition(lengths, zero_stage, ranks)[0] for part in parts for lengths, _ in part.groups)
+    lengths = [lengths for part in parts for lengths, _ in part.groups]
+    return sum(partition(one, rank.zero_stage, rank.data_ranks)[0] for one in lengths)
 
 
-def _gradients(config: RunConfig, parts: Sequence[Part], ranks: int, micro_batches: int) -> int:
-    stage, width = config.parallel.zero_stage, width_of(config)
-    if stage == 3:
-        return micro_batches * ring_bytes("reduce_scatter", width * _elements(parts, stage, ranks), ranks)
+def _gradients(rank: Rank, parts: Sequence[Part]) -> int:
+    width, ranks = width_of(rank.config), rank.data_ranks
+    if rank.zero_stage == 3:
+        return rank.micro_batches * ring_bytes("reduce_scatter", width * _elements(rank, parts), ranks)
     plain = sum(length for part in parts for lengths, _ in part.groups for length in lengths)
-    return (micro_batches if stage == 2 else 1) * ring_bytes("all_reduce", width * plain, ranks)
+    return (rank.micro_batches if rank.zero_stage == 2 else 1) * ring_bytes("all_reduce", width * plain, ranks)
 
 
-def _weights(
-    config: RunConfig, blocks: Sequence[Block], parts: Sequence[Part], ranks: int, micro_batches: int, dense: bool
-) -> int:
-    stage, width = config.parallel.zero_stage, width_of(config)
+def _weights(rank: Rank, parts: Sequence[Part]) -> int:
+    config, width, ranks = rank.config, width_of(rank.config), rank.data_ranks
     if ranks == 1:
         return 0
-    if stage < 3:
-        return ring_bytes("all_gather", width * _elements(parts, stage, ranks), ranks)
+    if rank.zero_stage < 3:
+        return ring_bytes("all_gather", width * _elements(rank, parts), ranks)
     persistent = parts[0].persistent
     trace = [
-        Traced(weight.name, weight.total if dense else weight.stored, block.name, block.is_layer)
-        for block in blocks
+        Traced(weight.name, rank.stored(weight), block.name, block.is_layer)
+        for block in rank.blocks
         for weight in block.weights
     ]
     kept = sum(one.elements for one in trace if one.elements <= persistent)
     elements = gathered_elements(trace, zero_settings(config), persistent, config.train.activation_checkpointing)
-    return ring_bytes("all_gather", width * (micro_batches * elements + kept), ranks)
+    return ring_bytes("all_gather", width * (rank.micro_batches * elements + kept), ranks)
 
 
-def _masks(config: RunConfig, buckets: Sequence[int], ranks: int, micro_batches: int, stage: int) -> int:
+def _masks(rank: Rank, buckets: Sequence[int]) -> int:
     """Gathers of whole buckets; two are held, from one step to the next."""
-    if ranks == 1 or config.sparsity.mask_residency == "replicated" or not buckets:
+    sparsity, ranks = rank.config.sparsity, rank.data_ranks
+    if ranks == 1 or sparsity.mask_residency == "replicated" or not buckets:
         return 0
     last = len(buckets) - 1
     held, current, sent = set(window(0, None, len(buckets))), 0, 0
-    passes = list(one_forward_one_backward(config.parallel.pipeline, stage, micro_batches))
-    if config.sparsity.weight_residency == "dense":  # the first forward pass makes weights that later ones find
+    passes = list(one_forward_one_backward(rank.config.parallel.pipeline, rank.pipeline_stage, rank.micro_batches))
+    if sparsity.weight_residency == "dense":  # the first forward pass makes weights that later ones find
         passes = [True, *(forward for forward in passes if not forward)]
     for forward in passes:
         for index in range(len(buckets)) if forward else range(last, -1, -1):
@@ -101,9 +92,9 @@ def _masks(config: RunConfig, buckets: Sequence[int], ranks: int, micro_batches:
     return sent
 
 
-def one_forward_one_backward(stages: int, stage: int, micro_batches: int) -> Iterator[bool]:
-    """The passes of one stage in order: True = forward, False = backward."""
-    ahead = min(stages - stage, micro_batches)
+def one_forward_one_backward(stages: int, pipeline_stage: int, micro_batches: int) -> Iterator[bool]:
+    """The passes of one pipeline stage in order: True = forward, False = backward."""
+    ahead = min(stages - pipeline_stage, micro_batches)
     yield from (True for _ in range(ahead))
     for done in range(micro_batches):
         yield False
@@ -138,8 +129,9 @@ def _tensor(config: RunConfig, blocks: Sequence[Block]) -> int:
     return halves * half + vectors + loss
 
 
-def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, stage: int) -> int:
+def _pipeline(rank: Rank) -> int:
     """Activations to the next stage, their gradients to the one before, and the tied embedding's gradient."""
+    config, blocks, stage = rank.config, rank.blocks, rank.pipeline_stage
     stages = config.parallel.pipeline
     if stages == 1:
         return 0
@@ -158,51 +150,53 @@ def _pipeline(config: RunConfig, blocks: Sequence[Block], micro_batches: int, st
             sent += DOCUMENT_NUMBER * tokens
     if stage > 0:
         sent += message(whole=blocks[0].kind is Kind.HEAD)
-    sent *= micro_batches
+    sent *= rank.micro_batches
     if shape.tied and stage in (0, stages - 1):
         rows = shape.vocabulary * shape.width // config.parallel.tensor
         sent += ring_bytes("all_reduce", width * rows, 2)
     return sent
 
 
-def _averaged(config: RunConfig, blocks: Sequence[Block], ranks: int) -> int:
+def _averaged(rank: Rank) -> int:
     """Dense gradients whose mean is kept are summed over ranks in each micro-batch until the last update."""
-    if "moment" not in update_needs(config.sparsity):
+    if "moment" not in update_needs(rank.config.sparsity):
         return 0
-    return sum(_summed(weight.total, config, ranks) for block in blocks for weight in block.weights if weight.aged)
+    return sum(_summed(weight.total, rank) for weight in rank.aged)
 
 
-def _summed(elements: int, config: RunConfig, ranks: int) -> int:
-    size = config.sparsity.block[0] * config.sparsity.block[1]
-    return ring_bytes("reduce_scatter", part_bytes(elements // size, size, ranks) * ranks, ranks)
+def _summed(elements: int, rank: Rank) -> int:
+    size = rank.config.sparsity.block[0] * rank.config.sparsity.block[1]
+    return ring_bytes(
+        "reduce_scatter", part_bytes(elements // size, size, rank.data_ranks) * rank.data_ranks, rank.data_ranks
+    )
 
 
-def topology_sending(config: RunConfig, blocks: Sequence[Block], ranks: int, micro_batches: int) -> int:
-    """Bytes this rank sends in one topology update.
+def topology_sending(rank: Rank) -> int:
+    """Bytes ``rank`` sends in one topology update.
 
     Master weights (fp32) and birth rounds (one byte) of each layer are all-reduced, masks gathered once, and
     the weights published. Gradients (fp32) that criteria need of that step are summed over ranks in each micro-batch;
-    of dense ones the blocks' scores are gathered, those of active weights as they are. State that moves between ranks
+    of dense ones the tiles' scores are gathered, those of active weights as they are. State that moves between ranks
     is left out: a few entries per boundary.
     """
-    if ranks == 1 or not config.sparsity.dynamic:
+    config, ranks, micro_batches = rank.config, rank.data_ranks, rank.micro_batches
+    if ranks == 1 or rank.dense or not config.sparsity.dynamic:
         return 0
-    parts = list(parts_of(config, blocks).values())
-    stored = sum(weight.stored for block in blocks for weight in block.weights if weight.aged)
+    parts = list(parts_of(rank).values())
+    stored = sum(weight.stored for weight in rank.aged)
     total = ring_bytes("all_reduce", 5 * stored, ranks)
     sharded = config.sparsity.mask_residency == "sharded"
     if sharded:
         total += sum(ring_bytes("all_gather", -(-size // ranks) * ranks, ranks) for size in parts[0].buckets[1:])
     needed, size = update_needs(config.sparsity), config.sparsity.block[0] * config.sparsity.block[1]
-    for weight in (weight for block in blocks for weight in block.weights if weight.aged):
+    for weight in rank.aged:
         scores = ring_bytes("all_gather", part_bytes(weight.total // size, 1, ranks) * ranks, ranks)
         total += scores * len(needed & {"gradient", "moment"})
         if "gradient" in needed and "moment" not in needed:  # else they are summed in every step
-            total += micro_batches * _summed(weight.total, config, ranks)
+            total += micro_batches * _summed(weight.total, rank)
         if "active_gradient" in needed:
             gathered = ring_bytes("all_gather", part_bytes(weight.stored // size, size, ranks) * ranks, ranks)
-            total += micro_batches * _summed(weight.stored, config, ranks) + gathered
-    width = width_of(config)
-    if config.parallel.zero_stage < 3:
-        total += ring_bytes("all_gather", width * _elements(parts, config.parallel.zero_stage, ranks), ranks)
+            total += micro_batches * _summed(weight.stored, rank) + gathered
+    if rank.zero_stage < 3:
+        total += ring_bytes("all_gather", width_of(config) * _elements(rank, parts), ranks)
     return total

@@ -99,6 +99,46 @@ def _weight(weight: models.Weight, spec: LayerSpec | None, tensor: int) -> Weigh
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rank:
+    """One rank of a layout, as all figures of a plan ask for it."""
+
+    config: RunConfig
+    blocks: Sequence[Block]
+    """Those of its pipeline stage."""
+    data_ranks: int
+    """Data-parallel ranks, which share its optimizer state."""
+    micro_batches: int
+    """Of one optimizer step."""
+    pipeline_stage: int = 0
+    dense: bool = False
+    """As if every weight were stored, in ordinary layers."""
+
+    @property
+    def zero_stage(self) -> int:
+        """Stage of ZeRO."""
+        return self.config.parallel.zero_stage
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Of all its blocks, in order."""
+        return [weight for block in self.blocks for weight in block.weights]
+
+    @property
+    def sparse(self) -> list[Weight]:
+        """Those that a ``SparseLinear`` holds."""
+        return [] if self.dense else [weight for weight in self.weights if weight.sparse]
+
+    @property
+    def aged(self) -> list[Weight]:
+        """Those whose topology changes."""
+        return [weight for weight in self.sparse if weight.aged]
+
+    def stored(self, weight: Weight) -> int:
+        """Elements of ``weight`` that it stores."""
+        return weight.total if self.dense else weight.stored
+
+
 def stage_blocks(config: RunConfig, blocks: Sequence[Block], bounds: Sequence[int], stage: int) -> list[Block]:
     """The blocks of one stage. A tied head in another stage than the embedding holds a copy of it."""
     own = list(blocks[bounds[stage] : bounds[stage + 1]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pretrain.config import RunConfig
-from pretrain.plan import blocks_of, plan_rank
+from pretrain.plan import Rank, blocks_of, plan_rank
 from pretrain.plan.sending import sending
 from tools.bench.engines import Side
 from tools.bench.figures import Figure, unmeasured
@@ -33,7 +33,7 @@ def _sent(side: Side, session: Session) -> dict[str, int]:
 def outside(config: RunConfig, ranks: int) -> int:
     """Bytes that embedding, final norm and head take on either side, by the planner's rules."""
     blocks = [block for block in blocks_of(config) if not block.is_layer]
-    return sum(sending(config, blocks, ranks, 1, 0, dense=True)[kind] for kind in KINDS)
+    return sum(sending(Rank(config, blocks, ranks, 1, dense=True))[kind] for kind in KINDS)
 
 
 def figures(sent: dict[str, dict[str, int]], dense: str, config: RunConfig, ranks: int) -> list[Figure]:
