@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from smet import sparsify
 from smet.linear import sparse_layers
 from tests.distributed import run_ranks
 from tests.families.runs import FAMILY, STEPS, go_on, run_file, train
+from tests.pages import ROOT
 from tests.pretrain.runs import write_corpus
 from tests.pretrain.test_checkpoint_layouts import whole_vectors
 from tools.checkpoints.reader import Checkpoint
 from tools.export_hf import main as export_main
 from tools.import_hf import main as import_main
 from tools.inspect_checkpoint import main as inspect_main
+from tools.plan import main as plan_main
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {"zero_stage": 1}),
@@ -143,6 +147,29 @@ def test_every_layout_dry_runs(files: dict[str, str], name: str, capsys: pytest.
         arguments = [files[name], "--dry-run", "--world-size", str(world), "--rank", str(rank)]
         assert pretrain_main(arguments) == 0, capsys.readouterr().err
         assert "all checks passed" in capsys.readouterr().out
+
+
+def test_the_planner_prices_and_searches_its_layouts(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_main([files["tp2"], "--world-size", "2"]) == 0
+    assert "tensor 2" in capsys.readouterr().out
+    assert plan_main([files["one"], "--search", "--gpus", "2", "--memory", "8GB"]) == 0
+    assert "\n| 1 | 2 | 1 | 1 |" in capsys.readouterr().out, "tensor 1, pipeline 2, one data-parallel rank, ZeRO-1"
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_it_by_its_run_file_alone(files: dict[str, str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        files["one"],
+        "train.stop_at=2",
+        f"train.output_dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"family: {FAMILY}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def checkpoint(files: dict[str, str], name: str, step: int = 6) -> Path:
