@@ -73,6 +73,7 @@ class Builder:
             model = self.family.model.Model(
                 self.config.model, self.parts, activation_checkpointing=self.recompute, eos_id=self.eos_id
             )
+        self._require_listed(model)
         self._fill(model)
         tensor.connect(model, self.inventory, self.layout, self.config.parallel.sequence)
         return model
@@ -92,9 +93,21 @@ class Builder:
         """One block under its name in the whole model, connected to the other tensor-parallel ranks."""
         with torch.device("meta"):
             root = nest({name: maker()})
+        self._require_listed(root)
         self._fill(root)
         tensor.connect(root, self.inventory, self.layout, self.config.parallel.sequence)
         return root.get_submodule(name)
+
+    def _require_listed(self, model: nn.Module) -> None:
+        """Refuse a model that is not its family's inventory, from which all else is derived."""
+        for name, parameter in model.named_parameters():
+            listed = self.inventory.weight(name)
+            shape = tensor.whole_shape(listed.role, parameter.shape, self.layout)
+            if tuple(shape) != listed.shape:
+                raise ConfigError(
+                    f"{name} has the shape {shape}, the inventory of model.family '{self.config.model.family}' lists"
+                    f" {list(listed.shape)}"
+                )
 
     def _fill(self, model: nn.Module) -> None:
         """Make the selected layers sparse, and give every parameter that is still on meta its values."""
@@ -151,13 +164,8 @@ class Builder:
         return self._initial(f"{name}.weight", layer.weight)
 
     def _initial(self, name: str, like: Tensor) -> Tensor:
-        listed = self.inventory.weight(name)
-        role, shape = listed.role, tensor.whole_shape(listed.role, like.shape, self.layout)
-        if tuple(shape) != listed.shape:
-            raise ConfigError(
-                f"{name} has the shape {shape}, the inventory of model.family '{self.config.model.family}' lists"
-                f" {list(listed.shape)}"
-            )
+        role = self.inventory.role(name)
+        shape = tensor.whole_shape(role, like.shape, self.layout)
         return tensor.shard(role, self._whole(name, shape), self.layout).contiguous()
 
     def _whole(self, name: str, shape: Sequence[int]) -> Tensor:

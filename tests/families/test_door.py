@@ -84,19 +84,21 @@ def test_a_family_that_is_none_is_one_line_beside_the_other_problems(path: str, 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (
-            "UNLISTED",
-            "has a parameter stack.1.mix.give.bias, which the inventory of model.family 'tests.families.broken:U",
-        ),
+        ("UNLISTED", "has a parameter stack.1.mix.give.bias, which the inventory of model.family 'tests.families."),
+        ("UNLISTED_LAYER", "has a parameter stack.1.mix.give.weight, which the inventory of model.family"),
         ("RESHAPED", "stack.0.think.gate.weight has the shape [48, 32], the inventory of model.family"),
     ],
 )
-def test_an_inventory_that_contradicts_the_model_is_one_line(path: str, name: str, said: str) -> None:
+def test_an_inventory_that_contradicts_the_model_is_one_line(
+    path: str, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = load_config(path, [f"model.family=tests.families.broken:{name}"])
     alone = Layout(1, 0, 1, 0, torch.device("cpu"), None, None)
     with pytest.raises(ConfigError) as caught:
         Builder(config, alone).whole()
     assert said in str(caught.value)
+    assert pretrain_main([path, "--dry-run", f"model.family=tests.families.broken:{name}"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_blocks_in_another_order_than_the_inventorys_are_one_line(
