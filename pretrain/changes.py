@@ -130,7 +130,7 @@ class Bend:
         return {
             "changed": {change.key: [change.old, change.new] for change in self.changed},
             "learning_rate": list(self.rate),
-            "prune_fraction": list(self.fraction),
+            "prune_fraction": [None if math.isnan(part) else part for part in self.fraction],
         }
 
     def lines(self, checkpoint: Path) -> list[str]:
@@ -140,7 +140,8 @@ class Bend:
         if not _close(old_rate, new_rate):
             found.append(f"  learning rate of the next step: {old_rate:.2e} -> {new_rate:.2e}")
         if not _close(old_part, new_part):
-            found.append(f"  prune fraction of the next topology update: {old_part:.3g} -> {new_part:.3g} (0 = none)")
+            old = "unknown" if math.isnan(old_part) else f"{old_part:.3g}"
+            found.append(f"  prune fraction of the next topology update: {old} -> {new_part:.3g} (0 = none)")
         if any(change.key == "train.steps" for change in self.changed) and new_rate > 1.01 * old_rate:
             found.append(
                 "  the schedule is laid out over train.steps, so more of them raise the rate again. To go on without "

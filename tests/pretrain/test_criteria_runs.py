@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pretrain.changes import bend
 from pretrain.config import config_from_dict
 from pretrain.errors import ConfigError
 from pretrain.plan import plan_rank
@@ -102,6 +103,20 @@ def test_tools_read_a_checkpoint_with_means_of_gradients(
     checkpoint = Checkpoint(folder / "momentum-whole")
     means = [name for name in checkpoint.vectors if name.endswith(".mean_gradient")]
     assert len(means) == 14 and all(bool(checkpoint.vector(name).any()) for name in means)
+
+
+def test_what_a_checkpoint_names_is_compared_and_never_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_criteria.py").write_text("raise SystemExit('code of a checkpoint ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = config_from_dict(settings("corpus", tmp_path / "run"))
+    names = ("prune", "growth", "prune_schedule", "mask_init")
+    saved = {**own.to_dict(), "sparsity": own.to_dict()["sparsity"] | dict.fromkeys(names, "planted_criteria:f")}
+    found = bend(saved, own, 5)
+    assert found is not None and {change.key for change in found.changed} == {f"sparsity.{name}" for name in names}
+    assert any("prune fraction of the next topology update: unknown -> " in line for line in found.lines(tmp_path))
+    assert json.loads(json.dumps(found.event(), allow_nan=False))["prune_fraction"][0] is None
 
 
 def first_masks_of(jobs: list[dict[str, Any]]) -> list[str]:
