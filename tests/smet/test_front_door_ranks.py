@@ -206,6 +206,7 @@ def session(folder: str) -> dict[Any, Any]:
     for stage, growth in ((2, "gradient"), (3, "random")):
         found["refused", stage] = refused(stage)
         found["resumed", stage] = resumed(stage, growth, f"{folder}/{stage}")
+    found["resumed", 1] = resumed(1, "momentum", f"{folder}/1")
     return found
 
 
@@ -244,7 +245,7 @@ def test_an_engine_is_what_is_attached_to(stage: int) -> None:
         assert step.startswith("an engine runs this optimizer; call smet.attach(engine, total_steps) before its first")
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeeds_checkpoint_of_replicated_masks_resumes_bit_for_bit(stage: int) -> None:
     for rank in results():
         losses, again, digest, other = rank["resumed", stage]
