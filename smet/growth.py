@@ -72,8 +72,8 @@ class Gradients:
         active = updates and "active_gradient" in self.needed
         self.collecting = dense or active
         for layer in layers:
-            layer.gradient_sink = self._take_dense if dense else None
-            layer.values_sink = self._take_active if active else None
+            layer.gradient_sink = self.add_dense if dense else None
+            layer.values_sink = self.add_active if active else None
 
     def stop(self, layers: Iterable[SparseLinear]) -> None:
         """Ask no more, and forget what was collected."""
@@ -83,15 +83,16 @@ class Gradients:
         self._sums.clear()
         self._totals.clear()
 
-    def _take_dense(self, layer: SparseLinear, dense: Tensor) -> None:
-        self.add(layer, "dense", layer.grid.to_blocks(dense.detach()).float())
+    def add_dense(self, layer: SparseLinear, dense: Tensor) -> None:
+        """Add one micro-batch's canonical gradient ``(rows, cols)``. Collective: layers come in one order."""
+        self._add(layer, "dense", layer.grid.to_blocks(dense.detach()).float())
 
-    def _take_active(self, layer: SparseLinear, values: Tensor) -> None:
-        self.add(layer, "active", values.detach().view(-1, layer.grid.block_size).float())
+    def add_active(self, layer: SparseLinear, values: Tensor) -> None:
+        """Add one micro-batch's gradient of the values ``(active * block_size,)``. Collective as ``add_dense``."""
+        self._add(layer, "active", values.detach().view(-1, layer.grid.block_size).float())
 
     @during(TOPOLOGY)
-    def add(self, layer: SparseLinear, kind: str, tiles: Tensor) -> None:
-        """Add one micro-batch's gradient ``(blocks, block_size)``. Collective: layers come in one order."""
+    def _add(self, layer: SparseLinear, kind: str, tiles: Tensor) -> None:
         if self.ranks > 1:
             part = -(-tiles.shape[0] // self.ranks)
             padded = tiles.new_zeros(part * self.ranks, layer.grid.block_size)

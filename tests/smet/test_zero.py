@@ -38,7 +38,7 @@ def plant_and_decide(stage: int, kind: str) -> list[str]:
             fragment.master.copy_(weights[own])
             dense = torch.randn(layer.grid.rows, layer.grid.cols, generator=rng)
             if session.controller.config.growth == "gradient":
-                session.controller.gradients.add(layer, dense)
+                session.controller.gradients.add_dense(layer, dense)
         session.optimizer.steps_done += 2
         digests.append(session.controller.update().digest)
     return digests
