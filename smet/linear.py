@@ -8,13 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet import compute, copies, kernels
+from smet import compute, copies, kernels, loading
 from smet.mask import BlockGrid, count_active, pack
-from smet.patterns import OLD_TRANSPOSED, matching
 from smet.weight import readable_weight
-
-ORIENTATION = "transposed"
-"""What a state dict calls the orientation of a layer's canonical matrix, beside its values and mask."""
 
 
 class SparseLinear(nn.Module):
@@ -35,6 +31,7 @@ class SparseLinear(nn.Module):
 
     values: nn.Parameter
     mask: Tensor | None
+    _version = loading.VERSION
 
     def __init__(
         self,
@@ -131,12 +128,12 @@ class SparseLinear(nn.Module):
 
         Changes that torch sees count by themselves, also in plain torch loops; others are announced.
         """
-        return self.values._version, self.values_written
+        return _written(self.values), self.values_written
 
     @property
     def topology_version(self) -> tuple[int | None, int]:
         """The same of the mask."""
-        return None if self.mask is None else self.mask._version, self.masks_written
+        return None if self.mask is None else _written(self.mask), self.masks_written
 
     def mask_changed(self) -> None:
         """Announce a mask that was written where this layer does not see it; to be called on all of its ranks."""
@@ -175,23 +172,26 @@ class SparseLinear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *arguments: Any, **options: Any) -> None:
         copies.require_whole(self)
         super()._save_to_state_dict(destination, prefix, *arguments, **options)
-        destination[prefix + ORIENTATION] = torch.tensor(self.transposed)
+        loading.describe(self, destination, prefix)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any) -> None:
-        # Values are active weights in order, in moments and ages too: the layer turns to what was saved.
-        stored = state_dict.pop(prefix + ORIENTATION, None)
-        if stored is not None or prefix + "values" in state_dict:
-            old = matching(prefix.removesuffix("."), OLD_TRANSPOSED) is not None
-            self._turn(old if stored is None else bool(stored))
-        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
-        copies.written_whole(self)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
+        strict, missing, unexpected, errors = arguments
+        if loading.take_in(self, state_dict, prefix, local_metadata, errors):
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+            copies.written_whole(self)
+            self.values_changed()
+            if self.mask is not None:  # sharded masks are not among the entries
+                self.mask_changed()
 
-    def _turn(self, transposed: bool) -> None:
+    def turn(self, transposed: bool) -> None:
         """Let values and mask, which are about to be written, be those of the other canonical matrix."""
         if transposed != self.transposed:
             self.grid = BlockGrid(self.grid.cols, self.grid.rows, self.grid.block)
             self.transposed = transposed
             self.values_changed()
+            self.mask_changed()
 
     def extra_repr(self) -> str:
         """Shapes and density, for ``print(model)``."""
@@ -199,6 +199,11 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
             f"block={self.grid.block[0]}x{self.grid.block[1]}, bias={self.bias is not None}"
         )
+
+
+def _written(tensor: Tensor) -> int:
+    """How often a tensor was written in place; inference tensors do not count that, nor do they change in training."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _SparseMatmul(torch.autograd.Function):
@@ -215,7 +220,8 @@ class _SparseMatmul(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
         layer, grad = ctx.layer, grads[0]
-        chosen = compute.choose(layer, x)
+        # Who differentiates the backward pass itself needs products that leave a graph.
+        chosen = compute.DENSE if torch.is_grad_enabled() else compute.choose(layer, x)
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
             grad_x = chosen.input_gradient(layer, grad, values)

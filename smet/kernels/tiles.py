@@ -198,7 +198,8 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
         along: whether stored tiles are ``(width, inner)``, else ``(inner, width)``.
     """
     _check(x, values)
-    if x.dim() != 2 or values.numel() != lists.inner.numel() * width * inner or outputs % width:
+    blocks, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
+    if x.dim() != 2 or values.numel() != size or outputs != blocks * width:
         raise RuntimeError(
             f"{tuple(x.shape)} inputs and {values.numel()} values do not fit {lists.inner.numel()} tiles of "
             f"{width} x {inner} and {outputs} outputs"

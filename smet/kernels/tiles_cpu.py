@@ -101,7 +101,8 @@ def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, in
         along: stored tiles are ``(width, inner)``, else ``(inner, width)``.
     """
     _check(x, values)
-    if x.dim() != 2 or outputs % width or x.shape[1] % inner or values.numel() != lists.inner.numel() * width * inner:
+    blocks, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
+    if x.dim() != 2 or outputs != blocks * width or x.shape[1] % inner or values.numel() != size:
         raise RuntimeError(
             f"expected (tokens, inputs) and {lists.inner.numel()} tiles of {width} x {inner} for {outputs} outputs, "
             f"got {tuple(x.shape)} and {values.numel()} values"

@@ -112,3 +112,27 @@ def test_a_written_mask_is_announced_to_its_layer():
     before = layer.masks_written
     bank.write(layer, layer.packed_mask().clone())
     assert layer.masks_written == before + 1
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiles"])
+@pytest.mark.parametrize("tokens", [32, 128])
+def test_who_differentiates_the_backward_pass_gets_right_second_derivatives(
+    backend: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMET_COMPUTE", backend)
+    torch.manual_seed(0)
+    sparse = smet.sparsify(nn.Sequential(nn.Linear(64, 64)), density=0.5, block=(16, 16), quiet=True).model[0]
+    plain = nn.Linear(64, 64)
+    with torch.no_grad():
+        plain.weight.copy_(sparse.dense_weight())
+        plain.bias.copy_(sparse.bias)
+    found = []
+    for layer in (sparse, plain):
+        x = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        (gradient,) = torch.autograd.grad((x + layer(x)).pow(2).sum(), x, create_graph=True)
+        gradient.pow(2).sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        sparse.values.grad, sparse.compress_gradient(plain.weight.grad.contiguous()), rtol=1e-4, atol=1e-2
+    )

@@ -1,0 +1,107 @@
+"""What a state dict has to say of a sparse layer before its entries are written: how they lie, and whether they fit.
+
+Values are active weights in the order of the mask's blocks, and so are moments and ages, so the layer turns to the
+orientation that was saved. A layer is written as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smet.mask import count_active, has_spare_bits
+from smet.patterns import OLD_TRANSPOSED, matching
+from smet.say import say
+
+if TYPE_CHECKING:
+    from smet.linear import SparseLinear
+
+ORIENTATION = "transposed"
+"""What a state dict calls the orientation of a layer's canonical matrix, beside its values and mask."""
+BLOCK = "block"
+"""The same of the rows and columns of its tiles."""
+VERSION = 2
+"""Of a ``SparseLinear`` in a state dict; the first had neither of the two."""
+
+_said: set[str] = set()
+
+
+def describe(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> None:
+    """Put beside the layer's entries how they lie."""
+    destination[prefix + ORIENTATION] = torch.tensor(layer.transposed)
+    destination[prefix + BLOCK] = torch.tensor(layer.grid.block)
+
+
+def take_in(
+    layer: SparseLinear, state: dict[str, Any], prefix: str, metadata: dict[str, Any], errors: list[str]
+) -> bool:
+    """Turn the layer to how its entries of ``state`` lie. Returns whether they may be written.
+
+    Args:
+        state: loses what says how entries lie.
+        metadata: what the saving module's class said of itself; empty where ``state`` was made otherwise.
+        errors: takes what is wrong.
+
+    Raises:
+        ConfigError: the block does not divide the other orientation.
+    """
+    transposed, block = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
+    values, bits = state.get(prefix + "values"), state.get(prefix + "mask")
+    if not isinstance(values, Tensor):
+        return True
+    name, own = prefix.removesuffix(".") or "the layer", layer.grid.block
+    found = []
+    if block is not None and tuple(block.tolist()) != own:
+        there = " x ".join(str(side) for side in block.tolist())
+        found.append(f"{name} was saved with tiles of {there}, expected {own[0]} x {own[1]}; set block to what it was")
+    if values.numel() != layer.values.numel():
+        found.append(f"{name} has {values.numel()} values in the state, expected {layer.values.numel()}: the density"
+                     " or the layer's shape is another")  # fmt: skip
+    elif isinstance(bits, Tensor) and layer.mask is not None:
+        found += _misfit(layer, name, bits)
+    if transposed is None:
+        turned, wrong = _old(layer, prefix.removesuffix("."), bits is not None, metadata.get("version"))
+        found += wrong
+    else:
+        turned = bool(transposed)
+    errors += found
+    if not found:
+        layer.turn(turned)
+    return not found
+
+
+def _misfit(layer: SparseLinear, name: str, bits: Tensor) -> list[str]:
+    assert layer.mask is not None
+    if bits.numel() != layer.mask.numel() or bits.dtype != torch.uint8:
+        return [f"{name} has a mask of {bits.numel()} x {bits.dtype} in the state, expected {layer.mask.numel()} bytes"]
+    if not bits.is_meta and (count_active(bits) != layer.active or has_spare_bits(bits, layer.grid.blocks)):
+        return [f"{name} has a mask of {count_active(bits)} active blocks in the state, expected {layer.active}"]
+    return []
+
+
+def _old(layer: SparseLinear, name: str, masked: bool, version: int | None) -> tuple[bool, list[str]]:
+    """Orientation of entries that do not say it, and why it cannot be told.
+
+    Release 0.1 did not write it down and went by the layer's name. Values without their mask belong to the mask that
+    the layer has.
+    """
+    old = matching(name, OLD_TRANSPOSED) is not None
+    if old == layer.transposed or (not masked and not layer.is_full):
+        return layer.transposed, []
+    if version is None and layer.is_full:
+        return layer.transposed, [
+            f"the state does not say how the values of {name} lie (release 0.1 went by the layer's name); put"
+            f" {name}.{ORIENTATION} into it, torch.tensor({old}) if that release wrote it, else"
+            f" torch.tensor({layer.transposed})"
+        ]
+    if version is None and name not in _said:  # made by other means than state_dict(), or its keys were renamed
+        _said.add(name)
+        say(
+            f"smet: note: the state does not say how the weights of {name} lie; it is read as one of release 0.1, which"
+            f" went by the layer's name; if it is of a later one, put {name}.{ORIENTATION} into it",
+            logging.WARNING,
+        )
+    return old, []
