@@ -139,7 +139,7 @@ def test_a_saved_average_goes_on_bit_for_bit() -> None:
 def test_memory_is_that_of_the_union_and_old_weights_leave_an_exponential_average() -> None:
     run = Run(update_interval=1, prune_schedule="constant", prune_start=0.3)
     average = ModelAverage(run.model, decay=0.3)
-    of_layers = ("values", "mask", "transposed")
+    of_layers = ("values", "mask", "transposed", "block")
     others = sum(4 * t.numel() for n, t in run.model.state_dict().items() if n.split(".")[-1] not in of_layers)
     others += 4  # the norm counts in int64
     assert average.bytes_held == others + 2 * (256 * 5 + 2 * 1024 // 8)
