@@ -49,7 +49,7 @@ def test_what_would_be_lost_is_refused(density: float) -> None:
             layer.weight = new
     assert torch.equal(layer.values, before)
     assert "weight" not in dict(layer.named_parameters())
-    assert {*layer.state_dict()} <= {"values", "mask", "bias", "transposed"}
+    assert {*layer.state_dict()} <= {"values", "mask", "bias", "transposed", "block"}
 
 
 def test_a_frozen_layers_weight_passes_gradients_on() -> None:
