@@ -148,3 +148,26 @@ def test_first_masks_by_the_dense_model_are_the_same_in_every_layout(tmp_path: P
     (alone,) = run_ranks(first_masks_of, 1, made[0])
     (first, _) = run_ranks(first_masks_of, 2, made[1])
     assert first == pytest.approx(alone, rel=1e-5) and len({round(loss, 6) for loss in alone}) == 3
+
+
+@pytest.mark.slow
+def test_means_of_gradients_go_to_any_layout(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    made = []
+    for name, stop_at, parallel in (
+        ("whole", 0, {"zero_stage": 2}),
+        ("three", 7, {"zero_stage": 2}), ("three", 0, {"zero_stage": 3}),
+        ("split", 7, {"zero_stage": 2}), ("split", 0, {"zero_stage": 1, "tensor": 2}),
+    ):  # fmt: skip
+        one = settings(str(tmp_path / "corpus"), tmp_path / name, train__steps=10)
+        one["sparsity"] |= {"update_interval": 3, "prune_start": 0.3, "growth": "momentum", "topology_ranges": 2}
+        one["sparsity"]["density"] = 0.25
+        one["model"] |= {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        one["model"]["num_key_value_heads"] = 2
+        one["train"]["stop_at"], one["parallel"] = stop_at, parallel
+        made.append(one)
+    (whole, _, three, _, split), _ = run_ranks(train_all, 2, made, timeout=280.0)
+    for other in (three, split):
+        assert other["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        assert "mean gradients" not in other["screen"], "none were left out"
+    assert three["digests"] == whole["digests"]
