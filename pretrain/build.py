@@ -11,13 +11,15 @@ from pretrain.checkpoint.masks import SavedMasks
 from pretrain.config import RunConfig
 from pretrain.engine import Engine, PipelineEngine, PlainEngine
 from pretrain.errors import ConfigError, nearest
+from pretrain.formula import formula_of, options_of
 from pretrain.layout import Layout
 from pretrain.models import inventory_of
 from pretrain.parallel.groups import fill_up
 from pretrain.parallel.part import Builder
 from pretrain.parallel.pipeline import build_stages
 from pretrain.plan.cut import stage_bounds
-from smet import Remedies, SmetAdamW, parameter_groups
+from smet import Remedies, parameter_groups
+from smet.optim.aged import AgedOptimizer
 
 
 class LossModel(nn.Module):
@@ -33,16 +35,15 @@ class LossModel(nn.Module):
         return loss
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> SmetAdamW:
-    """``SmetAdamW`` over dense and sparse groups, on the engine's clock."""
-    settings, sparsity = config.optimizer, config.sparsity
-    return SmetAdamW(
-        groups,
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        remedies=Remedies.of(sparsity),
-        external_clock=True,
+def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> AgedOptimizer:
+    """The optimizer over dense and sparse groups, on the engine's clock.
+
+    Raises:
+        ConfigError: there is no such formula, or it does not have these options, or not here.
+    """
+    remedies = Remedies.of(config.sparsity)
+    return AgedOptimizer(
+        groups, formula_of(config), config.optimizer.lr, 0.0, remedies, external_clock=True, **options_of(config)
     )
 
 

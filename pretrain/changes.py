@@ -27,10 +27,19 @@ DATA = ("data.train", "data.curriculum", "data.validation")
 MAY_CHANGE = {
     "train.steps", "train.micro_batch_size", "train.activation_checkpointing", "train.output_dir", "train.device",
     "train.stop_at", "train.consistency_interval", "sparsity.mask_residency", "sparsity.weight_residency",
-    "data.tokenizer", *DATA,
+    "sparsity.compute", "data.tokenizer", *DATA,
 }  # fmt: skip
 """Settings that a resumed run may change: they do not change what is being trained."""
-MAY_CHANGE_SECTIONS = ("parallel", "evaluation", "checkpoint", "logging", "guard", "operation", "deepspeed")
+MAY_CHANGE_SECTIONS = (
+    "parallel",
+    "evaluation",
+    "checkpoint",
+    "logging",
+    "guard",
+    "operation",
+    "callbacks",
+    "deepspeed",
+)
 QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", "checkpoint", "logging", "operation")
 """Settings and sections that bend nothing."""
 
@@ -63,6 +72,8 @@ class Change:
     @property
     def fits(self) -> bool:
         """Whether a branch may have it: neither the weights nor the order of the data depend on it."""
+        if self.key == "optimizer.name":  # whose state is in the checkpoint
+            return False
         return self.key.startswith(("optimizer.", "train.")) or (
             self.key.startswith("sparsity.") and self.key not in SHAPES
         )

@@ -17,6 +17,7 @@ from pretrain.config import RunConfig
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
+from pretrain.lookup import require_found
 from pretrain.parallel.part import Builder, nest
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
@@ -35,8 +36,9 @@ def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_
 
     Raises:
         LaunchError: a layout that cannot work, or a rank that is not in it.
-        ConfigError: a batch that does not divide, or blocks that do not fit.
+        ConfigError: a batch that does not divide, blocks that do not fit, or a name that means nothing.
     """
+    require_found(config)
     shards = config.parallel.tensor * config.parallel.pipeline
     world = shards if world_size is None else world_size
     check_world(world, config)

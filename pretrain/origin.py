@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.changes import bend
 from pretrain.checkpoint.load import choose
-from pretrain.checkpoint.resume import require_same_data
+from pretrain.checkpoint.resume import require_same_data, require_same_formula
 from pretrain.checkpoint.state import read_state
 from pretrain.config import RunConfig
 from pretrain.layout import Layout
@@ -42,7 +42,8 @@ def origin_of(config: RunConfig, folder: RunFolder, layout: Layout, fingerprint:
         fingerprint: of the training data.
 
     Raises:
-        CheckpointError: nothing usable where something should be, or it was trained on other data.
+        CheckpointError: nothing usable where something should be, or it was trained on other data or by another
+            optimizer.
     """
     given = config.checkpoint.resume
     resume = layout.gather_objects(layout.agree(lambda: folder.resume_from(given)))[0]
@@ -53,4 +54,5 @@ def origin_of(config: RunConfig, folder: RunFolder, layout: Layout, fingerprint:
         return None
     state = layout.agree(lambda: read_state(path))
     layout.agree(lambda: require_same_data(state, config, fingerprint, path))
+    layout.agree(lambda: require_same_formula(state, config, path))
     return Origin(path, state)

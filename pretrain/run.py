@@ -8,18 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pretrain.build import build_engine, deepspeed_config
 from pretrain.callbacks.base import Callback
-from pretrain.callbacks.checkpointing import CheckpointCallback
-from pretrain.callbacks.consistency import ConsistencyCallback
-from pretrain.callbacks.evaluation import EvaluationCallback
-from pretrain.callbacks.guard import GuardCallback
-from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
-from pretrain.callbacks.memory import MemoryCallback
-from pretrain.callbacks.sources import SourcesCallback
-from pretrain.callbacks.stability import StabilityCallback
-from pretrain.callbacks.topology import TopologyCallback
-from pretrain.callbacks.traffic import TrafficCallback
+from pretrain.callbacks.table import Parts, callbacks_of
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
@@ -29,10 +22,11 @@ from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open
 from pretrain.data.loader import BatchLoader
 from pretrain.ends import broken_line, last_line, why_ended
 from pretrain.engine import Engine
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 from pretrain.first_masks import first_masks
 from pretrain.heartbeat import Heartbeat, require_free
 from pretrain.layout import Layout
+from pretrain.lookup import require_found
 from pretrain.models import inventory_of
 from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
@@ -41,7 +35,7 @@ from pretrain.plan import cut
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
-from smet import MaskBank, TopologyController, criteria, kernels
+from smet import MaskBank, TopologyController, compute, kernels
 
 
 def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
@@ -72,8 +66,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     Raises:
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
+    layout.agree(lambda: require_found(config))
     operation = config.operation
-    layout.agree(lambda: _require_criteria(config))
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
     folder = RunFolder(config.train.output_dir)
@@ -103,7 +97,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
         trainer.corpora.append(validation_data)
-    trainer.callbacks = _callbacks(config, folder, layout, validation)
+    trainer.callbacks = layout.agree(lambda: _callbacks(config, folder, layout, validation))
     if checkpoint is not None:
         heartbeat.mark("loading the checkpoint", 0)
         resume(trainer, checkpoint)
@@ -115,14 +109,6 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         remarks += origin.what_bends(trainer) if origin else []
         print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
     return trainer
-
-
-def _require_criteria(config: RunConfig) -> None:
-    """Look up what the run file names, before anything else is done."""
-    try:
-        criteria.require(config.sparsity)
-    except ConfigError as error:
-        raise ConfigError([f"sparsity.{text}" for text in error.problems]) from error
 
 
 def _engine(
@@ -177,23 +163,10 @@ def _curriculum(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
 
 
 def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation: BatchLoader | None) -> list[Callback]:
-    """In the order in which a step's end is worked off; see each callback for why."""
+    """All callbacks, in the order of ``callbacks.base.ORDER``."""
     settings = config.checkpoint
     saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
-    counted = config.logging.traffic and layout.world_size > 1
-    return [
-        *([TrafficCallback()] if counted else []),
-        GuardCallback(config.guard, folder, saver, resume),
-        *([EvaluationCallback(validation)] if validation is not None else []),
-        TopologyCallback(folder),
-        StabilityCallback(folder),
-        ConsistencyCallback(),
-        MemoryCallback(folder),
-        SourcesCallback(),
-        CheckpointCallback(saver),
-        MetricsCallback(folder, config.logging.tensorboard),
-        ProgressCallback(),
-    ]
+    return callbacks_of(Parts(config, layout, folder, saver, resume, validation))
 
 
 def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
@@ -210,10 +183,15 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
     ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
     stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
+    formula = trainer.store.optimizer.formula.name
+    optimizer = "SmetAdamW" if formula == "adamw" else formula
+    tokens = config.train.micro_batch_size * config.data.seq_length
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    products = compute.describe(trainer.topology.all_layers.values(), tokens, dtype)
     return (
         f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
-        f"{rows}x{cols}); SmetAdamW in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "
+        f"{rows}x{cols}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "
         f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
         f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
-        f"per step; {kernels.describe(layout.device.type)}"
+        f"per step; products by {products}; {kernels.describe(layout.device.type)}"
     )

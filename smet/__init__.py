@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smet.adamw import AdamW
-    from smet.ages import Remedies
     from smet.average import ModelAverage
     from smet.bank import MaskBank
     from smet.config import PRESETS, SmetConfig
@@ -20,22 +18,24 @@ if TYPE_CHECKING:
     from smet.convert import densify, parameter_groups, sparsify
     from smet.errors import ConfigError, UserError
     from smet.linear import SparseLinear, sparse_layers
-    from smet.optimizer import SmetAdamW
+    from smet.optim.adamw import SmetAdamW
+    from smet.optim.ages import Remedies
+    from smet.optim.front import AdamW
     from smet.report import SparsifyReport
     from smet.run import Run, attach
     from smet.store import LocalStore
     from smet.update import UpdateReport
 else:
     _HOMES = {
-        "AdamW": "adamw",
+        "AdamW": "optim.front",
         "PRESETS": "config",
         "ConfigError": "errors",
         "LocalStore": "store",
         "MaskBank": "bank",
         "ModelAverage": "average",
-        "Remedies": "ages",
+        "Remedies": "optim.ages",
         "Run": "run",
-        "SmetAdamW": "optimizer",
+        "SmetAdamW": "optim.adamw",
         "SmetConfig": "config",
         "SparseLinear": "linear",
         "SparsifyReport": "report",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import Any, TypeVar
 
+from smet.compute import problem as compute_problem
 from smet.criteria import TABLES
 from smet.errors import ConfigError, nearest
 from smet.fields import wrong_types
@@ -100,6 +101,8 @@ class SmetConfig:
     """``sharded``: each data-parallel rank keeps 1/D of the mask bits; ``replicated``: all of them."""
     weight_residency: str = "compressed"
     """``compressed``: the dense matrix lives only while its layer computes; ``dense``: kept between uses."""
+    compute: str = "auto"
+    """Who multiplies: ``auto``, ``tiles``, ``dense``, or ``package.module:Class`` of your own (``smet.compute``)."""
     seed: int = 0
     """Seed of initial masks and random growth."""
 
@@ -125,7 +128,8 @@ class SmetConfig:
             value = getattr(self, name)
             if value not in allowed:
                 found.append(f"{name} is '{value}', expected one of {', '.join(allowed)}{nearest(value, allowed)}")
-        named = (problem(name, getattr(self, name), table) for name, table in TABLES.items())
+        named = [problem(name, getattr(self, name), table) for name, table in TABLES.items()]
+        named.append(compute_problem("compute", self.compute))
         found += [text for text in named if text is not None]
         if not 0.0 < self.density <= 1.0:
             found.append(f"density is {self.density}, expected a fraction in (0, 1], such as 0.25")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from smet import copies
 from smet.activity import TOPOLOGY, during
-from smet.ages import AgeTable
 from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
 from smet.config import SmetConfig
@@ -30,7 +29,8 @@ from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.notices import run_notices
-from smet.optimizer import TopologyPosition
+from smet.optim.aged import TopologyPosition
+from smet.optim.ages import AgeTable
 from smet.say import say
 from smet.schedule import TopologySchedule
 from smet.store import Fragment, ParameterStore

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smet.candidates import Survey, is_stored_transposed, parameter_of, shape_of, survey, weight_of
+from smet.compute import backend
 from smet.config import SmetConfig
 from smet.criteria import MASKS, mask_needs
 from smet.distribution import active_blocks, density_factor, effective_density, layer_densities
@@ -100,6 +101,7 @@ def sparsify(
     if isinstance(model, SparsifyReport):
         model = model.model
     _check_model(model)
+    backend(config.compute)
     found = survey(model, config)
     layers = found.layers
     densities = piece.densities
@@ -319,6 +321,7 @@ def _like(
     vars(sparse).update({name: value for name, value in vars(layer).items() if name not in own})
     sparse.values.requires_grad_(bool(layer.weight.requires_grad))
     sparse.configured_density = density
+    sparse.compute = config.compute
     sparse.keep_dense = config.weight_residency == "dense"
     return sparse
 

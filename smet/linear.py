@@ -55,6 +55,8 @@ class SparseLinear(nn.Module):
         self.register_buffer("mask", None if self.is_full else bits)
         self.configured_density = self.density
         """What decides the learning-rate factor: see ``smet.distribution.effective_density``."""
+        self.compute = "auto"
+        """Who multiplies; see ``smet.compute``."""
         self.source: Any = None
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
         self.values_written = self.masks_written = 0
@@ -221,13 +223,13 @@ class _SparseMatmul(torch.autograd.Function):
         x, values = ctx.saved_tensors
         layer, grad = ctx.layer, grads[0]
         # Who differentiates the backward pass itself needs products that leave a graph.
-        chosen = compute.DENSE if torch.is_grad_enabled() else compute.choose(layer, x)
+        chosen = compute.dense_backend() if torch.is_grad_enabled() else compute.choose(layer, x)
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
             grad_x = chosen.input_gradient(layer, grad, values)
         if ctx.needs_input_grad[1]:
             # Whoever grows weights by the dense gradient needs all of it, which only the dense backend makes.
-            by = chosen if layer.gradient_sink is None else compute.DENSE
+            by = chosen if layer.gradient_sink is None else compute.dense_backend()
             grad_values = by.values_gradient(layer, x, grad)
             if layer.values_sink is not None:
                 layer.values_sink(layer, grad_values)

@@ -19,6 +19,9 @@ KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
 OFFLOADED = ("gradients", "master", "moments", "ages")
 """Kinds that ZeRO-Offload keeps in host memory."""
 
+ADAMW_STATE = 8
+"""Bytes per weight of AdamW's two moments."""
+
 Table = dict[str, dict[str, int]]
 """part -> kind -> bytes."""
 
@@ -87,7 +90,13 @@ def part_bytes(blocks: int, size: int, ranks: int) -> int:
 
 
 def plan(
-    part: Part, stage: int, ranks: int, sixteen_bit: bool, masks_sharded: bool = True, host_gradient: int = 0
+    part: Part,
+    stage: int,
+    ranks: int,
+    sixteen_bit: bool,
+    masks_sharded: bool = True,
+    host_gradient: int = 0,
+    state: int = ADAMW_STATE,
 ) -> dict[str, int]:
     """Bytes per kind on one rank, under ZeRO ``stage`` over ``ranks`` data-parallel ranks.
 
@@ -96,6 +105,7 @@ def plan(
 
     Args:
         host_gradient: bytes per weight of gradients that ZeRO-Offload keeps; 0 = gradients are as wide as weights.
+        state: bytes per weight that the optimizer's formula declares.
     """
     width = 2 if sixteen_bit else 4
     gradient = host_gradient or width
@@ -106,7 +116,7 @@ def plan(
         planned["weights"] += width * (share + kept_whole if stage == 3 else whole)
         planned["gradients"] += gradient * share
         planned["master"] += 4 * share
-        planned["moments"] += 8 * share
+        planned["moments"] += state * share
         planned["ages"] += share if aged else 0
     planned["moments"] += sum(part_bytes(blocks, size, ranks) for blocks, size in part.means)
     planned["masks"] = sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smet.adamw import AdamW
 from smet.bank import MaskBank
 from smet.controller import TopologyController
 from smet.errors import ConfigError
-from smet.optimizer import SmetAdamW
+from smet.optim.aged import AgedOptimizer
+from smet.optim.front import ModelOptimizer
 from smet.say import say
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
@@ -95,7 +95,8 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
     saved with its state. Where an engine's ranks share the masks out, the model's state dict is refused: it lacks them.
 
     Args:
-        handle: an ``AdamW``, also inside accelerate's wrapper, or a DeepSpeed engine that runs one by ZeRO 1, 2 or 3.
+        handle: an ``AdamW`` or other ``ModelOptimizer``, also inside accelerate's wrapper, or a DeepSpeed engine that
+            runs one by ZeRO 1, 2 or 3.
         total_steps: length of the run in optimizer steps.
         on_update: called with the report of each topology update.
         replicas: see ``LocalStore``; an engine knows its own.
@@ -131,7 +132,7 @@ def _served(handle: Any, replicas: Replicas) -> Served:
         if knows(handle):
             return serve(handle, replicas)
     hint = "see docs/library.md"
-    if isinstance(handle, SmetAdamW):
+    if isinstance(handle, AgedOptimizer):
         hint = "make the optimizer by smet.AdamW(model)"
     elif isinstance(handle, nn.Module):
         hint = "give it the optimizer that steps the model"
@@ -168,7 +169,7 @@ def _of_deepspeed(engine: Any, replicas: Replicas) -> Served:
 
 
 ENGINES: list[tuple[Callable[[Any], bool], Callable[[Any, Replicas], Served]]] = [
-    (lambda handle: isinstance(_inside(handle), AdamW), _of_torch),
+    (lambda handle: isinstance(_inside(handle), ModelOptimizer), _of_torch),
     (lambda handle: type(handle).__name__ == "DeepSpeedEngine", _of_deepspeed),
 ]
 """(is it mine, what serves it): one entry per kind of handle."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from smet.agreement import default_replicas, usable
 from smet.errors import ConfigError
 from smet.kernels.checks import plain
-from smet.optimizer import SmetAdamW
+from smet.optim.aged import AgedOptimizer
 
 
 @dataclass
 class Fragment:
     """This rank's contiguous piece of one parameter, as live 1-D views.
 
-    ``state`` has ``exp_avg``, ``exp_avg_sq`` and, for parameters that can be regrown, ``birth``.
+    ``state`` has what the optimizer's formula declares and, for parameters that can be regrown, ``birth``.
     """
 
     start: int
@@ -40,7 +40,7 @@ class Fragment:
 class ParameterStore(Protocol):
     """What the topology controller and checkpoints need to know of an engine."""
 
-    optimizer: SmetAdamW
+    optimizer: AgedOptimizer
     group: dist.ProcessGroup | None
     """Ranks over which fragments of a parameter are spread; None = this rank has all of it."""
     replicas: dist.ProcessGroup | None
@@ -68,7 +68,7 @@ class ParameterStore(Protocol):
 
 
 class LocalStore:
-    """The whole of every parameter on this rank, updated by ``SmetAdamW`` itself.
+    """The whole of every parameter on this rank, updated by its ``AgedOptimizer`` itself.
 
     Args:
         optimizer: over ``parameter_groups(model, config)``.
@@ -82,14 +82,14 @@ class LocalStore:
 
     skips_frozen = True
 
-    def __init__(self, optimizer: SmetAdamW, replicas: dist.ProcessGroup | Literal["all"] | None = "all"):
-        if not isinstance(optimizer, SmetAdamW):
+    def __init__(self, optimizer: AgedOptimizer, replicas: dist.ProcessGroup | Literal["all"] | None = "all"):
+        if not isinstance(optimizer, AgedOptimizer):
             inside = getattr(optimizer, "optimizer", None)
-            raise ConfigError(
-                f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}, expected "
-                + ("the SmetAdamW inside it: LocalStore(optimizer.optimizer)" if isinstance(inside, SmetAdamW)
-                   else "smet.SmetAdamW over smet.parameter_groups(model, config)")
-            )  # fmt: skip
+            expected = "smet.SmetAdamW over smet.parameter_groups(model, config)"
+            if isinstance(inside, AgedOptimizer):
+                expected = f"the {type(inside).__name__} inside it: LocalStore(optimizer.optimizer)"
+            kind = type(optimizer)
+            raise ConfigError(f"the optimizer is a {kind.__module__}.{kind.__qualname__}, expected {expected}")
         self.optimizer = optimizer
         self.group: dist.ProcessGroup | None = None
         self.replicas = default_replicas() if isinstance(replicas, str) else usable(replicas)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from smet.ages import Remedies
 from smet.agreement import differing
 from smet.bank import MaskBank
 from smet.compute import tiles
 from smet.config import SmetConfig
 from smet.errors import ConfigError
 from smet.linear import SparseLinear
-from smet.optimizer import SmetAdamW
+from smet.optim.aged import AgedOptimizer
+from smet.optim.ages import Remedies
 from smet.store import Fragment, ParameterStore
 
 REMEDY = "make the optimizer over parameter_groups(model, config)"
@@ -83,7 +83,7 @@ def require_same_kernels(layers: Mapping[str, SparseLinear], bank: MaskBank, gro
         )
 
 
-def agree_on_remedies(config: SmetConfig, optimizer: SmetAdamW) -> None:
+def agree_on_remedies(config: SmetConfig, optimizer: AgedOptimizer) -> None:
     """Give ``optimizer`` the remedies that ``config`` asks for, unless it was told any.
 
     Raises:

@@ -16,19 +16,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet.errors import ConfigError
-from smet.optimizer import SmetAdamW
+from smet.optim.aged import AgedOptimizer
 from smet.store import Fragment, state_kind
 
 SUPPORTED = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
 
 
 class ZeroStore:
-    """The fragments of a ``deepspeed.initialize``d engine whose client optimizer is ``SmetAdamW``.
+    """The fragments of a ``deepspeed.initialize``d engine whose client optimizer is an ``AgedOptimizer``.
 
     Creating it allocates the optimizer state and starts the optimizer's clock.
 
     Raises:
-        ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over ``SmetAdamW``.
+        ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over an ``AgedOptimizer``, or its formula does
+            not work on flat values.
     """
 
     skips_frozen = False  # the optimizer sees flat partitions, and no parameters in them
@@ -38,9 +39,10 @@ class ZeroStore:
         self.zero: Any = engine.optimizer
         kind = type(self.zero).__name__
         client = getattr(self.zero, "optimizer", None)
-        if kind not in SUPPORTED or not isinstance(client, SmetAdamW):
+        if kind not in SUPPORTED or not isinstance(client, AgedOptimizer):
             raise ConfigError(
-                f"the engine runs {kind} over {type(client).__name__}, expected ZeRO 1, 2 or 3 over SmetAdamW; "
+                f"the engine runs {kind} over {type(client).__name__}, expected ZeRO 1, 2 or 3 over SmetAdamW "
+                "or another AgedOptimizer; "
                 "set the stage to 1, 2 or 3 (zero_optimization.stage) and leave data_types.grad_accum_dtype unset"
             )
         self.optimizer = client

@@ -16,7 +16,7 @@ PACKAGES = ("smet", "pretrain", "launch", "tools")
 
 FLOORS: dict[str, tuple[str, ...]] = {
     "words": (
-        "command", "errors", "exit_codes", "laggards", "lookup", "numbers", "outside", "paths", "rules", "stability",
+        "command", "errors", "exit_codes", "laggards", "numbers", "outside", "paths", "rules", "stability",
         "stopping", "traffic",
     ),
     "files and places": ("files", "layout", "leaving", "ports", "records", "screen"),
@@ -25,10 +25,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "settings": ("changes", "config", "environment", "formula", "schedule"),
     "starting": ("meeting", "startup"),
     "what computes, and what that takes": ("engine", "parallel", "plan"),
-    "what is kept": ("build", "checkpoint", "dry_run", "evaluate", "first_masks", "run_folder"),
+    "what is kept": ("build", "checkpoint", "evaluate", "first_masks", "run_folder"),
     "what a run does beside training": ("callbacks", "heartbeat"),
     "the loop": ("trainer",),
-    "where runs begin and end": ("ends", "origin"),
+    "what a run file names": ("lookup",),
+    "where runs begin and end": ("dry_run", "ends", "origin"),
     "a run": ("run",),
     "the command": ("__main__",),
 }  # fmt: skip

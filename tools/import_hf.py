@@ -34,9 +34,9 @@ from pretrain.numbers import finite
 from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
 from smet import SmetConfig
-from smet.ages import AgeTable
 from smet.config import CHOICES, PRESETS
 from smet.mask import unpack
+from smet.optim.ages import AgeTable
 from smet.spec import LayerSpec
 from smet.topology import block_scores, magnitude_mask
 from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
@@ -217,7 +217,7 @@ def _plain(value: Any) -> Any:
 
 def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     """The small state of a run before its first step; neither data nor a probe batch belong to it yet."""
-    ages = AgeTable(0.9, 0.999).state_dict()  # no births yet, whatever the decay rates
+    ages = AgeTable().state_dict()  # no births yet
     return {
         "step": 0,
         "consumed_samples": 0,

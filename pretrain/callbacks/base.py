@@ -11,10 +11,35 @@ Record = dict[str, Any]
 """What one optimizer step reports; callbacks add to it, later ones see what earlier ones added."""
 
 
+OWN = "own"
+"""Where the callbacks of the run file stand, in the order in which it names them."""
+
+ORDER = {
+    "traffic": "counts what the step has sent before those behind it send more",
+    "guard": "knows first whether a step counts, and goes back before anybody has begun the next one",
+    "evaluation": "measures the model, and not the shock of an update right before",
+    "topology": "moves the optimizer's clock, and changes the masks where that is due",
+    "stability": "watches the losses that follow an update",
+    "consistency": "compares what several ranks hold alike, updates included",
+    "memory": "measures what is held at rest, when evaluation and update have let go",
+    "sources": "counts samples, for the record and for the checkpoint of the same step",
+    OWN: "sees all of the record, and what it adds is written; its state is saved with the step that it belongs to",
+    "checkpoint": "saves before a step what all others know of the step before; at the end, after their last word",
+    "metrics": "writes the record, when everybody has added to it",
+    "progress": "prints what was written",
+}
+"""Who is called when, and why there: at each hook, every callback in this order, on all ranks."""
+
+
 class Callback:
-    """Hooks of the train loop, in the order in which they are called. All ranks call all hooks."""
+    """Hooks of the train loop, in the order in which they are called. All ranks call all hooks.
+
+    A hook that decides something decides alike on all ranks: what it looks at is global, or it asks
+    ``trainer.layout``. What only one rank is to do (``trainer.layout.is_main``) is no collective, nor is ``__init__``.
+    """
 
     name = "callback"
+    """Checkpoints keep its state under it. One of the run file that says none is called what the run file calls it."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step, after any checkpoint was loaded."""

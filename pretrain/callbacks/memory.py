@@ -61,12 +61,13 @@ def planned(trainer: Trainer) -> dict[str, Any]:
     layers = sparse_layers(trainer.engine.model)
     stage, half = config.parallel.zero_stage, config.train.precision == "bf16"
     sharded, away = config.sparsity.mask_residency == "sharded", host_gradient(config, layout.dp_size)
+    state = trainer.store.optimizer.formula.width()
     total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
     parts = _parts(trainer, layers)
     return {
         "sparse_weights": total,
         "active_weights": sum(layer.active * layer.grid.block_size for layer in layers.values()),
-        "planned": {name: plan(part, stage, layout.dp_size, half, sharded, away) for name, part in parts.items()},
+        "planned": {n: plan(part, stage, layout.dp_size, half, sharded, away, state) for n, part in parts.items()},
         "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half, host_gradient=away),
     }
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
     """Live fragments of everything that training changes: loading into them restores the run. Collective.
 
-    For a parameter ``p``: ``p`` (fp32 master), ``p/exp_avg``, ``p/exp_avg_sq`` and, if its weights can
-    be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed bits, and where a criterion needs it
-    ``l.mean_gradient``, by block of the dense canonical matrix. A tensor-parallel
+    For a parameter ``p``: ``p`` (fp32 master), what the optimizer's formula declares (AdamW: ``p/exp_avg``,
+    ``p/exp_avg_sq``) and, if its weights can be regrown, ``p/birth``. For a sparse layer ``l``: ``l.mask``, the packed
+    bits, and where a criterion needs it ``l.mean_gradient``, by block of the dense canonical matrix. A tensor-parallel
     shard is a range of the whole vector; copies that another rank saves are marked as replicas.
     """
     places = offsets(engine.model, layout)

@@ -68,11 +68,15 @@ def _require_newest(path: Path, root: Path) -> None:
         )
 
 
-def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
+def read_vectors(path: Path, vectors: Vectors, layout: Layout, other_optimizer: bool = False) -> None:
     """Fill the live fragments of ``vectors`` from the checkpoint, whatever layout wrote it. Collective.
 
     Births may be absent (a run whose topology never changed wrote it): then all weights are old; or be there without
     use, where this run's topology never changes. Both are said.
+
+    Args:
+        other_optimizer: the state in the checkpoint is that of another optimizer before its first step: it is left
+            out, which is said, and this run's begins with zeros.
 
     Raises:
         CheckpointError: the checkpoint is of another model: a vector is missing, not in this model, or has another
@@ -83,10 +87,10 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
     stored = {name: entry.size.numel() for name, entry in entries.items()}
     everywhere = {name for names in layout.gather_objects(list(vectors)) for name in names}
     wanted = dict(vectors)
-    absent = [name for name in vectors if name.endswith(MAY_BE_ABSENT) and name not in stored]
+    absent = [name for name in vectors if _may_miss(name, other_optimizer) and name not in stored]
     for name in absent:
         wanted.pop(name).local.zero_()
-    unused = [name for name in stored if name not in everywhere and _base(name) in everywhere]
+    unused = [name for name in stored if name not in everywhere and _base(name, other_optimizer) in everywhere]
     wrong = [
         f"{name} has {stored.get(name, 'no')} elements, expected {vector.numel()}"
         for name, vector in wanted.items()
@@ -103,14 +107,23 @@ def read_vectors(path: Path, vectors: Vectors, layout: Layout) -> None:
     reader.load(wanted, process_group=layout.control)
     if layout.is_main:
         _tell(path, absent, unused)
+        if other_optimizer:
+            print(f"note: {path} is of another optimizer, before its first step: this run's begins anew", flush=True)
 
 
 MAY_BE_ABSENT = ("/birth", ".mean_gradient")
 """Vectors of some settings alone: ages of what can be regrown, means of gradients that a criterion needs."""
 
 
-def _base(name: str) -> str:
+def _may_miss(name: str, other_optimizer: bool) -> bool:
+    """Whether a run may do without the vector ``name``."""
+    return name.endswith(MAY_BE_ABSENT) or (other_optimizer and "/" in name)
+
+
+def _base(name: str, other_optimizer: bool = False) -> str:
     """The vector that a vector of ``MAY_BE_ABSENT`` goes with; others as they are."""
+    if other_optimizer and "/" in name:
+        return name.rpartition("/")[0]
     if name.endswith(".mean_gradient"):
         return name.removesuffix(".mean_gradient") + ".values"
     return name.removesuffix("/birth")

@@ -35,7 +35,8 @@ def resume(trainer: Trainer, path: Path) -> None:
     state = read_state(path)
     _require_readable(state, path)
     vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
-    read_vectors(path, vectors, trainer.layout)
+    other = _formula(state["config"]) != trainer.config.optimizer.name
+    read_vectors(path, vectors, trainer.layout, other)
     require_sound(trainer.engine.model, trainer.bank, vectors, state, trainer.layout, path)
     trainer.bank.release()
     trainer.store.publish()
@@ -95,6 +96,27 @@ def require_same_data(state: dict[str, Any], config: RunConfig, fingerprint: str
         f"checkpoint {path} was trained on other data ({told}; fingerprint {saved[:12]}, this run's is "
         f"{fingerprint[:12]}); {remedy}; another train.output_dir begins at step 1"
     )
+
+
+def require_same_formula(state: dict[str, Any], config: RunConfig, path: Path) -> None:
+    """Refuse to go on with another optimizer than the one whose state a checkpoint holds.
+
+    Before the first step there is no state worth the name: an imported model trains with any.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    saved, own = _formula(state["config"]), config.optimizer.name
+    if saved != own and state["topology"]["steps_done"]:
+        raise CheckpointError(
+            f"checkpoint {path} holds the state of the optimizer {saved}, and optimizer.name is {own}; to go on: "
+            f"{again(f'optimizer.name={saved}')}; for another optimizer start from an export of its weights"
+        )
+
+
+def _formula(settings: dict[str, Any]) -> str:
+    """What the settings of a checkpoint call their optimizer; earlier versions had one."""
+    return str((settings.get("optimizer") or {}).get("name") or "adamw")
 
 
 def _require_same_function(config: RunConfig, saved: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pretrain import outside
 from pretrain.checkpoint import folder as folders
 from pretrain.errors import CheckpointError
-from smet.ages import CODES
+from smet.optim.ages import CODES
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "consumed_samples": (int,), "topology": (dict,), "callbacks": (dict,),
@@ -45,7 +45,8 @@ def _problems(state: Any) -> list[str]:
     if found:
         return found
     found += [f"{key} is not a count" for key in ("step", "consumed_samples") if not _is_count(state[key])]
-    found += [f"config.{name} is {_kind(part)}" for name, part in state["config"].items() if not isinstance(part, dict)]
+    sections = {name: part for name, part in state["config"].items() if name != "callbacks"}
+    found += [f"config.{name} is {_kind(part)}" for name, part in sections.items() if not isinstance(part, dict)]
     topology, probe = state["topology"], state["probe"]
     found += [
         f"topology.{key} is not a count" for key in ("steps_done", "updates_done") if not _is_count(topology.get(key))

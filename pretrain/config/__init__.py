@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pretrain.config.load import config_from_dict, load_config
+from pretrain.config.optimizer import OptimizerConfig
 from pretrain.config.run import RunConfig
 from pretrain.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     ParallelConfig,
     Source,
     Stage,

@@ -15,7 +15,8 @@ from pretrain.errors import nearest
 from pretrain.models import inventory_of
 
 if TYPE_CHECKING:
-    from pretrain.config.schema import DataConfig, EvaluationConfig, OptimizerConfig, TrainConfig
+    from pretrain.config.optimizer import OptimizerConfig
+    from pretrain.config.schema import DataConfig, EvaluationConfig, TrainConfig
     from pretrain.models.family import FamilyConfig
 
 DEEPSPEED_OWNED = {

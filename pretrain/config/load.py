@@ -15,8 +15,9 @@ from typing import Any
 
 from pretrain.config.checks import cross_problems
 from pretrain.config.retired import without_retired
-from pretrain.config.run import RunConfig
-from pretrain.config.typed import build, problems_of
+from pretrain.config.run import NO_DATACLASS, RunConfig
+from pretrain.config.schema import CallbackConfig
+from pretrain.config.typed import build, coerce, problems_of
 from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError, nearest
 from pretrain.models import DEFAULT, family, known_family
@@ -160,6 +161,9 @@ def _checked(
         if name == "model" and foreign:
             continue
         raw = given.get(name)
+        if name == "callbacks":
+            sections[name] = _callbacks(raw, kind, problems)
+            continue
         raw = {} if raw is None else raw
         if not isinstance(raw, dict):
             problems.append(f"{name} is {raw!r} ({type(raw).__name__}), expected a mapping of keys")
@@ -178,6 +182,20 @@ def _checked(
     if problems:
         raise ConfigError(problems)
     return RunConfig(**sections)
+
+
+def _callbacks(raw: Any, kind: Any, problems: list[str]) -> tuple[CallbackConfig, ...]:
+    """The list of callbacks, of which each may be written as its name."""
+    written = [{"name": one} if isinstance(one, str) else one for one in raw] if isinstance(raw, (list, tuple)) else raw
+    try:
+        made: tuple[CallbackConfig, ...] = () if raw is None else coerce(written, kind, "callbacks", problems)
+    except TypeError as mismatch:
+        problems.append(f"callbacks is {mismatch}")
+        return ()
+    problems += [
+        text for n, one in enumerate(made) if one.name != "missing" for text in one.problems(f"callbacks[{n}]")
+    ]
+    return made
 
 
 def _prepared(name: str, raw: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +239,7 @@ def _unknown_sections(given: dict[str, Any], known: dict[str, Any]) -> list[str]
         if name in known:
             continue
         homes = [
-            section for section, kind in known.items() if section != "deepspeed" and name in _names(kind)
+            section for section, kind in known.items() if section not in NO_DATACLASS and name in _names(kind)
         ]  # a key written at the top level, where its section was meant
         hint = nearest(str(name), known) or f"; sections: base, {', '.join(known)}"
         if homes:

@@ -11,12 +11,13 @@ from typing import Any
 from pretrain import outside
 from pretrain.config.checks import cross_problems
 from pretrain.config.operation import GuardConfig, OperationConfig
+from pretrain.config.optimizer import OptimizerConfig
 from pretrain.config.schema import (
+    CallbackConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     LoggingConfig,
-    OptimizerConfig,
     ParallelConfig,
     TrainConfig,
 )
@@ -25,6 +26,9 @@ from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from pretrain.models.family import FamilyConfig
 from smet.config import SmetConfig
+
+NO_DATACLASS = ("deepspeed", "callbacks")
+"""Sections that are a mapping of somebody else's keys, or a list."""
 
 
 @dataclass(kw_only=True)
@@ -43,15 +47,19 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     operation: OperationConfig = field(default_factory=OperationConfig)
+    callbacks: tuple[CallbackConfig, ...] = ()
+    """Callbacks of the user's own, in the order in which they are called."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further keys of the DeepSpeed JSON, passed through; those this file derives are refused."""
 
     def problems(self) -> list[str]:
         """Every problem of every section, and of sections that do not fit each other."""
         sections = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
-        own = [problem for name, part in sections.items() if name != "deepspeed" for problem in problems_of(name, part)]
-        sound = {name: part for name, part in sections.items() if name == "deepspeed" or not rebuilt(name, part)[1]}
-        return own + cross_problems(sound)
+        plain = {name: sections.pop(name) for name in NO_DATACLASS}
+        own = [problem for name, part in sections.items() for problem in problems_of(name, part)]
+        own += [text for n, one in enumerate(self.callbacks) for text in one.problems(f"callbacks[{n}]")]
+        sound = {name: part for name, part in sections.items() if not rebuilt(name, part)[1]}
+        return own + cross_problems({**sound, **plain})
 
     def check(self) -> RunConfig:
         """Return self, or raise ``ConfigError`` with all problems."""

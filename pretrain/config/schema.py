@@ -7,10 +7,12 @@ expected and what to change. What concerns two sections at once is in ``pretrain
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pretrain.paths import LocalPath
-from pretrain.rules import below, no_choice, outside_unit
+from pretrain.rules import below, no_choice
+from smet.named import is_own
 
 
 @dataclass(kw_only=True)
@@ -99,48 +101,6 @@ class DataConfig:
                 least = "1" if position == 0 else f"more than {start * length}, where the stage before it ends"
                 found.append(f"{name} is {until}, expected {least}{' or more' if position == 0 else ''}")
             start = max(start, -(-(until or 0) // length))
-        return found
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """AdamW and its learning-rate schedule (``pretrain.schedule``)."""
-
-    lr: float
-    """Peak learning rate of dense parameters; sparse ones use lr * density**-sparsity.lr_exponent."""
-    beta1: float = 0.9
-    """Decay of the first moment per optimizer step."""
-    beta2: float = 0.999
-    """Decay of the second moment per optimizer step."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, times the learning rate, per optimizer step."""
-    gradient_clipping: float = 1.0
-    """Largest global norm of the gradients; 0 = no clipping."""
-    schedule: str = "cosine"
-    """Decay after the warm-up: ``cosine``, ``linear``, ``wsd`` (warm-up, stable, decay) or ``constant``."""
-    warmup_steps: int = 0
-    """Optimizer steps over which the rate rises linearly to ``lr``."""
-    min_lr_ratio: float = 0.1
-    """Final rate as a fraction of ``lr``."""
-    decay_fraction: float = 0.2
-    """``wsd`` only: fraction of all steps, at the end, over which the rate decays linearly."""
-
-    def problems(self) -> list[str]:
-        """Every invalid value, one sentence each."""
-        schedules = ("cosine", "linear", "wsd", "constant")
-        found = no_choice("optimizer", self, {"schedule": schedules}) + below("optimizer", self, 0, ("warmup_steps",))
-        found += outside_unit("optimizer", self, ("min_lr_ratio", "decay_fraction"))
-        for name in ("lr", "eps"):
-            if not getattr(self, name) > 0:
-                found.append(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
-        for name in ("weight_decay", "gradient_clipping"):
-            if not getattr(self, name) >= 0:
-                found.append(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                found.append(f"optimizer.{name} is {getattr(self, name)}, expected a number in [0, 1)")
         return found
 
 
@@ -249,6 +209,24 @@ class CheckpointConfig:
         if not self.resume:
             found.append("checkpoint.resume is empty, expected auto, never or the path of a checkpoint")
         return found
+
+
+@dataclass(kw_only=True)
+class CallbackConfig:
+    """A callback of the user's own. May also be written as its name, a string."""
+
+    name: str
+    """``package.module:Class``, derived from ``pretrain.callbacks.base.Callback``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What it is made with."""
+
+    def problems(self, where: str) -> list[str]:
+        """Every invalid value, one sentence each; ``where`` is the dotted name of this callback. Imports nothing."""
+        if is_own(self.name):
+            return []
+        return [
+            f"{where}.name is '{self.name}', expected package.module:Class; built-in ones have sections of their own"
+        ]
 
 
 @dataclass(kw_only=True)

@@ -89,7 +89,8 @@ def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
         raise TypeError(f"{shown(value)}, expected {_describe(kind)} that fits 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if (isinstance(value, kind) and not (kind is int and isinstance(value, bool))) and _finite(value):
+    plain = typing.get_origin(kind) or kind
+    if (isinstance(value, plain) and not (kind is int and isinstance(value, bool))) and _finite(value):
         return value
     raise TypeError(f"{shown(value)}, expected {_describe(kind)}{_advice(value, kind)}")
 
@@ -144,4 +145,4 @@ def _describe(kind: Any) -> str:
     if dataclasses.is_dataclass(kind):
         names = ", ".join(part.name for part in dataclasses.fields(kind))
         return f"a mapping of {names}"
-    return WORDS.get(kind, str(kind))
+    return "a mapping of keys" if typing.get_origin(kind) is dict else WORDS.get(kind, str(kind))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.config import RunConfig
+from pretrain.formula import state_width
 from pretrain.plan.compute import Flops, flops
 from pretrain.plan.cut import stage_bounds
 from pretrain.plan.memory import (
@@ -21,7 +22,7 @@ from pretrain.plan.memory import (
 )
 from pretrain.plan.sending import sending, topology_sending
 from pretrain.plan.sizes import Block, Rank, blocks_of, stage_blocks
-from smet.memory import OFFLOADED, Table, plan
+from smet.memory import ADAMW_STATE, OFFLOADED, Table, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def plan_rank(
         blocks: the stage's blocks, where another cut than the planned one is known.
 
     Raises:
-        ConfigError: the global batch does not divide among the data-parallel ranks.
+        ConfigError: the global batch does not divide among the data-parallel ranks, or there is no such optimizer.
     """
     parallel, sparsity = config.parallel, config.sparsity
     ranks = world_size // (parallel.tensor * parallel.pipeline)
@@ -126,8 +127,9 @@ def plan_rank(
     rank = Rank(config, blocks, ranks, micro_batches, stage, dense)
     sharded = sparsity.mask_residency == "sharded"
     half = config.train.precision == "bf16"
+    state = ADAMW_STATE if dense else state_width(config)
     at_rest = {
-        part: plan(sizes, parallel.zero_stage, ranks, half, sharded, host_gradient(config, ranks))
+        part: plan(sizes, parallel.zero_stage, ranks, half, sharded, host_gradient(config, ranks), state)
         for part, sizes in parts_of(rank).items()
     }
     choices = {

@@ -1,28 +1,30 @@
 """Who multiplies: a table of backends, of which the first that serves a layer does all its products.
 
 ``dense`` serves everything: it expands the weight, multiplies as any linear layer does, and compresses the
-gradient. Others go before it in ``TABLE`` and serve what they are faster at. ``SMET_COMPUTE`` in the
-environment forces a choice:
+gradient. Others go before it in ``TABLE`` and serve what they are faster at. ``SmetConfig.compute`` chooses, and
+``SMET_COMPUTE`` in the environment overrides it:
 
-    auto    the default: the first of the table that serves the layer
-    NAME    the backend of that name wherever it can serve, ``dense`` elsewhere
+    auto                    the default: the first of the table that serves the layer
+    NAME                    the backend of that name wherever it can serve, ``dense`` elsewhere
+    package.module:Class    the same, a backend of your own
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
-from smet.compute.dense import Dense
-from smet.compute.tiles import Tiles
-from smet.errors import ConfigError, nearest
+from smet import named
+from smet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from smet.linear import SparseLinear
 
-__all__ = ["DENSE", "TABLE", "Compute", "choose"]
+__all__ = ["TABLE", "Compute", "backend", "choose", "dense_backend", "describe", "problem"]
 
 
 class Compute(Protocol):
@@ -54,23 +56,71 @@ class Compute(Protocol):
         """Floating-point operations of the three products together; a multiplication and an addition are two."""
 
 
-DENSE: Compute = Dense()
-TABLE: list[Compute] = [Tiles(), DENSE]
-"""In the order in which they are asked; the last one serves everything."""
+METHODS = ("serves", "forward", "input_gradient", "values_gradient", "flops")
+AUTO = "auto"
+TABLE: dict[str, str | Compute] = {"tiles": "smet.compute.tiles:Tiles", "dense": "smet.compute.dense:Dense"}
+"""Backends, or where they are, in the order in which they are asked; the last one serves everything."""
+
+
+def problem(what: str, name: Any) -> str | None:
+    """What is wrong with a choice as it is spelled, in a sentence that begins with ``what``; imports nothing."""
+    return named.problem(what, name, {AUTO: None, **TABLE})
+
+
+def backend(name: str, what: str = "compute") -> Compute | None:
+    """The backend that ``name`` means; None for ``auto``. Imports its module.
+
+    Args:
+        what: the setting, for messages.
+
+    Raises:
+        ConfigError: there is none, or it lacks what ``Compute`` has.
+    """
+    if (wrong := problem(what, name)) is not None:
+        raise ConfigError(wrong)
+    found = None if name == AUTO else TABLE.get(name, name)
+    return _made(found, what) if isinstance(found, str) else found
+
+
+_backends: dict[str, Compute] = {}
+"""By address: one for all layers, since it may keep what it knows of them."""
+
+
+def _made(address: str, what: str) -> Compute:
+    if address in _backends:
+        return _backends[address]
+    found: Any = named.find(what, address, {}, lambda _: True)
+    if lacking := [method for method in METHODS if not callable(getattr(found, method, None))]:
+        raise ConfigError(f"{what} is {address.partition(':')[2]}, which lacks {', '.join(lacking)} (see smet.compute)")
+    _backends[address] = found() if isinstance(found, type) else found
+    return _backends[address]
+
+
+def dense_backend() -> Compute:
+    """The backend that serves everything."""
+    return _made("smet.compute.dense:Dense", "compute")
 
 
 def choose(layer: SparseLinear, x: Tensor) -> Compute:
     """The backend for ``layer`` and inputs like ``x``.
 
     Raises:
-        ConfigError: ``SMET_COMPUTE`` names no backend.
+        ConfigError: ``SMET_COMPUTE``, or the layer's setting, means no backend.
     """
-    wanted = os.environ.get("SMET_COMPUTE") or "auto"
-    if wanted == "auto":
-        return next(backend for backend in TABLE if backend.serves(layer, x))
-    names = [backend.name for backend in TABLE]
-    if wanted not in names:
-        known = ["auto", *names]
-        raise ConfigError(f"SMET_COMPUTE is '{wanted}', expected one of {', '.join(known)}{nearest(wanted, known)}")
-    backend = TABLE[names.index(wanted)]
-    return backend if backend.serves(layer, x, forced=True) else DENSE
+    forced = os.environ.get("SMET_COMPUTE")
+    told = vars(layer).get("compute", AUTO)  # layers that an earlier version pickled have none
+    chosen = backend(forced, "SMET_COMPUTE") if forced else backend(told)
+    if chosen is not None:
+        return chosen if chosen.serves(layer, x, forced=True) else dense_backend()
+    every = (backend(name) for name in TABLE)
+    return next(one for one in every if one is not None and one.serves(layer, x))
+
+
+def describe(layers: Iterable[SparseLinear], tokens: int, dtype: Any) -> str:
+    """Who multiplies in ``layers``, for inputs of so many tokens, in a few words."""
+    counts = Counter(
+        choose(la, la.values.new_empty(1, dtype=dtype).expand(tokens, la.in_features)).name for la in layers
+    )
+    names = [f"{name} ({count} layers)" if len(counts) > 1 else name for name, count in counts.most_common()]
+    forced = os.environ.get("SMET_COMPUTE")
+    return ", ".join(names or ["nobody"]) + (f" (SMET_COMPUTE={forced})" if forced else "")

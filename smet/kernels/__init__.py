@@ -21,9 +21,10 @@ from torch import Tensor
 
 from smet.errors import ConfigError, nearest
 from smet.kernels import checks, reference
+from smet.kernels.step import AdamStep
 from smet.mask import BlockGrid
 
-__all__ = ["adamw", "compress", "describe", "expand"]
+__all__ = ["AdamStep", "adamw", "compress", "describe", "expand"]
 
 CHOICES = ("auto", "native", "reference")
 log = logging.getLogger(__name__)
@@ -36,10 +37,7 @@ class Kernels(Protocol):
 
     def compress(self, matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor: ...
 
-    def adamw(
-        self, weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
-        step_size: Tensor, correction: Tensor, beta1: float, beta2: float, eps: float, decay: float,
-    ) -> None: ...  # fmt: skip
+    def adamw(self, step: AdamStep) -> None: ...
 
 
 class Choice(NamedTuple):
@@ -133,25 +131,11 @@ def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tens
     return choose(matrix.device.type).kernels.compress(matrix, bits, grid, active)
 
 
-def adamw(
-    weight: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    birth: Tensor | None,
-    step_size: Tensor,
-    correction: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-) -> None:
-    """One AdamW step in place over flat vectors, with per-age step sizes; see ``reference.adamw``.
+def adamw(step: AdamStep) -> None:
+    """One AdamW step in place over flat vectors, with per-age step sizes.
 
     Raises:
         ConfigError, RuntimeError: arguments that do not fit; see ``checks.adamw``.
     """
-    checks.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction)
-    choose(weight.device.type).kernels.adamw(
-        weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay
-    )
+    checks.adamw(step)
+    choose(step.weight.device.type).kernels.adamw(step)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smet.errors import ConfigError
+from smet.kernels.step import AdamStep
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -51,33 +52,33 @@ def real(name: str, tensor: Tensor) -> None:
         raise ConfigError(f"{name} is {tensor.dtype}, expected a real floating-point type")
 
 
-def adamw(
-    weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
-    step_size: Tensor, correction: Tensor,
-) -> None:  # fmt: skip
-    """Refuse arguments of ``smet.kernels.adamw`` that are not what ``reference.adamw`` says.
+def adamw(step: AdamStep) -> None:
+    """Refuse what is not as ``AdamStep`` says.
 
     Raises:
         ConfigError: see ``real``.
         RuntimeError: devices, sizes or dtypes that do not fit together.
     """
-    for name, tensor in (("weight", weight), ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        real(name, tensor)
-    for name, tensor in (("step_size", step_size), ("correction", correction)):
+    weight = step.weight
+    for name in ("weight", "grad", "exp_avg", "exp_avg_sq"):
+        real(name, getattr(step, name))
+    for name in ("step_size", "correction"):
+        tensor = getattr(step, name)
         real(name, tensor)
         if tensor.device != weight.device or not tensor.numel():
             raise RuntimeError(f"{name} has {tensor.numel()} entries on {tensor.device}, weight is on {weight.device}")
-    vectors = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    if birth is not None:
-        plain("birth", birth)
-        if birth.dtype != torch.uint8:
-            raise RuntimeError(f"birth is {birth.dtype}, expected torch.uint8")
-        vectors["birth"] = birth
+    vectors = {"grad": step.grad, "exp_avg": step.exp_avg, "exp_avg_sq": step.exp_avg_sq}
+    if step.birth is not None:
+        plain("birth", step.birth)
+        if step.birth.dtype != torch.uint8:
+            raise RuntimeError(f"birth is {step.birth.dtype}, expected torch.uint8")
+        vectors["birth"] = step.birth
     for name, tensor in vectors.items():
         if tensor.shape != weight.shape or tensor.device != weight.device:
             raise RuntimeError(
                 f"expected vectors of {weight.numel()} on {weight.device}, "
                 f"got {name} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
-    if exp_avg.dtype != weight.dtype or exp_avg_sq.dtype != weight.dtype:
-        raise RuntimeError(f"weight is {weight.dtype}, its moments are {exp_avg.dtype} and {exp_avg_sq.dtype}")
+    moments = step.exp_avg.dtype, step.exp_avg_sq.dtype
+    if any(dtype != weight.dtype for dtype in moments):
+        raise RuntimeError(f"weight is {weight.dtype}, its moments are {moments[0]} and {moments[1]}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smet.kernels import compiler, reference
+from smet.kernels.step import AdamStep
 from smet.mask import BlockGrid
 
 LEVELS = ("portable", "AVX-512", "AVX-512 VBMI2")
@@ -81,36 +82,23 @@ class CpuKernels:
         if found != active:
             raise RuntimeError(f"mask holds {found} active blocks, the layer {active}")
 
-    def adamw(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        birth: Tensor | None,
-        step_size: Tensor,
-        correction: Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        decay: float,
-    ) -> None:
+    def adamw(self, step: AdamStep) -> None:
         """See ``reference.adamw``, which also takes what is not fp32 (gradients: fp32 or bf16) or not contiguous."""
-        state = [weight, exp_avg, exp_avg_sq]
-        vectors = [*state, grad] if birth is None else [*state, grad, birth]
+        factors = (step.step_size, step.correction)
         if (
-            any(t.dtype != torch.float32 for t in (*state, step_size, correction))
-            or grad.dtype not in GRADIENTS
-            or not all(t.is_contiguous() for t in (*vectors, step_size, correction))
+            any(t.dtype != torch.float32 for t in (*step.changed, *factors))
+            or step.grad.dtype not in GRADIENTS
+            or not all(t.is_contiguous() for t in (*step.vectors, *factors))
         ):
-            reference.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay)
+            reference.adamw(step)
             return
-        if any(t.numel() != weight.numel() or not t.is_cpu for t in vectors):
-            raise RuntimeError(f"expected vectors of {weight.numel()} on the cpu, got {[t.numel() for t in vectors]}")
+        count, sizes = step.weight.numel(), [t.numel() for t in step.vectors]
+        if any(size != count for size in sizes) or not all(t.is_cpu for t in step.vectors):
+            raise RuntimeError(f"expected vectors of {count} on the cpu, got {sizes}")
         self._library.smet_adamw(
-            weight.data_ptr(), grad.data_ptr(), GRADIENTS[grad.dtype], exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
-            None if birth is None else birth.data_ptr(), step_size.data_ptr(), correction.data_ptr(),
-            min(step_size.numel(), correction.numel()), beta1, beta2, eps, decay,
-            weight.numel(), torch.get_num_threads(),
+            step.weight.data_ptr(), step.grad.data_ptr(), GRADIENTS[step.grad.dtype], step.exp_avg.data_ptr(),
+            step.exp_avg_sq.data_ptr(), None if step.birth is None else step.birth.data_ptr(),
+            *(factor.data_ptr() for factor in factors), min(factor.numel() for factor in factors),
+            step.beta1, step.beta2, step.eps, step.decay, count, torch.get_num_threads(),
         )  # fmt: skip
-        torch.autograd.graph.increment_version(state)  # as torch's own in-place functions do
+        torch.autograd.graph.increment_version(step.changed)  # as torch's own in-place functions do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from smet.kernels.step import AdamStep
 from smet.mask import BlockGrid, unpack
 
 CHUNK = 1 << 20
@@ -34,53 +35,22 @@ def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tens
     return tiles.view(-1)
 
 
-def adamw(
-    weight: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    birth: Tensor | None,
-    step_size: Tensor,
-    correction: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-) -> None:
-    """One AdamW step in place over flat vectors, with per-age step sizes.
-
-    For element i with birth code c: ``w -= step_size[c] * m / (sqrt(v) / correction[c] + eps) + decay * w``.
-
-    Args:
-        weight, exp_avg, exp_avg_sq: ``(n,)`` in the master dtype.
-        grad: ``(n,)`` in any floating dtype.
-        birth: uint8 codes ``(n,)``, or None where every element has code 0.
-        step_size: ``lr * r / (1 - beta1**age)`` per code, ``(codes,)``.
-        correction: ``sqrt(1 - beta2**age)`` per code, ``(codes,)``.
-        decay: learning rate times weight decay.
-    """
-    for lo in range(0, weight.numel(), CHUNK):
-        here = slice(lo, lo + CHUNK)
-        codes = None if birth is None else birth[here]
-        _adamw_chunk(
-            weight[here], grad[here].to(weight.dtype), exp_avg[here], exp_avg_sq[here], codes,
-            step_size, correction, beta1, beta2, eps, decay,
-        )  # fmt: skip
+def adamw(step: AdamStep) -> None:
+    """One AdamW step in place."""
+    for lo in range(0, step.weight.numel(), CHUNK):
+        _adamw_chunk(step.part(slice(lo, lo + CHUNK)))
 
 
-def _adamw_chunk(
-    weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, birth: Tensor | None,
-    step_size: Tensor, correction: Tensor, beta1: float, beta2: float, eps: float, decay: float,
-) -> None:  # fmt: skip
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    if decay:
-        weight.mul_(1 - decay)
-    denominator = exp_avg_sq.sqrt()
-    if birth is None:
-        denominator.div_(correction[0]).add_(eps)
-        weight.addcdiv_(exp_avg * -step_size[0], denominator)
+def _adamw_chunk(s: AdamStep) -> None:
+    s.exp_avg.lerp_(s.grad, 1 - s.beta1)
+    s.exp_avg_sq.mul_(s.beta2).addcmul_(s.grad, s.grad, value=1 - s.beta2)
+    if s.decay:
+        s.weight.mul_(1 - s.decay)
+    denominator = s.exp_avg_sq.sqrt()
+    if s.birth is None:
+        denominator.div_(s.correction[0]).add_(s.eps)
+        s.weight.addcdiv_(s.exp_avg * -s.step_size[0], denominator)
         return
-    codes = birth.int()
-    denominator.div_(correction.index_select(0, codes)).add_(eps)
-    weight.sub_(step_size.index_select(0, codes).mul_(exp_avg).div_(denominator))
+    codes = s.birth.int()
+    denominator.div_(s.correction.index_select(0, codes)).add_(s.eps)
+    s.weight.sub_(s.step_size.index_select(0, codes).mul_(s.exp_avg).div_(denominator))

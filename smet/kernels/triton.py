@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from smet.kernels import reference
 from smet.kernels.launch import aligned, on_device_of, run
+from smet.kernels.step import AdamStep
 from smet.kernels.tuning import fastest
 from smet.mask import BlockGrid
 
@@ -238,33 +239,20 @@ def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tens
     return values
 
 
-def adamw(
-    weight: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    birth: Tensor | None,
-    step_size: Tensor,
-    correction: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-) -> None:
+def adamw(step: AdamStep) -> None:
     """See ``reference.adamw``, which also takes what is not fp32 (gradients: any) or not contiguous."""
-    state = [weight, exp_avg, exp_avg_sq]
-    vectors = [*state, grad] if birth is None else [*state, grad, birth]
-    if any(t.dtype != torch.float32 for t in state) or not all(t.is_contiguous() for t in vectors):
-        reference.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size, correction, beta1, beta2, eps, decay)
+    if any(t.dtype != torch.float32 for t in step.changed) or not all(t.is_contiguous() for t in step.vectors):
+        reference.adamw(step)
         return
-    count = weight.numel()
-    if any(t.numel() != count or t.device != weight.device for t in vectors):
-        raise RuntimeError(f"expected vectors of {count} on {weight.device}, got {[t.numel() for t in vectors]}")
+    weight, count = step.weight, step.weight.numel()
+    if any(t.numel() != count or t.device != weight.device for t in step.vectors):
+        raise RuntimeError(f"expected vectors of {count} on {weight.device}, got {[t.numel() for t in step.vectors]}")
     if not count:
         return
     with on_device_of(weight):
         _adamw[(triton.cdiv(count, ADAM_ELEMENTS),)](
-            weight, grad, exp_avg, exp_avg_sq, weight if birth is None else birth, step_size, correction,
-            1 - beta1, beta2, 1 - beta2, eps, 1 - decay, count, AGED=birth is not None, SIZE=ADAM_ELEMENTS,
+            weight, step.grad, step.exp_avg, step.exp_avg_sq, weight if step.birth is None else step.birth,
+            step.step_size, step.correction, 1 - step.beta1, step.beta2, 1 - step.beta2, step.eps, 1 - step.decay,
+            count, AGED=step.birth is not None, SIZE=ADAM_ELEMENTS,
         )  # fmt: skip
-    torch.autograd.graph.increment_version(state)
+    torch.autograd.graph.increment_version(step.changed)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smet import SmetAdamW
-from smet.ages import Remedies
-from smet.bounds import displacement_bound, momentum_ratio_bound, update_bound
+from smet.optim.ages import Remedies
+from smet.optim.bounds import displacement_bound, momentum_ratio_bound, update_bound
 
 NAIVE = Remedies("global", 0, "regrown")
 LOCAL = Remedies("local", 0, "regrown")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smet.linear import SparseLinear
 from smet.mask import unpack
-from smet.optimizer import SmetAdamW
+from smet.optim.adamw import SmetAdamW
 from smet.seeds import generator
 from smet.topology import random_mask
 

@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     ),
     "a state of torch's AdamW": (
         lambda m: SmetAdamW(m.parameters()).load_state_dict(torch.optim.AdamW(m.parameters()).state_dict()),
-        "has the entries state, param_groups and no 'smet', expected one saved by SmetAdamW",
+        "has the entries state, param_groups and no 'smet', expected one saved by the same optimizer",
     ),
 }
 
@@ -103,7 +103,7 @@ def test_what_does_not_belong_together_is_one_line(case: str) -> None:
         ({"lr": -1.0}, "lr of group 'mine' is -1.0, expected a number of 0 or more"),
         ({"lr": float("nan"), "eps": -1}, "lr of group 'mine' is nan, .*; eps of group 'mine' is -1"),
         ({"betas": (0.9, 1.0)}, r"betas of group 'mine' are \(0.9, 1.0\), expected two numbers in \[0, 1\)"),
-        ({"amsgrad": True}, "asks for amsgrad, which SmetAdamW does not have"),
+        ({"amsgrad": True}, "asks for amsgrad, which adamw does not have"),
         ({"weight_deacy": 0.1}, "has the key 'weight_deacy', which nobody reads .did you mean 'weight_decay'"),
     ],
 )
@@ -221,7 +221,7 @@ FOUR = {"weight": 4, "grad": 4, "exp_avg": 4, "exp_avg_sq": 4, "birth": 4, "step
 def adamw(**changes: torch.Tensor) -> None:
     vectors = {name: torch.zeros(size) for name, size in FOUR.items()}
     vectors["birth"] = vectors["birth"].byte()
-    kernels.adamw(**{**vectors, **changes}, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.0)
+    kernels.adamw(kernels.AdamStep(**{**vectors, **changes}, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.0))
 
 
 NO_LISTS = tiles.Lists(*[torch.zeros(0, dtype=torch.int32)] * 3)

@@ -46,11 +46,12 @@ def _actions(options: Options, device: torch.device) -> dict[str, tuple[Callable
     weight, grad, first, second = (torch.rand(1 << 26, device=device) for _ in range(4))
     births = torch.randint(0, 20, (1 << 26,), dtype=torch.uint8, device=device)
     sizes, corrections = torch.full((256,), 1e-3, device=device), torch.ones(256, device=device)
+    step = kernels.AdamStep(weight, grad, first, second, births, sizes, corrections, 0.9, 0.999, 1e-8, 0.0)
     return {
         "gpu_expand": (lambda: kernels.expand(bits, values, grid), once),
         "gpu_compress": (lambda: kernels.compress(dense, bits, grid, active), once),
         "gpu_adam": (
-            lambda: kernels.adamw(weight, grad, first, second, births, sizes, corrections, 0.9, 0.999, 1e-8, 0.0),
+            lambda: kernels.adamw(step),
             weight.numel() * (4 * 7 + 1),
         ),
     }

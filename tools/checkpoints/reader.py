@@ -23,9 +23,8 @@ from smet import SmetConfig
 from smet.linear import SparseLinear
 from smet.mask import count_active, has_spare_bits, pack
 from smet.named import is_own
+from smet.optim import FORMULAS, find
 from tools.checkpoints.layers import Weight, weights_of
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -153,15 +152,22 @@ class Checkpoint:
                 )
             if kind != (expected := torch.uint8 if name in masks else torch.float32):
                 raise CheckpointError(f"checkpoint {self.folder} has {name} as {kind}, expected {expected}")
+        state = self._declared()
         for name, (length, kind) in self.vectors.items():
             parameter, _, key = name.partition("/")
-            fits = kind == torch.uint8 if key == "birth" else key in _MOMENTS and kind.is_floating_point
+            fits = key.isidentifier() if state is None else key in state and kind.is_floating_point
+            fits = kind == torch.uint8 if key == "birth" else fits
             fits = (fits and length == values.get(parameter)) or (kind == torch.float32 and length == means.get(name))
             if name not in values and name not in masks and not fits:
                 raise CheckpointError(
                     f"checkpoint {self.folder} holds {name} ({length} elements, {kind}), which the settings in its "
                     f"{folders.STATE} do not ask for"
                 )
+
+    def _declared(self) -> list[str] | None:
+        """What the optimizer keeps beside each weight; None where only somebody's own module would tell."""
+        name = str(self.section("optimizer").get("name") or "adamw")
+        return [one.name for one in find("optimizer.name", name).state] if name in FORMULAS else None
 
     def vector(self, name: str) -> Tensor:
         """The whole vector ``name``, 1-D, on the CPU.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from smet.kernels import Kernels, reference
+from smet.kernels.step import AdamStep
 from smet.mask import BlockGrid, pack
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,8 +82,8 @@ def check_adamw(
     exact[1] = ours[1].cpu().double()
     kept = [None if t is None else t.clone() for t in ours]
     for _ in range(3):
-        kernels.adamw(*ours, 0.9, 0.999, 1e-8, decay)
-        reference.adamw(*exact, 0.9, 0.999, 1e-8, decay)
+        kernels.adamw(AdamStep(*ours, 0.9, 0.999, 1e-8, decay))
+        reference.adamw(AdamStep(*exact, 0.9, 0.999, 1e-8, decay))
     for changed in (0, 2, 3):
         assert count == 0 or not torch.equal(ours[changed], kept[changed])
         torch.testing.assert_close(ours[changed].cpu().double(), exact[changed], rtol=2e-6, atol=2e-7)
@@ -105,4 +106,4 @@ def check_refusals(kernels: Kernels, device: str = "cpu") -> None:
         kernels.compress(matrix[:-1], bits, grid, active)
     state = adam_state(50, aged=True, device=device)
     with pytest.raises(RuntimeError, match="expected vectors of 50"):
-        kernels.adamw(state[0], state[1][:-1], *state[2:], 0.9, 0.999, 1e-8, 0.0)
+        kernels.adamw(AdamStep(state[0], state[1][:-1], *state[2:], 0.9, 0.999, 1e-8, 0.0))

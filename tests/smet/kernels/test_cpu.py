@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smet.kernels import reference
 from smet.kernels.cpu import CpuKernels
+from smet.kernels.step import AdamStep
 from smet.mask import BlockGrid, unpack
 from tests.smet.kernels.cases import (
     DENSITIES,
@@ -109,7 +110,7 @@ def test_adamw_without_ages_is_torch_adamw(cpu_kernels: CpuKernels) -> None:
         step_size = torch.tensor([3e-3 / (1 - 0.9**step)])
         correction = torch.tensor([(1 - 0.95**step) ** 0.5])
         cpu_kernels.adamw(
-            weight, grad * step, exp_avg, exp_avg_sq, None, step_size, correction, 0.9, 0.95, 1e-8, 3e-3 * 0.1
+            AdamStep(weight, grad * step, exp_avg, exp_avg_sq, None, step_size, correction, 0.9, 0.95, 1e-8, 3e-4)
         )
     torch.testing.assert_close(weight, param.detach(), rtol=1e-6, atol=1e-7)
 
@@ -121,14 +122,14 @@ def test_adamw_of_an_element_depends_on_neither_its_place_nor_threads(
     """A weight that another partitioning puts elsewhere takes the same step, to the bit."""
     count, cut = 300_001, 1237
     whole = adam_state(count, aged)
-    cpu_kernels.adamw(*whole, 0.9, 0.999, 1e-8, 1e-4)
+    cpu_kernels.adamw(AdamStep(*whole, 0.9, 0.999, 1e-8, 1e-4))
     threads(3)
     again = adam_state(count, aged)
-    cpu_kernels.adamw(*again, 0.9, 0.999, 1e-8, 1e-4)
+    cpu_kernels.adamw(AdamStep(*again, 0.9, 0.999, 1e-8, 1e-4))
     pieces = adam_state(count, aged)
     for part in (slice(0, cut), slice(cut, count)):
         vectors = [None if t is None else t[part] for t in pieces[:5]]
-        cpu_kernels.adamw(*vectors, *pieces[5:], 0.9, 0.999, 1e-8, 1e-4)
+        cpu_kernels.adamw(AdamStep(*vectors, *pieces[5:], 0.9, 0.999, 1e-8, 1e-4))
     for at in (0, 2, 3):
         assert same_bits(whole[at], again[at])
         assert same_bits(whole[at], pieces[at])
@@ -138,30 +139,32 @@ def test_adamw_is_the_same_in_every_build(cpu_kernels: CpuKernels, request: pyte
     portable = CpuKernels(request.config.cache.mkdir("smet-kernels"), ())
     for grad_dtype in (torch.float32, torch.bfloat16):
         ours, theirs = adam_state(4097, True, grad_dtype), adam_state(4097, True, grad_dtype)
-        cpu_kernels.adamw(*ours, 0.9, 0.999, 1e-8, 1e-4)
-        portable.adamw(*theirs, 0.9, 0.999, 1e-8, 1e-4)
+        cpu_kernels.adamw(AdamStep(*ours, 0.9, 0.999, 1e-8, 1e-4))
+        portable.adamw(AdamStep(*theirs, 0.9, 0.999, 1e-8, 1e-4))
         assert all(same_bits(ours[at], theirs[at]) for at in (0, 2, 3))
 
 
 def test_a_birth_code_outside_the_tables_shows(cpu_kernels: CpuKernels) -> None:
     weight, grad, exp_avg, exp_avg_sq, _, step_size, correction = adam_state(3, aged=True)
     birth = torch.tensor([0, 3, 4], dtype=torch.uint8)
-    cpu_kernels.adamw(weight, grad, exp_avg, exp_avg_sq, birth, step_size[:4], correction[:4], 0.9, 0.999, 1e-8, 0.0)
+    cpu_kernels.adamw(
+        AdamStep(weight, grad, exp_avg, exp_avg_sq, birth, step_size[:4], correction[:4], 0.9, 0.999, 1e-8, 0.0)
+    )
     assert weight.isnan().tolist() == [False, False, True]
 
 
 def test_fp64_and_scattered_state_are_updated_too(cpu_kernels: CpuKernels) -> None:
     ours = [t.double() if t.dtype == torch.float32 else t for t in adam_state(40, aged=True)]
     theirs = [t.clone() for t in ours]
-    cpu_kernels.adamw(*ours, 0.9, 0.999, 1e-8, 1e-4)
-    reference.adamw(*theirs, 0.9, 0.999, 1e-8, 1e-4)
+    cpu_kernels.adamw(AdamStep(*ours, 0.9, 0.999, 1e-8, 1e-4))
+    reference.adamw(AdamStep(*theirs, 0.9, 0.999, 1e-8, 1e-4))
     assert torch.equal(ours[0], theirs[0])
 
     wide = adam_state(40, aged=False)
     narrow = adam_state(40, aged=False)
     state = torch.stack([wide[0], wide[2], wide[3]], 1)
-    cpu_kernels.adamw(state[:, 0], wide[1], state[:, 1], state[:, 2], None, *wide[5:], 0.9, 0.999, 1e-8, 0.0)
-    reference.adamw(*narrow, 0.9, 0.999, 1e-8, 0.0)
+    cpu_kernels.adamw(AdamStep(state[:, 0], wide[1], state[:, 1], state[:, 2], None, *wide[5:], 0.9, 0.999, 1e-8, 0.0))
+    reference.adamw(AdamStep(*narrow, 0.9, 0.999, 1e-8, 0.0))
     torch.testing.assert_close(state[:, 0], narrow[0])
 
 
@@ -170,6 +173,6 @@ def test_a_backward_that_needs_the_old_weights_notices_the_step(cpu_kernels: Cpu
     loss = (weight**2).sum()
     state = adam_state(5, aged=False)
     with torch.no_grad():
-        cpu_kernels.adamw(weight, *state[1:], 0.9, 0.999, 1e-8, 0.0)
+        cpu_kernels.adamw(AdamStep(weight, *state[1:], 0.9, 0.999, 1e-8, 0.0))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

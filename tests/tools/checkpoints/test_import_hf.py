@@ -151,6 +151,20 @@ def test_any_layout_starts_from_a_sparse_import(tmp_path: Path, corpus: str) -> 
     assert losses["tensor"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+def test_any_optimizer_starts_from_it(tmp_path: Path, corpus: str) -> None:
+    make_hf(tmp_path / "source")
+    assert import_(tmp_path / "source", tmp_path / "imported", "--density", 0.3) == 0
+    config = run_file(tmp_path, corpus)
+    begun = f"checkpoint.resume={tmp_path / 'imported' / 'step-00000000'}"
+    done = pretrain(str(config), begun, "optimizer.name=lion", "train.stop_at=2")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000000 is of another optimizer, before its first step: this run's begins anew" in done.stdout
+    states = {name.partition("/")[2] for name in read_vectors(newest(tmp_path / "run")) if "/" in name}
+    assert states == {"exp_avg", "birth"}
+    done = pretrain(str(config), begun, "optimizer.name=lion")  # in its own folder it goes on
+    assert done.returncode == 0 and "of another optimizer" not in done.stdout, done.stderr
+
+
 def test_another_model_cannot_take_it(tmp_path: Path, corpus: str) -> None:
     make_hf(tmp_path / "source")
     assert import_(tmp_path / "source", tmp_path / "imported", "--density", 0.25, "--block", 2, 3) == 0

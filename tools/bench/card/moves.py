@@ -79,4 +79,5 @@ def _adam(sizes: Sizes, actions: dict[str, Any], right: dict[str, bool]) -> None
 
 
 def _step(adamw: Callable[..., None], state: list[Tensor], births: Tensor, factors: tuple[Tensor, Tensor]) -> None:
-    adamw(*state, births, *factors, 0.9, 0.999, 1e-8, 0.0)
+    weight, grad, first, second = state
+    adamw(kernels.AdamStep(weight, grad, first, second, births, *factors, 0.9, 0.999, 1e-8, 0.0))

@@ -1,0 +1,294 @@
+"""AgedOptimizer: the clock, each weight's age, and the state beside the weights; a formula computes the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smet.errors import ConfigError, nearest
+from smet.kernels import checks
+from smet.optim.ages import CODES, AgeTable, Remedies
+from smet.optim.formula import CHUNK, KEPT, MATRICES, Formula, Values, made_of, require_flat
+from smet.optim.groups import check_group
+
+
+@dataclass
+class TopologyPosition:
+    """Where the schedule of topology updates stands: it belongs to the state that the updates have moved."""
+
+    updates_done: int | None = 0
+    """Number of the last update; None after loading a state that was saved without it."""
+    last_code: int = 0
+    """Birth code of the blocks grown at the last update."""
+    masks: str = ""
+    """Digest of the masks in whose order the state is stored; empty where nobody has said."""
+    seen: int | None = None
+    """The optimizer step after which the topology was looked at last; None before anybody has."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """This rank's part of each layer's mean dense gradient, where a criterion needs it."""
+
+
+class AgedOptimizer(torch.optim.Optimizer):
+    """An optimizer over dense tensors and over the active values of sparse layers.
+
+    Works on ordinary parameters and on the flat partitions that ZeRO hands to ``step`` instead. A formula's state is
+    fp32 unless it says otherwise (fp64 for fp64 weights); a 16-bit parameter gets an fp32 master copy.
+
+    Args:
+        params: parameters or groups. A group may set ``aged`` (its weights can be regrown),
+            ``lr_factor`` (default 1; multiplies ``lr`` at every step, never compounds), ``lr``,
+            ``weight_decay`` and the formula's options.
+        formula: computes the updates; see ``smet.optim.formula``.
+        remedies: bias correction and warm-up; see ``SmetConfig``. None = those of the topology controller's config, and
+            until there is one the defaults.
+        external_clock: True where an engine may call ``step`` any number of times per optimizer
+            step (ZeRO-3 calls it once per sub-group, some engines once before training). Then
+            nothing happens before ``start()``, and only ``advance()`` moves time.
+        options: the formula's, for all groups that do not say otherwise.
+
+    Raises:
+        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor``, complex, sparse), a
+            group says what cannot work (see ``smet.optim.groups``), or the formula requires what is not there.
+    """
+
+    formula: Formula
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        formula: Formula | type[Formula],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        remedies: Remedies | None = None,
+        external_clock: bool = False,
+        **options: Any,
+    ):
+        self.formula = made_of("formula", formula)
+        own = self.formula.defaults
+        if unknown := [name for name in options if name not in own]:
+            raise ConfigError([f"{self.formula.name} has no option '{name}'{nearest(name, own)}" for name in unknown])
+        if external_clock:
+            require_flat(self.formula)
+        defaults = {"lr": lr, **own, **options, "weight_decay": weight_decay, "lr_factor": 1.0, "aged": False}
+        self.ages = AgeTable(remedies=remedies or Remedies())
+        self.remedies_told = remedies is not None
+        """Whether the remedies were given; others follow the config of the controller."""
+        super().__init__(params, defaults)
+        self.steps_done = 0
+        self.topology = TopologyPosition()
+        """Replaced by another object when a state is loaded."""
+        self.driver: Any = None
+        """Weak reference to the controller that changes the topology of what is optimized here, if there is one."""
+        self.external_clock = external_clock
+        self._running = not external_clock
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See ``torch.optim.Optimizer``. Parameters given at first come this way too, and all are checked here.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        name = str(group.get("name", len(self.param_groups) - 1))
+        try:
+            check_group(name, group, self.formula)
+            for index, param in enumerate(group["params"]):
+                self._check_parameter(f"parameter {index} of group '{name}'", param)
+        except ConfigError:
+            del self.param_groups[-1]
+            raise
+        self._slowest_averages()
+
+    def _check_parameter(self, name: str, param: Tensor) -> None:
+        """Refuse what this optimizer has no rule for, before anything is trained."""
+        checks.real(name, param)
+        if param.is_meta:
+            raise ConfigError(f"{name} is on the meta device; materialise the model before you make its optimizer")
+        if MATRICES in self.formula.requires and param.dim() != 2:
+            raise ConfigError(
+                f"{name} has the shape {tuple(param.shape)}, and {self.formula.name} requires matrices, expected two"
+                " dimensions; give vectors, and a sparse layer's values, to a formula that works on flat values, such"
+                " as adamw"
+            )
+
+    def start(self) -> None:
+        """Let ``step`` change weights from now on, and ``advance()`` alone move time: an engine's clock.
+
+        Raises:
+            ConfigError: the formula requires matrices, which an engine's partitions are not.
+        """
+        require_flat(self.formula)
+        self.external_clock = self._running = True
+
+    def _takes_steps(self) -> bool:
+        """Whether ``step`` may change weights now."""
+        return self._running
+
+    def advance(self) -> None:
+        """Record that one optimizer step was applied: every age grows by one."""
+        self.steps_done += 1
+
+    def ensure_state(self, param: Tensor, aged: bool) -> dict[str, Tensor]:
+        """Create the state of one parameter or partition if it is not there yet, and return it."""
+        state = self.state[param]
+        declared = self.formula.state
+        if declared and all(one.name in state for one in declared):
+            return state
+        dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+        for one in declared:
+            state[one.name] = torch.zeros(param.shape, dtype=one.dtype or dtype, device=param.device)
+        if aged and "birth" not in state:
+            state["birth"] = torch.zeros(param.shape, dtype=torch.uint8, device=param.device)
+        if param.dtype not in (torch.float32, torch.float64) and "master" not in state:
+            state["master"] = param.detach().to(dtype, copy=True).contiguous()
+        return state
+
+    def _slowest_averages(self) -> None:
+        """Codes mature by the slowest decay there has been: groups come later, and schedulers change options."""
+        for group in self.param_groups:
+            self.ages.slow_down(self.formula.averages(group))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Apply one step to every parameter that has a gradient.
+
+        Returns:
+            What ``closure`` returned, if one was given.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._takes_steps():
+            return loss
+        self._slowest_averages()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None and param.requires_grad:  # a frozen one may have an old gradient
+                    self._update(param, param.grad, group)
+        if not self.external_clock:
+            self.advance()
+        return loss
+
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.ensure_state(param, group["aged"])
+        master = state.get("master", param).detach()
+        self._check_state(param, grad, master, state)
+        flat = master.reshape(-1)  # a copy where the memory has another order (channels_last)
+        birth = state["birth"].view(-1) if "birth" in state else None
+        whole = Values(
+            flat, grad.reshape(-1), {one.name: state[one.name].view(-1) for one in self.formula.state}, birth,
+            float(group["lr"]) * group["lr_factor"], group, self.ages, self.steps_done + 1, param.shape,
+        )  # fmt: skip
+        size = CHUNK if self.formula.in_chunks and not self.formula.requires else max(1, flat.numel())
+        for begin in range(0, flat.numel() or 1, size):
+            self.formula.update(whole if size >= flat.numel() else whole.part(slice(begin, begin + size)))
+        if not master.is_contiguous():
+            master.copy_(flat.view_as(master))
+        if "master" in state:
+            param.copy_(master)
+
+    def _check_state(self, param: Tensor, grad: Tensor, master: Tensor, state: dict[str, Tensor]) -> None:
+        """Refuse a gradient of another kind, and state that does not fit its parameter any more."""
+        checks.plain(f"the gradient of a parameter of shape {tuple(param.shape)}", grad)
+        for one in self.formula.state:
+            made = state[one.name]
+            if (made.dtype, made.device, made.shape) != (one.dtype or master.dtype, master.device, master.shape):
+                raise ConfigError(
+                    f"a parameter is {_kind(master)} now and was {_kind(made)} when its optimizer state was made; "
+                    "convert or move the model before you make its optimizer"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict, plus the clock, the age table and the place in the topology's schedule under ``smet``."""
+        own = {
+            "formula": self.formula.name, "steps_done": self.steps_done, **self.ages.state_dict(),
+            "topology": asdict(self.topology),
+        }  # fmt: skip
+        return {**super().state_dict(), "smet": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore ``state_dict``; birth codes keep their one-byte type.
+
+        Raises:
+            ConfigError: it was not saved by this class, or for another formula or parameters of other sizes. Nothing is
+                changed.
+        """
+        own = state_dict.get("smet")
+        if own is None:
+            raise ConfigError(
+                f"the optimizer state has the entries {', '.join(map(str, state_dict))} and no 'smet', expected one "
+                "saved by the same optimizer: its clock and ages cannot be guessed"
+            )
+        position = _position(own, state_dict)
+        self._require_own_state(own.get("formula", "adamw"), state_dict["state"])  # old states name no formula
+        params = [param for group in self.param_groups for param in group["params"]]
+        if not self.external_clock:  # an engine's partitions may be cut anew before they are loaded
+            _check_sizes(state_dict["state"], params)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "smet"})
+        for index, saved in state_dict["state"].items():  # torch casts state to the parameter's dtype: undo that
+            for key, value in saved.items():
+                self.state[params[index]][key] = value.to(params[index].device, copy=True).contiguous()
+        self.steps_done = own["steps_done"]
+        self.ages.load_state_dict(own)
+        self.topology = position
+        if self.topology.seen is None:
+            self.topology.seen = self.steps_done
+
+    def _require_own_state(self, formula: Any, states: dict[int, dict[str, Tensor]]) -> None:
+        names = [one.name for one in self.formula.state]
+        held = sorted({key for state in states.values() for key in state} - set(KEPT))
+        if formula != self.formula.name or (held and held != sorted(names)):
+            raise ConfigError(
+                f"the optimizer state is that of {formula} ({', '.join(held) or 'nothing'} per weight), expected "
+                f"{self.formula.name} ({', '.join(names) or 'nothing'}); make the optimizer that saved it, or begin "
+                "with a new state"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles and copies carry: torch keeps only its own three entries."""
+        own = ("formula", "ages", "remedies_told", "steps_done", "topology", "external_clock", "_running")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "driver": None}
+
+
+def _position(own: Any, whole: dict[str, Any]) -> TopologyPosition:
+    """Read the entry 'smet' of a state, all of which is looked at before any of it is taken.
+
+    Raises:
+        ConfigError: it is damaged, or the entries beside it are missing.
+    """
+    try:
+        steps, births = own["steps_done"], own["births"]
+        sound = isinstance(steps, int) and steps >= 0 and births[0] == 0 and len(births) == CODES
+        sound = sound and all(birth is None or 0 <= birth <= steps for birth in births)
+        sound = sound and all(first <= last for _, first, last in own.get("spans", []))
+        position = TopologyPosition(**own.get("topology", {"updates_done": None if steps else 0, "seen": steps}))
+        if sound and {"state", "param_groups"} <= whole.keys():
+            return position
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError):
+        pass
+    raise ConfigError(
+        "the optimizer state is damaged or incomplete: expected torch's entries state and param_groups, and under "
+        f"'smet' steps_done, {CODES} births, spans and topology, as state_dict() gives them"
+    )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+
+def _check_sizes(state: dict[int, dict[str, Tensor]], params: list[Tensor]) -> None:
+    for index, saved in state.items():
+        if index >= len(params):
+            continue  # torch says how many there should be
+        for key, value in saved.items():
+            if value.shape != params[index].shape:
+                raise ConfigError(
+                    f"the optimizer state has '{key}' of shape {tuple(value.shape)} for parameter {index}, which has "
+                    f"{tuple(params[index].shape)}: it is of a model of another shape or density"
+                )
