@@ -26,7 +26,7 @@ from smet.linear import sparse_layers
 from smet.mask import pack
 
 SAMPLES = 8
-"""First training samples whose mean loss SNIP goes by; SynFlow sums the outputs of one."""
+"""First training samples whose losses SNIP goes by; SynFlow sums the outputs of one."""
 
 
 def first_masks(config: RunConfig, layout: Layout, corpus: Corpus) -> dict[str, Tensor] | None:
@@ -65,7 +65,8 @@ def _choose(config: RunConfig, corpus: Corpus) -> dict[str, Tensor]:
             weights[name] = DenseWeight(layer.values, _by_block(size), active_blocks(blocks, densities[name]))
     flow = "flow" in mask_needs(config.sparsity)
     samples = [torch.from_numpy(corpus.sample(number)).long().unsqueeze(0) for number in range(1 if flow else SAMPLES)]
-    masks = dense_masks(model, weights, config.sparsity, _summed_outputs(samples[0]) if flow else _mean_loss(samples))
+    losses = [_summed_outputs(sample) if flow else _loss(sample) for sample in samples]
+    masks = dense_masks(model, weights, config.sparsity, losses)
     return {name: pack(mask) for name, mask in masks.items()}
 
 
@@ -73,8 +74,8 @@ def _by_block(size: int) -> Callable[[Tensor], Tensor]:
     return lambda values: values.view(-1, size)
 
 
-def _mean_loss(samples: list[Tensor]) -> Callable[[nn.Module], Tensor]:
-    return lambda model: torch.stack([model.loss(sample) for sample in samples]).mean()  # type: ignore[operator]
+def _loss(sample: Tensor) -> Callable[[nn.Module], Tensor]:
+    return lambda model: model.loss(sample)  # type: ignore[operator]
 
 
 def _summed_outputs(sample: Tensor) -> Callable[[nn.Module], Tensor]:

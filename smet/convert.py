@@ -174,7 +174,7 @@ def _dense_masks(
             lambda t, grid=grid, flipped=flipped: grid.to_blocks(t.t() if flipped else t),  # type: ignore[misc]
             active_blocks(grid.blocks, densities[name]),
         )
-    masks = dense_masks(model, weights, config, loss)
+    masks = dense_masks(model, weights, config, [loss])
     return lambda name, grid, active: pack(masks[name])
 
 

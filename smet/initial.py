@@ -64,13 +64,16 @@ class DenseWeight:
 
 
 def dense_masks(
-    model: nn.Module, weights: Mapping[str, DenseWeight], config: SmetConfig, loss: Loss
+    model: nn.Module, weights: Mapping[str, DenseWeight], config: SmetConfig, losses: Sequence[Loss]
 ) -> dict[str, Tensor]:
     """First masks of all layers, bool ``(blocks,)``, by what the dense model computes. It is left as it was.
 
     Layers are pruned in so many rounds as the function asks for, from dense to their own densities by equal factors
     (SynFlow, Tanaka et al. 2020, arXiv 2006.05467, algorithm 1, but ranked within each layer). By ``flow`` all
     parameters are absolute meanwhile, and the model in evaluation mode.
+
+    Args:
+        losses: their gradients are added up; activations live for one at a time.
 
     Raises:
         ConfigError: the loss does not reach a layer, or is not finite.
@@ -84,7 +87,7 @@ def dense_masks(
         if kind == "flow":
             _make_absolute(model)
         for number in range(1, rounds + 1):
-            gradients = _gradients(model, weights, loss)
+            gradients = _gradients(model, weights, losses)
             for name, one in weights.items():
                 _require_reached(name, gradients[name], config)
                 blocks = _blocks(one)
@@ -115,13 +118,15 @@ def _make_absolute(model: nn.Module) -> None:
         parameter.detach().abs_()
 
 
-def _gradients(model: nn.Module, weights: Mapping[str, DenseWeight], loss: Loss) -> dict[str, Tensor]:
-    with torch.enable_grad():
-        found = torch.autograd.grad(loss(model), [one.parameter for one in weights.values()], allow_unused=True)
-    return {
-        name: torch.zeros(_blocks(one), 1) if gradient is None else one.to_blocks(gradient)
-        for (name, one), gradient in zip(weights.items(), found, strict=True)
-    }
+def _gradients(model: nn.Module, weights: Mapping[str, DenseWeight], losses: Sequence[Loss]) -> dict[str, Tensor]:
+    sums = [torch.zeros_like(one.parameter, requires_grad=False) for one in weights.values()]
+    for loss in losses:
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(model), [one.parameter for one in weights.values()], allow_unused=True)
+        for total, gradient in zip(sums, found, strict=True):
+            if gradient is not None:
+                total += gradient
+    return {name: one.to_blocks(total) for (name, one), total in zip(weights.items(), sums, strict=True)}
 
 
 def _require_reached(name: str, gradient: Tensor, config: SmetConfig) -> None:

@@ -60,13 +60,13 @@ def host_gradient(config: RunConfig, ranks: int) -> int:
 def dense_model_bytes(config: RunConfig) -> int:
     """Bytes in rank 0's host memory of the dense model that first masks ask before training; 0 where none do.
 
-    Weights and gradients in fp32, and a copy of the weights where the masks take rounds (SynFlow).
+    Weights and gradients in fp32, and either one sample's gradients beside their sum, or (SynFlow) a copy of the
+    weights; activations of one sample are not counted.
     """
-    needed = mask_needs(config.sparsity)
-    if not needed & DENSE:
+    if not mask_needs(config.sparsity) & DENSE:
         return 0
     weights = sum(block.elements(stored=False) for block in blocks_of(_on_one_rank(config)))
-    return (12 if "flow" in needed else 8) * weights
+    return 12 * weights
 
 
 def _on_one_rank(config: RunConfig) -> RunConfig:
