@@ -9,7 +9,15 @@ from pretrain import outside
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Publish ``text`` at ``path``: a reader sees the old file or the whole new one."""
+    """Publish ``text`` at ``path``: a reader sees the old file or the whole new one.
+
+    What is no file, such as ``/dev/stdout`` or a pipe, is written to: put in its place, a file would take it from
+    everybody else on the machine.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("w") as device:
+            device.write(text)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_synced(temporary, text)
     os.replace(temporary, path)
