@@ -93,7 +93,7 @@ def here(house: Path) -> dict[str, str]:
 
 
 def test_every_recipe_is_looked_at_below() -> None:
-    assert sum(line.startswith("### ") for line in TEXT.splitlines()) == 5
+    assert sum(line.startswith("### ") for line in TEXT.splitlines()) == 8
     assert {line.split()[2] for line in commands(PAGE) if line.startswith("python ")} == {
         "pretrain", "tools.preprocess", "launch",
     }  # fmt: skip
@@ -104,15 +104,15 @@ def test_the_additions_train_together(house: Path) -> None:
     screen = run(
         [sys.executable, "-m", "pretrain", "configs/quickstart.yaml", *given, *SMALLER.split()], house, **here(house)
     )
-    assert "done: 6 steps" in screen, screen
+    assert "momentum in ZeRO-2" in screen and "products by rows" in screen, screen
     saved = yaml.safe_load((house / "runs" / "all" / "config.yaml").read_text())
-    chosen = {key: saved["sparsity"][key] for key in ("prune", "growth", "prune_schedule", "mask_init")}
+    chosen = {key: saved["sparsity"][key] for key in ("prune", "growth", "prune_schedule", "mask_init", "compute")}
     assert chosen == {
-        "prune": "still", "growth": "spread", "prune_schedule": "square", "mask_init": "front",
+        "prune": "still", "growth": "spread", "prune_schedule": "square", "mask_init": "front", "compute": "rows",
     }  # fmt: skip
-    assert saved["logging"]["weights"] is True
+    assert saved["logging"]["weights"] is True and saved["optimizer"]["name"] == "momentum"
     records = [json.loads(line) for line in (house / "runs" / "all" / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 6
+    assert len(records) == 6 and all(record["largest_weight"] > 0 for record in records)
     updates = [json.loads(line) for line in (house / "runs" / "all" / "topology.jsonl").read_text().splitlines()]
     assert [update["step"] for update in updates] == [2, 4, 6] and updates[0]["pruned"] > 0
     fractions = [update["fraction"] for update in updates]
