@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,11 +76,16 @@ def require_same_kernels(layers: Mapping[str, SparseLinear], bank: MaskBank, gro
     """
     if not bank.sharded or all(min(layer.grid.block) < tiles.SMALLEST for layer in layers.values()):
         return
-    own = {layer.values.device for layer in layers.values()}
-    if differing({"kernels": [tiles.kernels_on(device) for device in sorted(own, key=str)]}, group):
+    devices = {layer.values.device for layer in layers.values()}
+    own = {
+        "SMET_COMPUTE": os.environ.get("SMET_COMPUTE"),
+        "compute": [(name, vars(layer).get("compute")) for name, layer in layers.items()],
+        "processor, compiler or version of Triton": [tiles.kernels_on(device) for device in sorted(devices, key=str)],
+    }
+    if found := differing(own, group):
         raise ConfigError(
-            "products over tiles are not made alike on all ranks (another processor, compiler or version of Triton); "
-            "use hosts of one kind, or set SMET_COMPUTE=dense on all of them"
+            f"products over tiles are not made alike on all ranks ({'; '.join(found)} differ): use hosts of one kind "
+            "and the same settings on all, or set SMET_COMPUTE=dense on all of them"
         )
 
 

@@ -96,9 +96,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(corpus: str, tmp_pat
         assert resumed[what] == uninterrupted[what], what
 
 
-def one_without_kernels(one: dict[str, Any]) -> str:
+def one_differs(one: dict[str, Any], variable: str, value: str) -> str:
     if os.environ["RANK"] == "1":
-        os.environ["SMET_KERNELS"] = "reference"
+        os.environ[variable] = value
         tiles_cpu.library.cache_clear()
     try:
         train(one)
@@ -107,6 +107,17 @@ def one_without_kernels(one: dict[str, Any]) -> str:
     return "trained"
 
 
-def test_hosts_that_multiply_differently_are_refused_on_every_rank(corpus: str, tmp_path: Path) -> None:
-    told = run_ranks(one_without_kernels, 2, job(corpus, tmp_path / "run", parallel__zero_stage=2))
-    assert len(set(told)) == 1 and told[0].startswith("products over tiles are not made alike on all ranks")
+@pytest.mark.parametrize(
+    ("variable", "value", "what"),
+    [
+        ("SMET_KERNELS", "reference", "processor, compiler or version of Triton"),
+        ("SMET_COMPUTE", "dense", "SMET_COMPUTE"),
+    ],
+)
+def test_ranks_that_multiply_differently_are_refused_on_each(
+    corpus: str, tmp_path: Path, variable: str, value: str, what: str
+) -> None:
+    """One would wait for the others' parts of a mask that they do not ask for."""
+    one = job(corpus, tmp_path / "run", parallel__zero_stage=2)
+    told = run_ranks(one_differs, 2, one, variable, value)
+    assert len(set(told)) == 1 and f"not made alike on all ranks ({what} differ)" in told[0]
