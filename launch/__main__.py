@@ -11,7 +11,7 @@ from launch.arguments import run_parser, status_parser
 from launch.ends import command_of
 from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
-from pretrain.screen import on_screen, refuse
+from pretrain.screen import on_screen, outlive_screen, refuse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,6 +75,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from launch.signals import Signals
     from launch.supervisor import Supervisor
 
+    outlive_screen()
     prepared = prepare(options)
     if prepared.submits:
         number = slurm.submit(slurm.render(batch_of(options, prepared)))

@@ -96,7 +96,7 @@ def build_engine(
 
     builder = Builder(config, layout, saved, first)
     if layout.stages == 1:
-        whole = builder.whole()
+        whole = layout.agree(builder.whole)  # functions of a user's own choose first masks in there
         model: nn.Module = whole
         runnable: nn.Module = LossModel(whole)
     else:

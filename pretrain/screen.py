@@ -58,9 +58,13 @@ def refuse(error: UserError | OSError) -> int:
 
 
 def outlive_screen() -> None:
-    """From now on the program goes on when nobody reads its stdout any more, and says so once on stderr."""
-    if isinstance(sys.stdout, Screen):
-        sys.stdout.lasting = True
+    """From now on the program goes on when nobody reads its stdout any more, and says so once on stderr.
+
+    Nor does it end when stderr cannot be written: after a hangup neither can.
+    """
+    for screen in (sys.stdout, sys.stderr):
+        if isinstance(screen, Screen):
+            screen.lasting = True
 
 
 class Screen(io.TextIOWrapper):
@@ -94,6 +98,8 @@ class Screen(io.TextIOWrapper):
                 self.trouble = error
                 raise
             self.discard()
+            if self is sys.stderr:
+                return
             with contextlib.suppress(OSError):
                 print(
                     f"warning: stdout cannot be written any more ({error.strerror}); the run goes on, and "

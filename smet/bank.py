@@ -16,8 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smet.agreement import differing
+from smet.errors import ConfigError
 from smet.exchange import all_gather_flat
 from smet.linear import SparseLinear, sparse_layers
+from smet.mask import digest
+from smet.named import is_own
+from smet.settings import REMEMBERED
 
 
 @dataclass
@@ -49,6 +54,24 @@ def window(index: int, before: int | None, count: int) -> tuple[int, ...]:
     return index, index + (1 if rising else -1)
 
 
+def require_same_first_masks(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Compare masks that functions of one's own chose; those of this package are pure. Collective over ``group``.
+
+    Raises:
+        ConfigError: they differ; on every rank.
+    """
+    told = [config for module in model.modules() for config in vars(module).get(REMEMBERED, [])]
+    own = [config.mask_init for config in told if is_own(config.mask_init)]
+    if not own or group is None or dist.get_world_size(group) == 1 or dist.get_backend(group) == "fake":
+        return
+    masks = {name: digest(layer.mask) for name, layer in sparse_layers(model).items() if layer.mask is not None}
+    if found := differing(masks, group):
+        raise ConfigError(
+            f"mask_init '{own[0]}' chooses differently on the ranks that hold {found[0]}; make it a function of what it"
+            " is given alone, and draw random numbers from start.generator(...)"
+        )
+
+
 class MaskBank:
     """Serves packed masks to the ``SparseLinear`` layers of ``model``.
 
@@ -56,6 +79,9 @@ class MaskBank:
         model: its sparse layers hand over their own mask buffers.
         group: data-parallel process group, for whose ranks the masks are equal; None = one rank.
         replicated: keep every mask whole on every rank (more memory, no gathers).
+
+    Raises:
+        ConfigError: a first mask that a function of one's own chose is not the same on all ranks of ``group``.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None, replicated: bool = False):
@@ -68,6 +94,7 @@ class MaskBank:
         self._buckets: list[_Bucket] = []
         self._place: dict[SparseLinear, tuple[int, int]] = {}
         self._current: int | None = None
+        require_same_first_masks(model, group)
         if self.sharded:
             self._take_over({name: layer for name, layer in sparse_layers(model).items() if not layer.is_full})
 

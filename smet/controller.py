@@ -74,8 +74,12 @@ class TopologyController:
     ):
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ConfigError(f"total_steps is {shown(total_steps)}, expected the run's number of optimizer steps")
-        for notice in run_notices(config, total_steps):
-            say(f"smet: note: {notice}", logging.WARNING)
+        failure: ConfigError | None = None
+        try:
+            for notice in run_notices(config, total_steps):
+                say(f"smet: note: {notice}", logging.WARNING)
+        except ConfigError as error:  # of a schedule of one's own, on this rank: told by all of them below
+            failure = error
         self.config, self.store, self.bank = config, store, bank
         self.shard, self.shards = shard, shards
         self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards
@@ -93,6 +97,8 @@ class TopologyController:
         self._ranges = dict(zip(dynamic, all_ranges(own, store.group), strict=True))
         require_same_kernels(all_layers, bank, store.group)
         self.decider = Decider(config, store.group or store.replicas)
+        if self.layers:
+            self.decider.require_none_failed(failure, self._device)
         self.gradients = Gradients(self.decider.needed, store.group, store.replicas)
         """Gradients of the step in progress, if anybody needs them."""
         self.gradients.adopt(store.optimizer.topology.moments, self.layers)
@@ -259,7 +265,8 @@ class TopologyController:
         if self.store.group is None:
             own = {"the optimizer's clocks": str(step), "frozen layers": repr(sorted(self.layers.keys() - trained))}
             require_same_decisions(own, self.store.replicas)
-        report = UpdateReport(step, self.updates_done + 1, self.schedule.prune_fraction(step))
+        fraction = self.decider.fraction(self.schedule, step, self._device) if self.layers else 0.0
+        report = UpdateReport(step, self.updates_done + 1, fraction)
         young, ages = (
             self._young_codes(step),
             self._ages_by_code(step),
@@ -283,6 +290,10 @@ class TopologyController:
         require_same_result(digests, self._whole_state(), self.store.replicas)
         report.seconds = time.perf_counter() - begin
         return report
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.layers.values())).values.device
 
     def _update_layer(self, name: str, layer: SparseLinear, codes: _Codes, report: UpdateReport) -> Tensor:
         fragment = self.store.fragment(layer.values)

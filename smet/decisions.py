@@ -15,6 +15,7 @@ from smet.config import SmetConfig
 from smet.criteria.sites import Site
 from smet.errors import ConfigError
 from smet.mask import unpack
+from smet.schedule import TopologySchedule
 from smet.topology import TopologyChange, joined, prune, replaced
 
 PER_BLOCK = ("gradient", "moment")
@@ -86,7 +87,7 @@ class Decider:
             pieces = [self._range(site, int(fraction * n), shield) for site, n, shield in
                       zip(sites, counts, shields, strict=True)]  # fmt: skip
             change = joined(pieces)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self.own:
                 raise
             failure = error
@@ -95,23 +96,65 @@ class Decider:
         assert change is not None
         return change
 
+    def fraction(self, schedule: TopologySchedule, step: int, device: torch.device) -> float:
+        """Fraction of active blocks to replace at the update after ``step``. Collective where own functions are
+        compared.
+
+        Raises:
+            ConfigError: a schedule that is not built in fails, gives no fraction, or another one on another rank; on
+                every rank.
+        """
+        failure, found = None, 0.0
+        try:
+            found = schedule.prune_fraction(step)
+        except ConfigError as error:
+            failure = error
+        self.require_none_failed(failure, device)
+        if self.group is None:
+            return found
+        both = torch.tensor([found, -found], dtype=torch.float64, device=device)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self.group)
+        most, least = both.tolist()
+        if most != -least:
+            raise ConfigError(
+                f"prune_schedule '{self.config.prune_schedule}' gives {-least:g} to {most:g} on the ranks at step"
+                f" {step}; make it a function of what it is given alone"
+            )
+        return found
+
+    def require_none_failed(self, failure: ConfigError | None, device: torch.device) -> None:
+        """Raise on every rank where the schedule failed on one. Collective where own functions are compared.
+
+        Raises:
+            ConfigError: ``failure``, or that another rank has one.
+        """
+        failed = torch.tensor(float(failure is not None), device=device)
+        if self.group is not None:
+            dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=self.group)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise ConfigError(
+                f"prune_schedule '{self.config.prune_schedule}' fails on another rank, whose message says why"
+            )
+
     def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         active = site.values.shape[0]
         pruned = torch.zeros(active, dtype=torch.bool, device=site.mask.device)
         grown_at = torch.zeros(0, dtype=torch.int64, device=site.mask.device)
         count = min(count, site.mask.numel() - active)
         if count > 0:
-            scores = self.prune(site)
+            scores = self.prune(site.copied() if self.own else site)
             if self.own:
                 require_scores(f"prune '{self.config.prune}'", site, scores)
             pruned = prune(scores, count, protected)
-            grown_at = self.grow(site, int(pruned.sum()))
+            grown_at = self.grow(site.copied() if self.own else site, int(pruned.sum()))
             if self.own:
                 require_places(f"growth '{self.config.growth}'", site, grown_at, int(pruned.sum()))
         return replaced(site.mask, pruned, grown_at)
 
     def _compare(
-        self, layer: str, change: TopologyChange | None, failure: Exception | None, device: torch.device
+        self, layer: str, change: TopologyChange | None, failure: BaseException | None, device: torch.device
     ) -> None:
         """Let all ranks go on with one decision, or none. Without it they would wait in different collectives."""
         state = torch.tensor([failure is not None, 0, 0], dtype=torch.int64)

@@ -34,9 +34,11 @@ def first_mask(name: str, blocks: int, active: int, config: SmetConfig, given: M
     Raises:
         ConfigError: the function that ``config`` names gives no such mask.
     """
+    if is_own(config.mask_init):  # which may write into what it is given
+        given = {what: tensor.clone() for what, tensor in given.items()}
     try:
         mask = mask_of(config)(Start(layer=name, blocks=blocks, seed=config.seed, given=given), active)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError) or not is_own(config.mask_init):
             raise
         kind = f"{type(error).__name__}: {error}"
@@ -122,7 +124,12 @@ def _gradients(model: nn.Module, weights: Mapping[str, DenseWeight], losses: Seq
     sums = [torch.zeros_like(one.parameter, requires_grad=False) for one in weights.values()]
     for loss in losses:
         with torch.enable_grad():
-            found = torch.autograd.grad(loss(model), [one.parameter for one in weights.values()], allow_unused=True)
+            value = loss(model)
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                cut = " without a graph" if isinstance(value, Tensor) and not value.requires_grad else ""
+                raise ConfigError(f"loss gives {what}{cut}, expected one number that is computed from the weights")
+            found = torch.autograd.grad(value, [one.parameter for one in weights.values()], allow_unused=True)
         for total, gradient in zip(sums, found, strict=True):
             if gradient is not None:
                 total += gradient

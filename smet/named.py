@@ -50,7 +50,7 @@ def find(what: str, name: str, table: Mapping[str, T], fits: Callable[[Any], boo
     path, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # whatever a module of somebody else raises: it is not ours to mend
+    except (Exception, SystemExit) as error:  # whatever a module of somebody else raises: it is not ours to mend
         raise ConfigError(
             f"{what} is '{name}': module {path} cannot be imported ({type(error).__name__}: {error}); it must lie on"
             " Python's path, such as in the folder of the start"

@@ -43,7 +43,11 @@ def _layers(count: int) -> str:
 
 
 def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
-    """What is odd about the schedule in a run of ``total_steps`` optimizer steps."""
+    """What is odd about the schedule in a run of ``total_steps`` optimizer steps.
+
+    Raises:
+        ConfigError: a schedule of one's own fails, or gives no fraction.
+    """
     if config.update_interval == 0 or config.density == 1.0:
         return []
     schedule, found = TopologySchedule(config, total_steps), list[str]()

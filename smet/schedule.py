@@ -8,6 +8,7 @@ from smet.config import SmetConfig
 from smet.criteria import schedule_of
 from smet.errors import ConfigError
 from smet.fields import shown
+from smet.named import is_own
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,16 @@ class TopologySchedule:
             ConfigError: the schedule gives no fraction.
         """
         config = self.config
-        found = schedule_of(config)(min(1.0, step / max(1, self.last_step)), config.prune_start, config.prune_end)
+        schedule, progress = schedule_of(config), min(1.0, step / max(1, self.last_step))
+        try:
+            found = schedule(progress, config.prune_start, config.prune_end)
+        except (Exception, SystemExit) as error:
+            if not is_own(config.prune_schedule):
+                raise
+            raise ConfigError(
+                f"prune_schedule '{config.prune_schedule}' fails at step {step} ({type(error).__name__}: {error}); it"
+                " is called with (progress, start, end)"
+            ) from error
         if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0.0 <= found <= 1.0:
             raise ConfigError(
                 f"prune_schedule '{config.prune_schedule}' gives {shown(found)} at step {step}, expected a fraction in"

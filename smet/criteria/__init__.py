@@ -119,7 +119,7 @@ def require(config: SmetConfig) -> None:
 
 def has_own(config: SmetConfig) -> bool:
     """Whether an update asks a function that is none of this package, whose decisions have to be compared."""
-    return is_own(config.prune) or is_own(config.growth)
+    return is_own(config.prune) or is_own(config.growth) or is_own(config.prune_schedule)
 
 
 def _found(setting: str, name: str, table: dict[str, F]) -> F:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from smet.errors import ConfigError
@@ -69,9 +69,17 @@ class Site:
 
         return generator(self.seed, purpose, self.layer, self.number, self.update)
 
+    def copied(self) -> Site:
+        """The same for a function that is not to be trusted to leave it as it is."""
+        given = {name: tensor.clone() for name, tensor in self.given.items()}
+        return replace(self, mask=self.mask.clone(), values=self.values.clone(), given=given)
+
     def _given(self, name: str) -> Tensor:
         if name not in self.given:
-            raise ConfigError(f"a criterion reads '{name}' without having asked: put @needs(\"{name}\") above it")
+            raise ConfigError(
+                f"a criterion reads '{name}' of layer {self.layer} without having asked: put @needs(\"{name}\") above"
+                " it"
+            )
         return self.given[name]
 
 

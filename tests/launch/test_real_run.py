@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import random
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch.on_host.processes import environment, rank_of
-from tests.cluster.runs import Run, assert_equal, end, undisturbed
+from pretrain.exit_codes import STOPPED
+from pretrain.run_folder import RunReader
+from tests.cluster.runs import ROOT, Run, assert_equal, end, undisturbed
 
 LOCAL = ("--gpus-per-node", "2", "--back-off", "0.2")
 
@@ -35,6 +41,24 @@ def test_asked_to_stop_it_saves_and_the_same_command_goes_on(tmp_path: Path) -> 
     assert not ranks_of(run)
     assert run.launch(*LOCAL) == 0, run.screen()
     assert_equal(run, undisturbed(run))
+
+
+def test_a_terminal_that_goes_away_is_a_request_to_save_and_stop(tmp_path: Path) -> None:
+    run = Run(tmp_path, train__steps=4000, checkpoint__interval=0)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "launch", str(run.file), *LOCAL])
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 120
+    while run.step() < 20 and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)  # a full terminal would block the run
+        time.sleep(0.02)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == STOPPED
+    reached = RunReader(run.output).reached()
+    assert reached.checkpoint == reached.step >= 20 and not ranks_of(run)
 
 
 def test_bad_settings_are_not_tried_again(tmp_path: Path) -> None:

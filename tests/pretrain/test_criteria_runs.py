@@ -96,6 +96,24 @@ def test_a_name_that_stands_for_nothing_ends_in_one_line(tmp_path: Path) -> None
         config_from_dict(one)
 
 
+def what_stops(one: dict[str, Any]) -> str:
+    try:
+        train(one)
+    except ConfigError as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.parametrize("residency", ["sharded", "replicated"])
+def test_first_masks_that_differ_or_fail_on_one_rank_stop_all_of_them(tmp_path: Path, residency: str) -> None:
+    write_corpus(tmp_path / "corpus")
+    for function, told in (("each_its_mask", "chooses differently on the ranks"), ("mask_fails_on_one", "rank 1")):
+        one = settings(str(tmp_path / "corpus"), tmp_path / function, parallel__zero_stage=2)
+        one["sparsity"] |= {"mask_init": f"{OWN}:{function}", "mask_residency": residency}
+        first, second = run_ranks(what_stops, 2, one)
+        assert told in first and told in second
+
+
 def test_tools_read_a_checkpoint_with_means_of_gradients(
     results: tuple[Path, dict[str, list[dict[str, Any]]]],
 ) -> None:

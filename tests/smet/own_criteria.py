@@ -95,3 +95,49 @@ def rising(progress: float, start: float, end: float) -> float:
 
 def too_few(start: Start, active: int) -> Tensor:
     return torch.arange(start.blocks) < active - 1
+
+
+def overwriting(site: Site) -> Tensor:
+    """Works in place, on all that it was given."""
+    site.mask.zero_()
+    return site.values.abs_().mul_(0).sum(1)
+
+
+@needs("weights")
+def wiping(start: Start, active: int) -> Tensor:
+    """Works in place on the initial weights."""
+    start.weights.zero_()
+    return torch.arange(start.blocks) < active
+
+
+def leaving(site: Site) -> Tensor:
+    raise SystemExit(3)
+
+
+def narrow(progress: float) -> float:
+    """Takes too little."""
+    return 0.1
+
+
+def late(progress: float, start: float, end: float) -> float:
+    """Fails in the middle of a run, on one rank."""
+    if progress > 0.3 and dist.is_initialized() and dist.get_rank() == 1:
+        raise ValueError("too late for rank 1")
+    return 0.1
+
+
+def uneven(progress: float, start: float, end: float) -> float:
+    """Another fraction on each rank."""
+    return 0.1 + 0.1 * dist.get_rank() * (progress > 0.15)
+
+
+def each_its_mask(start: Start, active: int) -> Tensor:
+    """Another first mask on each rank."""
+    mask = torch.arange(start.blocks) < active
+    return mask.roll(dist.get_rank())
+
+
+def mask_fails_on_one(start: Start, active: int) -> Tensor:
+    if dist.get_rank() == 1:
+        raise ValueError("rank 1 has no mask")
+    return torch.arange(start.blocks) < active

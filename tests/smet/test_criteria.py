@@ -227,7 +227,7 @@ def test_functions_of_ones_own_train() -> None:
         ),
         ({"prune": f"{OWN}:not_a_number"}, r"prune '.*:not_a_number' gives 230 NaN among 230 scores of 0"),
         ({"prune": f"{OWN}:broken"}, r"fail on layer 0 \(ZeroDivisionError: no such thing\)"),
-        ({"prune": f"{OWN}:unasked"}, r"reads 'active_gradient' without having asked: put @needs"),
+        ({"prune": f"{OWN}:unasked"}, r"reads 'active_gradient' of layer 0 without having asked: put @needs"),
         ({"growth": f"{OWN}:again"}, r"growth '.*:again' grows 46 active blocks of layer 0 again"),
         ({"growth": f"{OWN}:twice"}, "grows a block of layer 0 twice"),
         ({"growth": f"{OWN}:beyond"}, "grows beyond the 768 blocks of layer 0"),
@@ -244,6 +244,11 @@ def test_functions_of_ones_own_train() -> None:
             {"mask_init": f"{OWN}:too_few"},
             r"gives torch.bool of shape \(768,\) with 229 set for layer 0, expected .* 230",
         ),
+        ({"prune": f"{OWN}:leaving"}, r"fail on layer 0 \(SystemExit: 3\)"),
+        (
+            {"prune_schedule": f"{OWN}:narrow"},
+            r"prune_schedule '.*:narrow' fails at step \d+ \(TypeError: .*\); it is called with",
+        ),
         ({"mask_init": f"{OWN}:square"}, r"mask_init '.*:square' fails on layer 0 \(TypeError"),
     ],
 )
@@ -254,6 +259,24 @@ def test_what_is_no_answer_is_one_line(settings: dict[str, Any], message: str) -
             loop.backward()
             loop.step()
     assert "\n" not in str(caught.value)
+
+
+def test_functions_that_work_in_place_change_nothing_but_copies() -> None:
+    untouched, loop = Loop(), Loop(prune=f"{OWN}:overwriting")
+    for _ in range(4):
+        for one in (untouched, loop):
+            one.backward()
+            one.step()
+    sizes = [sum(float(p.detach().abs().sum()) for p in one.model.parameters()) for one in (untouched, loop)]
+    assert sizes[1] > 0.5 * sizes[0]
+    assert all(bool(layer.values.any()) for layer in smet.sparse_layers(Loop(mask_init=f"{OWN}:wiping").model).values())
+
+
+def test_a_module_that_ends_the_program_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script_without_guard.py").write_text("import sys; sys.exit('bye')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"prune is 'script_without_guard:f': .* \(SystemExit: bye\)"):
+        Loop(prune="script_without_guard:f")
 
 
 def test_a_config_that_names_a_module_imports_nothing() -> None:
@@ -280,7 +303,8 @@ def together(settings: dict[str, Any]) -> str:
 
 def all_together() -> list[str]:
     cases = [{"growth": f"{OWN}:each_its_own"}, {"prune": f"{OWN}:fails_on_one"}, {"growth": f"{OWN}:mixed"},
-             {"growth": "momentum"}]  # fmt: skip
+             {"growth": "momentum"}, {"prune_schedule": f"{OWN}:late"},
+             {"prune_schedule": f"{OWN}:uneven"}]  # fmt: skip
     return [together(case) for case in cases]
 
 
@@ -288,7 +312,9 @@ def test_ranks_that_would_decide_differently_all_stop_with_one_line() -> None:
     first, second = run_ranks(all_together, 2)
     assert "decide differently on the ranks of layer 0" in first[0] and first[0] == second[0]
     assert "on another rank, whose message says why" in first[1] and "rank 1 has had enough" in second[1]
-    assert first[2:] == second[2:] and len(first[2]) == len(first[3]) == 32
+    assert first[2:4] == second[2:4] and len(first[2]) == len(first[3]) == 32
+    assert "fails on another rank, whose message says why" in first[4] and "too late for rank 1" in second[4]
+    assert first[5] == second[5] and "gives 0.1 to 0.2 on the ranks at step" in first[5]
 
 
 def chain() -> nn.Sequential:
@@ -363,6 +389,9 @@ def test_choosing_by_the_dense_model_leaves_everything_else_as_it_was() -> None:
             "nothing to go by in layer 2: the loss does not depend on it",
         ),
         (lambda model: model(torch.ones(2, 12)).sum() * math.inf, "not finite in layer 0"),
+        (lambda model: None, "loss gives NoneType, expected one number"),
+        (lambda model: model(torch.ones(2, 12)), r"loss gives a tensor of shape \(2, 8\), expected one number"),
+        (lambda model: model(torch.ones(2, 12)).sum().detach(), r"shape \(\) without a graph, expected one number"),
     ],
 )
 def test_a_loss_that_tells_nothing_is_refused(loss: Any, message: str) -> None:
