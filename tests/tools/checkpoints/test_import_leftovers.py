@@ -181,7 +181,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "index.json is damaged",
     ),
     "settings that nest": (lambda f, m: (f / "config.json").write_text("[" * 100_000), "nested too deeply"),
-    "settings that are a list": (lambda f, m: (f / "config.json").write_text("[]"), "config.json cannot be read"),
+    "settings that are a list": (lambda f, m: (f / "config.json").write_text("[]"), "config.json holds no object"),
     "settings of 60,000 layers": (lambda f, m: set_keys(num_hidden_layers=60_000)(f), "tensors for 60000 layers"),
     "settings of a number of 4,000 digits": (lambda f, m: set_keys(hidden_size=10**4000)(f), "config.json"),
     "code of its own": (lambda f, m: set_keys(auto_map={"AutoConfig": "x.X"}, trust_remote_code=True)(f), "never run"),
