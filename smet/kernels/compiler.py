@@ -17,9 +17,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from smet.say import say
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 TIMEOUT = 300
@@ -126,7 +129,23 @@ def _flags(more: Sequence[str]) -> tuple[str, ...]:
     return (*COMMON, *more)
 
 
+SAID_AFTER = 1.0
+"""Seconds of a build after which it is said what is waited for."""
+
+
 def _compile(command: Sequence[str], source: Path, machine: Sequence[str], folder: Path) -> Path:
+    told = threading.Timer(
+        SAID_AFTER, say, [f"smet: building {source.name} with {command[0]}; kept for later where there is room"]
+    )
+    told.daemon = True
+    told.start()
+    try:
+        return _built(command, source, machine, folder)
+    finally:
+        told.cancel()
+
+
+def _built(command: Sequence[str], source: Path, machine: Sequence[str], folder: Path) -> Path:
     target = folder / "cpu.so"
     try:
         _run([*command, *machine, str(source), "-o", str(target)])

@@ -106,12 +106,14 @@ CASES = [
     Case("no GPU", 2, "train.device is cuda, and", overrides=("train.device=cuda",)),
     Case("no folder for temporary files", 0, TRAINS, {"TMPDIR": "{here}/none"}),
 ]  # fmt: skip
+BUILDS = "building cpu.cpp with"
+"""What is said where no kernels are kept, and waited for; it trains afterwards."""
 DISKS = [
     Case("output read-only", 2, "(the disk is read-only); choose another", {}, ("train.output_dir={place}/run",), "ro"),
     Case("output full", 2, "bytes are free); choose another", {}, ("train.output_dir={place}/run",), "size=4k"),
-    Case("output and cache noexec", 0, TRAINS, {"XDG_CACHE_HOME": "{place}"}, ("train.output_dir={place}/run",),
+    Case("output and cache noexec", WAITS, BUILDS, {"XDG_CACHE_HOME": "{place}"}, ("train.output_dir={place}/run",),
          "noexec"),
-    Case("cache read-only", 0, TRAINS, {"XDG_CACHE_HOME": "{place}"}, (), "ro"),
+    Case("cache read-only", WAITS, BUILDS, {"XDG_CACHE_HOME": "{place}"}, (), "ro"),
 ]  # fmt: skip
 """For who may mount disks."""
 
