@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pretrain.callbacks.table import classes_of
 from pretrain.config import RunConfig
@@ -10,6 +11,7 @@ from pretrain.errors import ConfigError
 from pretrain.formula import formula_of
 from smet import criteria
 from smet.compute import backend
+from smet.errors import require_all
 
 
 def _criteria(config: RunConfig) -> None:
@@ -34,11 +36,4 @@ def require_found(config: RunConfig) -> None:
     Raises:
         ConfigError: with every name that means nothing.
     """
-    problems: list[str] = []
-    for look_up in LOOKUPS:
-        try:
-            look_up(config)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+    require_all(partial(look_up, config) for look_up in LOOKUPS)

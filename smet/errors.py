@@ -7,7 +7,7 @@ and end with exit code 2. Everything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -21,6 +21,22 @@ class ConfigError(UserError):
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("; ".join(self.problems))
+
+
+def require_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Make every check, and raise what is wrong with all of them together.
+
+    Raises:
+        ConfigError: with every problem that a check raised.
+    """
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,11 +15,12 @@ The tables import no torch: settings are read where there is none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smet.criteria import grow, masks, prune, schedules
 from smet.criteria.needs import AT_START, AT_UPDATE, DENSE, declared, needs
-from smet.errors import ConfigError
+from smet.errors import require_all
 from smet.named import find, is_own
 
 if TYPE_CHECKING:
@@ -107,14 +108,7 @@ def require(config: SmetConfig) -> None:
     Raises:
         ConfigError: with all that cannot be had.
     """
-    problems = []
-    for look_up in (prune_of, grow_of, schedule_of, mask_of):
-        try:
-            look_up(config)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+    require_all(partial(look_up, config) for look_up in (prune_of, grow_of, schedule_of, mask_of))
 
 
 def has_own(config: SmetConfig) -> bool:
