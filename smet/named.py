@@ -27,7 +27,7 @@ def is_own(name: Any) -> bool:
 
 def problem(what: str, name: Any, table: Mapping[str, Any]) -> str | None:
     """What is wrong with ``name`` as it is spelled, in one sentence that begins with ``what``; imports nothing."""
-    if is_own(name) or (isinstance(name, str) and name in table):
+    if (isinstance(name, str) and name in table) or is_own(name):
         return None
     return f"{what} is '{name}', expected one of {', '.join(table)}, or package.module:name{nearest(str(name), table)}"
 

@@ -76,14 +76,19 @@ def backend(name: str, what: str = "compute") -> Compute | None:
     Raises:
         ConfigError: there is none, or it lacks what ``Compute`` has.
     """
+    if name == AUTO:
+        return None
     if (wrong := problem(what, name)) is not None:
         raise ConfigError(wrong)
-    found = None if name == AUTO else TABLE.get(name, name)
-    return _made(found, what) if isinstance(found, str) else found
+    return _of(TABLE.get(name, name), what)
 
 
 _backends: dict[str, Compute] = {}
 """By address: one for all layers, since it may keep what it knows of them."""
+
+
+def _of(entry: str | Compute, what: str = "compute") -> Compute:
+    return _made(entry, what) if isinstance(entry, str) else entry
 
 
 def _made(address: str, what: str) -> Compute:
@@ -112,8 +117,7 @@ def choose(layer: SparseLinear, x: Tensor) -> Compute:
     chosen = backend(forced, "SMET_COMPUTE") if forced else backend(told)
     if chosen is not None:
         return chosen if chosen.serves(layer, x, forced=True) else dense_backend()
-    every = (backend(name) for name in TABLE)
-    return next(one for one in every if one is not None and one.serves(layer, x))
+    return next(one for one in map(_of, TABLE.values()) if one.serves(layer, x))  # asked for every product: no look-up
 
 
 def describe(layers: Iterable[SparseLinear], tokens: int, dtype: Any) -> str:
