@@ -112,7 +112,6 @@ class Attempt:
                 return Ended(-signal.SIGKILL, "ended at once, as asked")
             if self.signals.first and forwarded is None:
                 forwarded, asked = self.signals.first, time.monotonic()
-                self._forward(process, forwarded)  # before a word is said: the terminal may be gone
                 print(f"{forwarded.name}: the run saves and stops; once more to end it at once", flush=True)
             now = time.monotonic()
             if forwarded is not None:
