@@ -158,7 +158,7 @@ def report(status: dict[str, Any]) -> str:
     if status["goes_on_with"]:
         lines.append(f"to go on    {status['goes_on_with']}")
     if update := status["topology"]:
-        moved = f": {_count(update['grown'])} blocks moved" if update["grown"] is not None else ""
+        moved = f": {_count(update['grown'])} tiles moved" if update["grown"] is not None else ""
         lines.append(f"topology    update {_count(update['update'])} after step {_count(update['step'])}{moved}")
     counts = [f"{number} x {kind}" for kind, number in status["events"].items()]
     lines.append(f"events      {', '.join(counts) or 'none'}")

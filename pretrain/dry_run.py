@@ -22,9 +22,9 @@ from pretrain.parallel.part import Builder, nest
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from smet.bank import MaskBank
-from smet.distribution import active_blocks
+from smet.distribution import active_tiles
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 from smet.patterns import selects
 
 
@@ -87,13 +87,13 @@ class ShapeBuilder(Builder):
         if not selected and not transposed:
             return None
         shape = (layer.in_features, layer.out_features) if transposed else (layer.out_features, layer.in_features)
-        grid = BlockGrid(*shape, sparsity.block if selected else (1, 1))
-        active = grid.blocks
-        if selected:  # random masks spread the active blocks almost evenly over the shards
-            active = round(active_blocks(grid.blocks * shards, self.densities[name]) / shards)
+        grid = TileGrid(*shape, sparsity.block if selected else (1, 1))
+        active = grid.tiles
+        if selected:  # random masks spread the active tiles almost evenly over the shards
+            active = round(active_tiles(grid.tiles * shards, self.densities[name]) / shards)
         bits = torch.empty(grid.mask_bytes, dtype=torch.uint8, device="meta")
-        values = torch.empty(active * grid.block_size, device="meta")
-        return SparseLinear(layer.in_features, layer.out_features, bits, values, grid.block, transposed, layer.bias)
+        values = torch.empty(active * grid.tile_size, device="meta")
+        return SparseLinear(layer.in_features, layer.out_features, bits, values, grid.tile, transposed, layer.bias)
 
 
 def build(config: RunConfig, layout: Layout) -> nn.Module:
@@ -130,7 +130,7 @@ def _report(config: RunConfig, layout: Layout, model: nn.Module, as_json: bool) 
     if as_json:
         return json.dumps({**place, "plan": plan.to_json()})
     layers = sparse_layers(model).values()
-    active, total = (sum(counts) for counts in zip(*((la.values.numel(), la.grid.blocks * la.grid.block_size)
+    active, total = (sum(counts) for counts in zip(*((la.values.numel(), la.grid.tiles * la.grid.tile_size)
                                                      for la in layers), strict=True)) if layers else (0, 0)  # fmt: skip
     dense = plan_rank(config, layout.world_size, layout.stage, dense=True)
     return "\n".join(

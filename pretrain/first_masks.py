@@ -20,7 +20,7 @@ from pretrain.layout import Layout
 from pretrain.parallel.part import Builder
 from pretrain.plan.memory import dense_model_bytes
 from smet.criteria import mask_needs
-from smet.distribution import active_blocks
+from smet.distribution import active_tiles
 from smet.initial import DenseWeight, dense_masks, needs_dense_model
 from smet.linear import sparse_layers
 from smet.mask import pack
@@ -61,8 +61,8 @@ def _choose(config: RunConfig, corpus: Corpus) -> dict[str, Tensor]:
     weights = {}
     for name, layer in sparse_layers(model).items():
         if name in densities:
-            size, blocks = layer.grid.block_size, layer.grid.blocks
-            weights[name] = DenseWeight(layer.values, _by_block(size), active_blocks(blocks, densities[name]))
+            size, blocks = layer.grid.tile_size, layer.grid.tiles
+            weights[name] = DenseWeight(layer.values, _by_block(size), active_tiles(blocks, densities[name]))
     flow = "flow" in mask_needs(config.sparsity)
     samples = [torch.from_numpy(corpus.sample(number)).long().unsqueeze(0) for number in range(1 if flow else SAMPLES)]
     losses = [_summed_outputs(sample) if flow else _loss(sample) for sample in samples]

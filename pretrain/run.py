@@ -172,7 +172,7 @@ def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation:
 def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
     """Active and all weights of this rank's sparse layers, 0 where another data-parallel rank counts them."""
     layers = trainer.topology.all_layers.values() if trainer.layout.is_first_replica else ()
-    return sum(la.active * la.grid.block_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
+    return sum(la.active * la.grid.tile_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
 
 
 def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:

@@ -1,12 +1,12 @@
 """Averages of sparse models, weight by weight: exponential (EMA), equal (SWA), and of several models (soups).
 
 ``values[i]`` of a sparse layer is no fixed weight, so averages are kept by place: for each layer the *union* of the
-masks seen so far, and an fp32 value for each of its blocks. A weight counts as 0 while it is inactive, as it does
+masks seen so far, and an fp32 value for each of its tiles. A weight counts as 0 while it is inactive, as it does
 in the model.
 
-Bytes held: 4 per weight of the union and 1 per block of it, 2 bits per block of the layer, 4 per weight of all
+Bytes held: 4 per weight of the union and 1 per tile of it, 2 bits per tile of the layer, 4 per weight of all
 else. The union begins as the mask and grows with each update by what was regrown; an exponential average drops
-inactive blocks again once they are below the rounding of its largest weight.
+inactive tiles again once they are below the rounding of its largest weight.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NEGLIGIBLE = 2.0**-24
 
 @dataclass
 class _Layer:
-    """The average of one layer: ``values`` ``(blocks of the union, block size)``."""
+    """The average of one layer: ``values`` ``(tiles of the union, tile size)``."""
 
     union: Tensor
     values: Tensor
     current: Tensor
     """The packed mask seen last."""
     inside: Tensor
-    """Which blocks of the union are in it."""
+    """Which tiles of the union are in it."""
 
 
 class ModelAverage:
@@ -93,26 +93,26 @@ class ModelAverage:
             raise ConfigError(f"{text}: {first}" + (f" (and {len(other) - 1} more)" if len(other) > 1 else ""))
 
     def _take_layer(self, name: str, layer: SparseLinear, share: float) -> None:
-        if layer.values.numel() != layer.active * layer.grid.block_size:
+        if layer.values.numel() != layer.active * layer.grid.tile_size:
             raise ConfigError(
                 f"the values of {name} are partitioned; gather them first (deepspeed.zero.GatheredParameters)"
             )
         device = self.device or layer.values.device
         bits = layer.packed_mask().to(device, copy=True)
-        values = layer.values.detach().to(device, _precise(layer.values), copy=True).view(-1, layer.grid.block_size)
+        values = layer.values.detach().to(device, _precise(layer.values), copy=True).view(-1, layer.grid.tile_size)
         own = self._layers.get(name)
         if own is None:
             everything = torch.ones(layer.active, dtype=torch.bool, device=device)
             self._layers[name] = _Layer(bits, values, bits, everything)
             return
         if not torch.equal(bits, own.current):
-            own = self._layers[name] = self._widened(own, bits, layer.grid.blocks)
+            own = self._layers[name] = self._widened(own, bits, layer.grid.tiles)
         own.values.mul_(1.0 - share)
         own.values[own.inside] += values.mul_(share)
 
-    def _widened(self, own: _Layer, bits: Tensor, blocks: int) -> _Layer:
-        """``own`` over a union that also holds the blocks of ``bits``."""
-        old, now = unpack(own.union, blocks), unpack(bits, blocks)
+    def _widened(self, own: _Layer, bits: Tensor, tiles: int) -> _Layer:
+        """``own`` over a union that also holds the tiles of ``bits``."""
+        old, now = unpack(own.union, tiles), unpack(bits, tiles)
         size = own.values.abs().amax(1)
         worth = torch.ones_like(size, dtype=torch.bool) if self.decay is None else size > size.max() * NEGLIGIBLE
         union = now.clone()
@@ -186,8 +186,8 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _shapes(layers: dict[str, SparseLinear], others: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Of a sparse layer (rows, columns, block's height and width) of its canonical matrix, of a tensor its shape."""
-    grids = {name: [one.grid.rows, one.grid.cols, *one.grid.block] for name, one in layers.items()}
+    """Of a sparse layer (rows, columns, tile's height and width) of its canonical matrix, of a tensor its shape."""
+    grids = {name: [one.grid.rows, one.grid.cols, *one.grid.tile] for name, one in layers.items()}
     return {**grids, **{name: list(tensor.shape) for name, tensor in others.items()}}
 
 

@@ -48,9 +48,9 @@ class SmetConfig:
     method: str | None = None
     """Name of the preset (see ``PRESETS``) that gives what is not said here; a label once loaded."""
     density: float = 0.25
-    """Fraction of blocks that stay active in the sparse layers, in (0, 1]."""
+    """Fraction of tiles that stay active in the sparse layers, in (0, 1]."""
     block: tuple[int, int] = (1, 1)
-    """Rows and columns of one mask block, in the canonical orientation of the matrix."""
+    """Rows and columns of one mask tile, in the canonical orientation of the matrix."""
     distribution: str = "uniform"
     """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
     include: tuple[str, ...] = ("*",)
@@ -64,26 +64,26 @@ class SmetConfig:
     stop_fraction: float = 0.75
     """No topology update after this fraction of the run."""
     prune: str = "magnitude"
-    """Which active blocks go: ``magnitude`` (L1), ``saliency`` (|w g|), ``age-protected``, or one's own; see
+    """Which active tiles go: ``magnitude`` (L1), ``saliency`` (|w g|), ``age-protected``, or one's own; see
     ``smet.criteria``, also for the next ones. A name of one's own is ``package.module:function``."""
     prune_schedule: str = "cosine"
     """How the prune fraction goes from ``prune_start`` to ``prune_end``: ``cosine``, ``constant``, ``linear``, ``wsd``,
     or one's own."""
     prune_start: float = 0.2
-    """Fraction of a layer's active blocks replaced at the first update."""
+    """Fraction of a layer's active tiles replaced at the first update."""
     prune_end: float = 0.005
     """The same at the last update."""
     growth: str = "random"
     """``random`` (SET), ``gradient`` (RigL: largest |dense gradient| averaged over ranks), ``momentum`` (SNFS: largest
     mean of dense gradients, which is kept beside the model), or one's own."""
     mask_init: str = "random"
-    """Which blocks are active at first: ``random``, ``magnitude`` (of the initial weights), ``snip`` and ``synflow``
+    """Which tiles are active at first: ``random``, ``magnitude`` (of the initial weights), ``snip`` and ``synflow``
     (by what the dense model computes, once), or one's own."""
     topology_ranges: int = 1
     """Equal row ranges of each layer that prune and grow by themselves. Decisions are the same at every
     tensor-parallel degree that divides it; 1 = as many as there are tensor-parallel ranks."""
     protect_rounds: int = 0
-    """A block younger than this many updates is not pruned, whatever the criterion (beyond the paper; 0 = off)."""
+    """A tile younger than this many updates is not pruned, whatever the criterion (beyond the paper; 0 = off)."""
 
     bias_correction: str = "local"
     """``local``: by the weight's own age; ``global``: by the run's step, as plain Adam does."""

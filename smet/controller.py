@@ -128,9 +128,9 @@ class TopologyController:
                 f"topology_ranges is {self.ranges}, expected 1 or a multiple of the {self.shards} tensor-parallel ranks"
             )
         for name, layer in self.layers.items():
-            if not found and layer.grid.blocks % (self.ranges // self.shards):
+            if not found and layer.grid.tiles % (self.ranges // self.shards):
                 found.append(
-                    f"topology_ranges is {self.ranges}, which does not divide the {layer.grid.blocks} blocks "
+                    f"topology_ranges is {self.ranges}, which does not divide the {layer.grid.tiles} tiles "
                     f"of {name}; choose 1 or a divisor"
                 )
         if found:
@@ -151,7 +151,7 @@ class TopologyController:
 
     @property
     def last_code(self) -> int:
-        """Birth code of the blocks grown at the last update; 0 before the first."""
+        """Birth code of the tiles grown at the last update; 0 before the first."""
         return self.store.optimizer.topology.last_code
 
     def before_step(self) -> None:
@@ -298,7 +298,7 @@ class TopologyController:
     def _update_layer(self, name: str, layer: SparseLinear, codes: _Codes, report: UpdateReport) -> Tensor:
         fragment = self.store.fragment(layer.values)
         bits = self.bank.bits(layer)
-        size = layer.grid.block_size
+        size = layer.grid.tile_size
         master = gather(fragment.master, fragment.range, fragment.total, self.store.group)
         births = gather(fragment.state["birth"], fragment.range, fragment.total, self.store.group)[::size]
         given = self.gradients.given(name, layer)
@@ -307,7 +307,7 @@ class TopologyController:
         own = self.ranges // self.shards
         numbers = range(self.shard * own, (self.shard + 1) * own)
         sites = self.decider.sites(
-            name, bits, layer.grid.blocks, master.view(-1, size), given, numbers, self.updates_done
+            name, bits, layer.grid.tiles, master.view(-1, size), given, numbers, self.updates_done
         )
         shield = torch.isin(births, births.new_tensor(codes.young)).to(bits.device) if codes.young else None
         change = self.decider.decide(sites, report.fraction, shield)
@@ -320,11 +320,11 @@ class TopologyController:
         return change.bits
 
     def _ages_by_code(self, step: int) -> Tensor:
-        """Optimizer steps since the blocks of each birth code were grown."""
+        """Optimizer steps since the tiles of each birth code were grown."""
         return torch.tensor([math.inf, *(math.nan if born is None else step - born for born in self.ages.births[1:])])
 
     def _young_codes(self, step: int) -> list[int]:
-        """Birth codes of the blocks grown within the last ``protect_rounds`` updates."""
+        """Birth codes of the tiles grown within the last ``protect_rounds`` updates."""
         if self.config.protect_rounds == 0:
             return []
         horizon = step - self.config.protect_rounds * self.config.update_interval

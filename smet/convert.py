@@ -14,11 +14,11 @@ from smet.candidates import Survey, is_stored_transposed, parameter_of, shape_of
 from smet.compute import backend
 from smet.config import SmetConfig
 from smet.criteria import MASKS, mask_needs
-from smet.distribution import active_blocks, density_factor, effective_density, layer_densities
+from smet.distribution import active_tiles, density_factor, effective_density, layer_densities
 from smet.errors import ConfigError
 from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense_model
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import BlockGrid, count_active, pack, unpack
+from smet.mask import TileGrid, count_active, pack, unpack
 from smet.named import problem
 from smet.notices import layer_notices
 from smet.report import SparsifyReport, grouped, named
@@ -26,8 +26,8 @@ from smet.say import say
 from smet.settings import remember, told
 
 DenseSource = Callable[[str, nn.Module], Tensor]
-MaskSource = Callable[[str, BlockGrid, int], Tensor | None]
-"""(layer, blocks of its shard, active blocks of the whole layer) to the shard's packed mask; None = draw one."""
+MaskSource = Callable[[str, TileGrid, int], Tensor | None]
+"""(layer, tiles of its shard, active tiles of the whole layer) to the shard's packed mask; None = draw one."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def sparsify(
         The report; the model is its ``.model``.
 
     Raises:
-        ConfigError: invalid settings, no layer left to select, a block that does not divide a layer, or a model that
+        ConfigError: invalid settings, no layer left to select, a tile that does not divide a layer, or a model that
             is wrapped, has no values yet, or is no module.
     """
     config = _with_masks(told(config, settings), initial, piece).check()
@@ -167,12 +167,12 @@ def _dense_masks(
     weights = {}
     for name, layer in layers.items():
         transposed = name in transposed_ones
-        grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
+        grid = TileGrid(*_canonical_shape(layer, transposed), config.block)
         flipped = transposed != is_stored_transposed(layer)
         weights[name] = DenseWeight(
             parameter_of(layer),
-            lambda t, grid=grid, flipped=flipped: grid.to_blocks(t.t() if flipped else t),  # type: ignore[misc]
-            active_blocks(grid.blocks, densities[name]),
+            lambda t, grid=grid, flipped=flipped: grid.to_tiles(t.t() if flipped else t),  # type: ignore[misc]
+            active_tiles(grid.tiles, densities[name]),
         )
     masks = dense_masks(model, weights, config, [loss])
     return lambda name, grid, active: pack(masks[name])
@@ -234,10 +234,10 @@ def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: Dense
     for name, layer in found.layers.items():
         rows, cols = _canonical_shape(layer, name in piece.transposed)
         try:
-            grid = BlockGrid(rows, cols, config.block)
-            if piece.shards > 1 and grid.blocks % 8:
+            grid = TileGrid(rows, cols, config.block)
+            if piece.shards > 1 and grid.tiles % 8:
                 raise ConfigError(
-                    f"a tensor-parallel shard has {grid.blocks} blocks, expected a multiple of 8 (whole mask bytes); "
+                    f"a tensor-parallel shard has {grid.tiles} tiles, expected a multiple of 8 (whole mask bytes); "
                     "use fewer tensor-parallel ranks or another block"
                 )
         except ConfigError as error:
@@ -256,14 +256,14 @@ def _report(
 ) -> SparsifyReport:
     layers = sparse_layers(model)
     sizes = {name: layer.grid.rows * layer.grid.cols for name, layer in layers.items()}
-    active = sum(layer.active * layer.grid.block_size for layer in layers.values())
+    active = sum(layer.active * layer.grid.tile_size for layer in layers.values())
     sparse = sum(sizes.values())
     report = SparsifyReport(
         model, {name: layers[name] for name in asked if name in layers},
         sparse + sum(one.weights for one in found.left), sparse, active, found.left,
     )  # fmt: skip
-    blocks = {name: layer.grid.blocks * piece.shards for name, layer in report.layers.items()}
-    report.warnings += layer_notices(blocks, asked, config)
+    tiles = {name: layer.grid.tiles * piece.shards for name, layer in report.layers.items()}
+    report.warnings += layer_notices(tiles, asked, config)
     if report.share < 0.5:
         report.warnings.append(
             f"only {report.share:.0%} of the model's matrix weights are in sparse layers: memory and time of the"
@@ -276,18 +276,18 @@ def _sparse_copy(
     name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, piece: Piece
 ) -> SparseLinear:
     transposed = name in piece.transposed
-    grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
-    tiles = grid.to_blocks(weight.t() if transposed else weight)
-    blocks = grid.blocks * piece.shards
-    active = active_blocks(blocks, density)
-    density = effective_density(blocks, density)
+    grid = TileGrid(*_canonical_shape(layer, transposed), config.block)
+    tiles = grid.to_tiles(weight.t() if transposed else weight)
+    count = grid.tiles * piece.shards
+    active = active_tiles(count, density)
+    density = effective_density(count, density)
     needed = mask_needs(config)
     known = piece.masks(name, grid, active) if piece.masks is not None else None
     if known is not None:
-        mask = unpack(known, grid.blocks).to(weight.device)
+        mask = unpack(known, grid.tiles).to(weight.device)
     else:
-        chosen = first_mask(name, blocks, active, config, {"weights": tiles} if "weights" in needed else {})
-        mask = chosen.to(weight.device)[piece.shard * grid.blocks : (piece.shard + 1) * grid.blocks]
+        chosen = first_mask(name, count, active, config, {"weights": tiles} if "weights" in needed else {})
+        mask = chosen.to(weight.device)[piece.shard * grid.tiles : (piece.shard + 1) * grid.tiles]
     bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and not needed:
         values = values * density_factor(density, 0.5)
@@ -299,13 +299,13 @@ def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig,
     if piece.masks is None or not piece.empty:
         return None
     transposed = name in piece.transposed
-    grid = BlockGrid(*_canonical_shape(layer, transposed), config.block)
-    blocks = grid.blocks * piece.shards
-    bits = piece.masks(name, grid, active_blocks(blocks, density))
+    grid = TileGrid(*_canonical_shape(layer, transposed), config.block)
+    tiles = grid.tiles * piece.shards
+    bits = piece.masks(name, grid, active_tiles(tiles, density))
     if bits is None:
         return None
-    values = torch.zeros(count_active(bits) * grid.block_size)
-    return _like(layer, bits, values, effective_density(blocks, density), transposed, config)
+    values = torch.zeros(count_active(bits) * grid.tile_size)
+    return _like(layer, bits, values, effective_density(tiles, density), transposed, config)
 
 
 def _like(

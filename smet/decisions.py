@@ -19,7 +19,7 @@ from smet.schedule import TopologySchedule
 from smet.topology import TopologyChange, joined, prune, replaced
 
 PER_BLOCK = ("gradient", "moment")
-"""What is given by block of the layer; everything else is by active block."""
+"""What is given by tile of the layer; everything else is by active tile."""
 
 
 class Decider:
@@ -41,7 +41,7 @@ class Decider:
         self.group = group if self.own and config.dynamic else None
 
     def sites(
-        self, layer: str, bits: Tensor, blocks: int, values: Tensor, given: Mapping[str, Tensor],
+        self, layer: str, bits: Tensor, tiles: int, values: Tensor, given: Mapping[str, Tensor],
         numbers: Sequence[int], update: int,
     ) -> list[Site]:  # fmt: skip
         """A layer cut into equal ranges, each of which decides by itself.
@@ -50,10 +50,10 @@ class Decider:
 
         Args:
             bits: packed mask.
-            values: ``(active, block_size)``.
+            values: ``(active, tile_size)``.
             numbers: those of the ranges.
         """
-        masks = unpack(bits, blocks).chunk(len(numbers))
+        masks = unpack(bits, tiles).chunk(len(numbers))
         counts = [int(mask.sum()) for mask in masks]
         cut = {
             name: whole.to(bits.device).chunk(len(numbers))
@@ -69,7 +69,7 @@ class Decider:
         ]  # fmt: skip
 
     def decide(self, sites: Sequence[Site], fraction: float, protected: Tensor | None = None) -> TopologyChange:
-        """Replace ``floor(fraction * active blocks)`` of each range. Collective where own functions are compared.
+        """Replace ``floor(fraction * active tiles)`` of each range. Collective where own functions are compared.
 
         Fewer are replaced where fewer are inactive or unprotected.
 
@@ -97,7 +97,7 @@ class Decider:
         return change
 
     def fraction(self, schedule: TopologySchedule, step: int, device: torch.device) -> float:
-        """Fraction of active blocks to replace at the update after ``step``. Collective where own functions are
+        """Fraction of active tiles to replace at the update after ``step``. Collective where own functions are
         compared.
 
         Raises:
@@ -185,7 +185,7 @@ def require_scores(what: str, site: Site, scores: Any) -> None:
     """Refuse scores that cannot be ranked.
 
     Raises:
-        ConfigError: another shape than one number per active block, no real numbers, or NaN from finite weights.
+        ConfigError: another shape than one number per active tile, no real numbers, or NaN from finite weights.
     """
     expected = (site.values.shape[0],)
     if not isinstance(scores, Tensor) or tuple(scores.shape) != expected or not scores.is_floating_point():
@@ -200,19 +200,19 @@ def require_places(what: str, site: Site, places: Any, count: int) -> None:
     """Refuse places where nothing can be grown.
 
     Raises:
-        ConfigError: not ``count`` different positions of inactive blocks.
+        ConfigError: not ``count`` different positions of inactive tiles.
     """
     if not isinstance(places, Tensor) or tuple(places.shape) != (count,) or places.dtype != torch.int64:
         raise ConfigError(
             f"{what} gives {_shown(places)} for layer {site.layer}, expected int64 positions of shape {(count,)}"
         )
-    blocks = site.mask.numel()
-    if count and (int(places.min()) < 0 or int(places.max()) >= blocks):
-        raise ConfigError(f"{what} grows beyond the {blocks} blocks of layer {site.layer}")
+    tiles = site.mask.numel()
+    if count and (int(places.min()) < 0 or int(places.max()) >= tiles):
+        raise ConfigError(f"{what} grows beyond the {tiles} tiles of layer {site.layer}")
     if bool(site.mask[places].any()):
-        raise ConfigError(f"{what} grows {int(site.mask[places].sum())} active blocks of layer {site.layer} again")
+        raise ConfigError(f"{what} grows {int(site.mask[places].sum())} active tiles of layer {site.layer} again")
     if places.unique().numel() < count:
-        raise ConfigError(f"{what} grows a block of layer {site.layer} twice")
+        raise ConfigError(f"{what} grows a tile of layer {site.layer} twice")
 
 
 def _shown(found: Any) -> str:

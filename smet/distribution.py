@@ -30,21 +30,21 @@ def layer_densities(shapes: Mapping[str, tuple[int, int]], density: float, distr
         dense |= over
 
 
-def active_blocks(blocks: int, density: float) -> int:
-    """Number of active blocks of a layer: the nearest to ``density`` of them, and at least one."""
-    return max(1, min(blocks, round(blocks * density)))
+def active_tiles(tiles: int, density: float) -> int:
+    """Number of active tiles of a layer: the nearest to ``density`` of them, and at least one."""
+    return max(1, min(tiles, round(tiles * density)))
 
 
-def effective_density(blocks: int, density: float) -> float:
+def effective_density(tiles: int, density: float) -> float:
     """The density that decides learning rate and initial scale: what was asked for, or what is really active.
 
-    The two differ where a layer has too few blocks: of 4,096, density 1e-9 leaves one active. Within 1 %, mere
+    The two differ where a layer has too few tiles: of 4,096, density 1e-9 leaves one active. Within 1 %, mere
     rounding, it is what was asked for, so that layers of one density share an optimizer group.
 
     Args:
-        blocks: of the whole layer, over all tensor-parallel shards.
+        tiles: of the whole layer, over all tensor-parallel shards.
     """
-    actual = active_blocks(blocks, density) / blocks
+    actual = active_tiles(tiles, density) / tiles
     return density if abs(actual - density) <= 0.01 * density else actual
 
 

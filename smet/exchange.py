@@ -1,7 +1,7 @@
 """Collectives over a vector that is cut into one contiguous fragment per rank.
 
 A sparse layer's values, moments and ages are such vectors; ZeRO decides the cuts. Fragments may
-be empty and of any length, and a mask block may straddle two of them.
+be empty and of any length, and a mask tile may straddle two of them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In a step that is asked for, each layer hands over its gradient as soon as it is computed: the dense one, or that of
 the active weights. It is summed over the ranks of a sharding engine at once, each keeping the sum of its own 1/D of
-the blocks; micro-batches add to that. What is at rest is 4 bytes per weight and D ranks, for that one step (RigL,
+the tiles; micro-batches add to that. What is at rest is 4 bytes per weight and D ranks, for that one step (RigL,
 Evci et al., ICML 2020), and never more than one layer's gradient whole on a rank.
 
 Under plain torch nothing may be sent from inside a backward pass: ranks of DistributedDataParallel may skip unused
@@ -29,12 +29,12 @@ MOMENTUM = 0.9
 Key = tuple[SparseLinear, str]
 
 
-def part_of(blocks: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """(first, number) of a layer's blocks whose gradients this rank of ``group`` keeps."""
+def part_of(tiles: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """(first, number) of a layer's tiles whose gradients this rank of ``group`` keeps."""
     ranks, rank = (dist.get_world_size(group), dist.get_rank(group)) if group is not None else (1, 0)
-    part = -(-blocks // ranks)
-    first = min(rank * part, blocks)
-    return first, min(part, blocks - first)
+    part = -(-tiles // ranks)
+    first = min(rank * part, tiles)
+    return first, min(part, tiles - first)
 
 
 class Gradients:
@@ -60,7 +60,7 @@ class Gradients:
         self._sums: dict[Key, Tensor] = {}
         self._totals: dict[Key, Tensor] = {}
         self.means: dict[str, Tensor] = {}
-        """This rank's part of the mean dense gradient by layer name, ``(blocks / D, block_size)``; see ``adopt``."""
+        """This rank's part of the mean dense gradient by layer name, ``(tiles / D, tile_size)``; see ``adopt``."""
 
     def collect(self, layers: Iterable[SparseLinear], updates: bool) -> None:
         """Ask ``layers`` for their gradients from now on, if anybody needs this step's; what was collected stays.
@@ -85,19 +85,19 @@ class Gradients:
 
     def add_dense(self, layer: SparseLinear, dense: Tensor) -> None:
         """Add one micro-batch's canonical gradient ``(rows, cols)``. Collective: layers come in one order."""
-        self._add(layer, "dense", layer.grid.to_blocks(dense.detach()).float())
+        self._add(layer, "dense", layer.grid.to_tiles(dense.detach()).float())
 
     def add_active(self, layer: SparseLinear, values: Tensor) -> None:
-        """Add one micro-batch's gradient of the values ``(active * block_size,)``. Collective as ``add_dense``."""
-        self._add(layer, "active", values.detach().view(-1, layer.grid.block_size).float())
+        """Add one micro-batch's gradient of the values ``(active * tile_size,)``. Collective as ``add_dense``."""
+        self._add(layer, "active", values.detach().view(-1, layer.grid.tile_size).float())
 
     @during(TOPOLOGY)
     def _add(self, layer: SparseLinear, kind: str, tiles: Tensor) -> None:
         if self.ranks > 1:
             part = -(-tiles.shape[0] // self.ranks)
-            padded = tiles.new_zeros(part * self.ranks, layer.grid.block_size)
+            padded = tiles.new_zeros(part * self.ranks, layer.grid.tile_size)
             padded[: tiles.shape[0]] = tiles
-            own = tiles.new_empty(part, layer.grid.block_size)
+            own = tiles.new_empty(part, layer.grid.tile_size)
             reduce_scatter_flat(own.view(-1), padded.view(-1), group=self.group)
         else:
             own = tiles.clone()
@@ -123,8 +123,8 @@ class Gradients:
         if total is None:
             if not self.collecting:
                 raise RuntimeError("gradient growth needs before_step() before the step's first micro-batch")
-            blocks = layer.grid.blocks if kind == "dense" else layer.active
-            total = torch.zeros(-(-blocks // self.ranks), layer.grid.block_size, device=layer.values.device)
+            tiles = layer.grid.tiles if kind == "dense" else layer.active
+            total = torch.zeros(-(-tiles // self.ranks), layer.grid.tile_size, device=layer.values.device)
         if self.replicas is not None:
             dist.all_reduce(total, group=self.replicas)
         self._totals[key] = total
@@ -139,7 +139,7 @@ class Gradients:
         if "moment" not in self.needed:
             return
         for name, layer in layers.items():
-            shape = (-(-layer.grid.blocks // self.ranks), layer.grid.block_size)
+            shape = (-(-layer.grid.tiles // self.ranks), layer.grid.tile_size)
             means.setdefault(name, torch.zeros(shape, device=layer.values.device))
             if tuple(means[name].shape) != shape:
                 raise ConfigError(
@@ -173,7 +173,7 @@ class Gradients:
         return found
 
     def _scores(self, layer: SparseLinear, own: Tensor) -> Tensor:
-        return self._whole(own.abs().sum(1))[: layer.grid.blocks]
+        return self._whole(own.abs().sum(1))[: layer.grid.tiles]
 
     def _whole(self, own: Tensor) -> Tensor:
         if self.ranks == 1:

@@ -25,8 +25,8 @@ def needs_dense_model(config: SmetConfig) -> bool:
     return bool(mask_needs(config) & DENSE)
 
 
-def first_mask(name: str, blocks: int, active: int, config: SmetConfig, given: Mapping[str, Tensor]) -> Tensor:
-    """Which blocks of a whole layer are active at first: bool ``(blocks,)``.
+def first_mask(name: str, tiles: int, active: int, config: SmetConfig, given: Mapping[str, Tensor]) -> Tensor:
+    """Which tiles of a whole layer are active at first: bool ``(tiles,)``.
 
     Args:
         given: what ``mask_needs(config)`` names.
@@ -37,19 +37,19 @@ def first_mask(name: str, blocks: int, active: int, config: SmetConfig, given: M
     if is_own(config.mask_init):  # which may write into what it is given
         given = {what: tensor.clone() for what, tensor in given.items()}
     try:
-        mask = mask_of(config)(Start(layer=name, blocks=blocks, seed=config.seed, given=given), active)
+        mask = mask_of(config)(Start(layer=name, tiles=tiles, seed=config.seed, given=given), active)
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError) or not is_own(config.mask_init):
             raise
         kind = f"{type(error).__name__}: {error}"
         raise ConfigError(f"mask_init '{config.mask_init}' fails on layer {name} ({kind})") from error
-    sound = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (blocks,)
+    sound = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == (tiles,)
     if not sound or int(mask.sum()) != active:
         kind = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         marked = f" with {int(mask.sum())} set" if sound else ""
         raise ConfigError(
             f"mask_init '{config.mask_init}' gives {kind}{marked} for layer {name}, expected a bool mask of"
-            f" {blocks} blocks with {active} set"
+            f" {tiles} tiles with {active} set"
         )
     return mask
 
@@ -59,16 +59,16 @@ class DenseWeight:
     """One layer of the dense model whose first mask is to be chosen."""
 
     parameter: nn.Parameter
-    to_blocks: Callable[[Tensor], Tensor]
-    """What is shaped like the parameter to ``(blocks, block_size)``."""
+    to_tiles: Callable[[Tensor], Tensor]
+    """What is shaped like the parameter to ``(tiles, tile_size)``."""
     active: int
-    """Blocks that are to be active in the end."""
+    """Tiles that are to be active in the end."""
 
 
 def dense_masks(
     model: nn.Module, weights: Mapping[str, DenseWeight], config: SmetConfig, losses: Sequence[Loss]
 ) -> dict[str, Tensor]:
-    """First masks of all layers, bool ``(blocks,)``, by what the dense model computes. It is left as it was.
+    """First masks of all layers, bool ``(tiles,)``, by what the dense model computes. It is left as it was.
 
     Layers are pruned in so many rounds as the function asks for, from dense to their own densities by equal factors
     (SynFlow, Tanaka et al. 2020, arXiv 2006.05467, algorithm 1, but ranked within each layer). By ``flow`` all
@@ -82,7 +82,7 @@ def dense_masks(
     """
     function, needed = mask_of(config), mask_needs(config)
     kind, rounds = ("flow" if "flow" in needed else "gradient"), int(getattr(function, "rounds", 1))
-    masks = {name: torch.ones(_blocks(one), dtype=torch.bool) for name, one in weights.items()}
+    masks = {name: torch.ones(_tiles(one), dtype=torch.bool) for name, one in weights.items()}
     own = [one.parameter for one in weights.values()]
     changed = list(model.parameters()) if kind == "flow" else own if rounds > 1 else []
     with _borrowed(model, own, changed), torch.random.fork_rng():
@@ -92,25 +92,25 @@ def dense_masks(
             gradients = _gradients(model, weights, losses)
             for name, one in weights.items():
                 _require_reached(name, gradients[name], config)
-                blocks = _blocks(one)
-                share = (one.active / blocks) ** (number / rounds)
-                count = one.active if number == rounds else max(one.active, math.ceil(share * blocks))
-                given = {"weights": one.to_blocks(one.parameter.detach()), kind: gradients[name]}
-                masks[name] = first_mask(name, blocks, count, config, given).cpu()
+                tiles = _tiles(one)
+                share = (one.active / tiles) ** (number / rounds)
+                count = one.active if number == rounds else max(one.active, math.ceil(share * tiles))
+                given = {"weights": one.to_tiles(one.parameter.detach()), kind: gradients[name]}
+                masks[name] = first_mask(name, tiles, count, config, given).cpu()
                 if number < rounds:
                     _zero(one, masks[name])
     return masks
 
 
-def _blocks(one: DenseWeight) -> int:
-    return one.to_blocks(one.parameter.detach()).shape[0]
+def _tiles(one: DenseWeight) -> int:
+    return one.to_tiles(one.parameter.detach()).shape[0]
 
 
 def _zero(one: DenseWeight, mask: Tensor) -> None:
-    """Write zeros into the blocks that ``mask`` leaves out; the next round gives them no score."""
+    """Write zeros into the tiles that ``mask`` leaves out; the next round gives them no score."""
     weight = one.parameter.detach()
     places = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
-    off = one.to_blocks(places)[~mask.to(weight.device)].reshape(-1)
+    off = one.to_tiles(places)[~mask.to(weight.device)].reshape(-1)
     weight.view(-1)[off] = 0
 
 
@@ -133,7 +133,7 @@ def _gradients(model: nn.Module, weights: Mapping[str, DenseWeight], losses: Seq
         for total, gradient in zip(sums, found, strict=True):
             if gradient is not None:
                 total += gradient
-    return {name: one.to_blocks(total) for (name, one), total in zip(weights.items(), sums, strict=True)}
+    return {name: one.to_tiles(total) for (name, one), total in zip(weights.items(), sums, strict=True)}
 
 
 def _require_reached(name: str, gradient: Tensor, config: SmetConfig) -> None:

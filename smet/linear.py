@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smet import compute, copies, kernels, loading
-from smet.mask import BlockGrid, count_active, pack
+from smet.mask import TileGrid, count_active, pack
 from smet.weight import readable_weight
 
 
@@ -22,8 +22,8 @@ class SparseLinear(nn.Module):
 
     Args:
         in_features, out_features: as in ``nn.Linear``.
-        bits: packed mask of the canonical matrix's blocks, uint8.
-        values: initial active values, ``(active * block_size,)``, tile by tile.
+        bits: packed mask of the canonical matrix's tiles, uint8.
+        values: initial active values, ``(active * tile_size,)``, tile by tile.
         block: tile size in the canonical matrix.
         transposed: whether the canonical matrix is ``(in, out)``.
         bias: initial bias ``(out,)``, or None.
@@ -46,12 +46,12 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
         rows, cols = (in_features, out_features) if transposed else (out_features, in_features)
-        self.grid = BlockGrid(rows, cols, block)
+        self.grid = TileGrid(rows, cols, block)
         self.values = nn.Parameter(values)
         self.bias = None if bias is None else nn.Parameter(bias)
-        self.active = values.numel() // self.grid.block_size
+        self.active = values.numel() // self.grid.tile_size
         if not values.is_meta and count_active(bits) != self.active:
-            raise ValueError(f"mask has {count_active(bits)} active blocks, values fill {self.active}")
+            raise ValueError(f"mask has {count_active(bits)} active tiles, values fill {self.active}")
         self.register_buffer("mask", None if self.is_full else bits)
         self.configured_density = self.density
         """What decides the learning-rate factor: see ``smet.distribution.effective_density``."""
@@ -73,13 +73,13 @@ class SparseLinear(nn.Module):
 
     @property
     def density(self) -> float:
-        """Active fraction of the blocks."""
-        return self.active / self.grid.blocks
+        """Active fraction of the tiles."""
+        return self.active / self.grid.tiles
 
     @property
     def is_full(self) -> bool:
-        """Whether every block is active; such a layer stores no mask."""
-        return self.active == self.grid.blocks
+        """Whether every tile is active; such a layer stores no mask."""
+        return self.active == self.grid.tiles
 
     @property
     def weight(self) -> Tensor:
@@ -95,7 +95,7 @@ class SparseLinear(nn.Module):
     def packed_mask(self) -> Tensor:
         """The whole packed mask of this layer, gathered from its owners if it is sharded."""
         if self.is_full:
-            return pack(torch.ones(self.grid.blocks, dtype=torch.bool, device=self.values.device))
+            return pack(torch.ones(self.grid.tiles, dtype=torch.bool, device=self.values.device))
         if self.source is not None:
             return self.source.bits(self)
         assert self.mask is not None
@@ -106,7 +106,7 @@ class SparseLinear(nn.Module):
         copies.require_whole(self)
         grid = self.grid
         if self.is_full:
-            return grid.from_blocks(values)
+            return grid.from_tiles(values)
         return kernels.expand(self.packed_mask(), values, grid)
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
@@ -147,12 +147,12 @@ class SparseLinear(nn.Module):
         self._dense = None
 
     def compress_gradient(self, dense: Tensor) -> Tensor:
-        """Active entries of a canonical gradient ``(rows, cols)``, as ``(active * block_size,)``."""
+        """Active entries of a canonical gradient ``(rows, cols)``, as ``(active * tile_size,)``."""
         if self.gradient_sink is not None:
             self.gradient_sink(self, dense)
         grid = self.grid
         if self.is_full:
-            return grid.to_blocks(dense).reshape(-1)
+            return grid.to_tiles(dense).reshape(-1)
         return kernels.compress(dense, self.packed_mask(), grid, self.active)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class SparseLinear(nn.Module):
     def turn(self, transposed: bool) -> None:
         """Let values and mask, which are about to be written, be those of the other canonical matrix."""
         if transposed != self.transposed:
-            self.grid = BlockGrid(self.grid.cols, self.grid.rows, self.grid.block)
+            self.grid = TileGrid(self.grid.cols, self.grid.rows, self.grid.tile)
             self.transposed = transposed
             self.values_changed()
             self.mask_changed()
@@ -199,7 +199,7 @@ class SparseLinear(nn.Module):
         """Shapes and density, for ``print(model)``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
-            f"block={self.grid.block[0]}x{self.grid.block[1]}, bias={self.bias is not None}"
+            f"block={self.grid.tile[0]}x{self.grid.tile[1]}, bias={self.bias is not None}"
         )
 
 

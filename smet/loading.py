@@ -1,6 +1,6 @@
 """What a state dict has to say of a sparse layer before its entries are written: how they lie, and whether they fit.
 
-Values are active weights in the order of the mask's blocks, and so are moments and ages, so the layer turns to the
+Values are active weights in the order of the mask's tiles, and so are moments and ages, so the layer turns to the
 orientation that was saved. A layer is written as a whole or not at all.
 """
 
@@ -32,7 +32,7 @@ _said: set[str] = set()
 def describe(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> None:
     """Put beside the layer's entries how they lie."""
     destination[prefix + ORIENTATION] = torch.tensor(layer.transposed)
-    destination[prefix + BLOCK] = torch.tensor(layer.grid.block)
+    destination[prefix + BLOCK] = torch.tensor(layer.grid.tile)
 
 
 def take_in(
@@ -46,16 +46,16 @@ def take_in(
         errors: takes what is wrong.
 
     Raises:
-        ConfigError: the block does not divide the other orientation.
+        ConfigError: the tiles do not divide the other orientation.
     """
-    transposed, block = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
+    transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
     values, bits = state.get(prefix + "values"), state.get(prefix + "mask")
     if not isinstance(values, Tensor):
         return True
-    name, own = prefix.removesuffix(".") or "the layer", layer.grid.block
+    name, own = prefix.removesuffix(".") or "the layer", layer.grid.tile
     found = []
-    if block is not None and tuple(block.tolist()) != own:
-        there = " x ".join(str(side) for side in block.tolist())
+    if tile is not None and tuple(tile.tolist()) != own:
+        there = " x ".join(str(side) for side in tile.tolist())
         found.append(f"{name} was saved with tiles of {there}, expected {own[0]} x {own[1]}; set block to what it was")
     if values.numel() != layer.values.numel():
         found.append(f"{name} has {values.numel()} values in the state, expected {layer.values.numel()}: the density"
@@ -77,8 +77,8 @@ def _misfit(layer: SparseLinear, name: str, bits: Tensor) -> list[str]:
     assert layer.mask is not None
     if bits.numel() != layer.mask.numel() or bits.dtype != torch.uint8:
         return [f"{name} has a mask of {bits.numel()} x {bits.dtype} in the state, expected {layer.mask.numel()} bytes"]
-    if not bits.is_meta and (count_active(bits) != layer.active or has_spare_bits(bits, layer.grid.blocks)):
-        return [f"{name} has a mask of {count_active(bits)} active blocks in the state, expected {layer.active}"]
+    if not bits.is_meta and (count_active(bits) != layer.active or has_spare_bits(bits, layer.grid.tiles)):
+        return [f"{name} has a mask of {count_active(bits)} active tiles in the state, expected {layer.active}"]
     return []
 
 

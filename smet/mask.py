@@ -1,7 +1,7 @@
-"""Packed block masks: one bit per block, eight blocks a byte, lowest bit first.
+"""Packed block masks: one bit per tile, eight tiles a byte, lowest bit first.
 
-A mask describes a *canonical matrix* of ``rows x cols`` cut into tiles of ``r x c`` (``block``);
-bit ``i`` belongs to the i-th tile in row-major order. Block size 1 x 1 is plain unstructured
+A mask describes a *canonical matrix* of ``rows x cols`` cut into tiles of ``r x c`` (``tile``);
+bit ``i`` belongs to the i-th tile in row-major order. Tiles of 1 x 1 are plain unstructured
 sparsity. ``values`` of a layer are stored tile by tile in the order of the set bits.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,51 +20,59 @@ _BIT: dict[tuple[torch.device, bool], Tensor] = {}
 
 
 @dataclass(frozen=True)
-class BlockGrid:
+class TileGrid:
     """The tiling of one canonical matrix."""
 
     rows: int
     cols: int
-    block: tuple[int, int] = (1, 1)
+    tile: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        r, c = self.block
+        r, c = self.tile
         if self.rows % r or self.cols % c:
             raise ConfigError(
                 f"block is {r} x {c}, which does not divide a {self.rows} x {self.cols} canonical matrix; "
-                "choose a block whose sides divide it (transposed layers have rows = inputs)"
+                "choose a tile whose sides divide it (transposed layers have rows = inputs)"
             )
 
-    @property
-    def blocks(self) -> int:
-        """Number of tiles."""
-        return (self.rows // self.block[0]) * (self.cols // self.block[1])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a grid that was pickled while its tile was called block."""
+        vars(self).update({"tile" if name == "block" else name: value for name, value in state.items()})
 
     @property
-    def block_size(self) -> int:
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return (self.rows // self.tile[0]) * (self.cols // self.tile[1])
+
+    @property
+    def tile_size(self) -> int:
         """Weights in one tile."""
-        return self.block[0] * self.block[1]
+        return self.tile[0] * self.tile[1]
 
     @property
     def mask_bytes(self) -> int:
         """Bytes of the packed mask."""
-        return packed_bytes(self.blocks)
+        return packed_bytes(self.tiles)
 
-    def to_blocks(self, matrix: Tensor) -> Tensor:
-        """View a ``(rows, cols)`` matrix as ``(blocks, block_size)``, copying only if tiles are tall."""
-        r, c = self.block
+    def to_tiles(self, matrix: Tensor) -> Tensor:
+        """View a ``(rows, cols)`` matrix as ``(tiles, tile_size)``, copying only if tiles are tall."""
+        r, c = self.tile
         if r == 1:
-            return matrix.reshape(self.blocks, c)
+            return matrix.reshape(self.tiles, c)
         tiles = matrix.reshape(self.rows // r, r, self.cols // c, c)
-        return tiles.permute(0, 2, 1, 3).reshape(self.blocks, self.block_size)
+        return tiles.permute(0, 2, 1, 3).reshape(self.tiles, self.tile_size)
 
-    def from_blocks(self, tiles: Tensor) -> Tensor:
-        """Inverse of ``to_blocks``: ``(blocks, block_size)`` to ``(rows, cols)``."""
-        r, c = self.block
+    def from_tiles(self, tiles: Tensor) -> Tensor:
+        """Inverse of ``to_tiles``: ``(tiles, tile_size)`` to ``(rows, cols)``."""
+        r, c = self.tile
         if r == 1:
             return tiles.reshape(self.rows, self.cols)
         tiles = tiles.reshape(self.rows // r, self.cols // c, r, c)
         return tiles.permute(0, 2, 1, 3).reshape(self.rows, self.cols)
+
+
+BlockGrid = TileGrid
+"""Its former name, under which layers were pickled."""
 
 
 def packed_bytes(count: int) -> int:

@@ -66,7 +66,7 @@ class Part:
     buckets: tuple[int, ...] = ()
     """Bytes of the packed masks that are sharded together."""
     means: tuple[tuple[int, int], ...] = ()
-    """Blocks of each layer whose mean dense gradient is kept, and weights in a block."""
+    """Tiles of each layer whose mean dense gradient is kept, and weights in a tile."""
     persistent: int = 0
     """ZeRO-3 keeps parameters of at most so many elements whole on every rank, beside their partitions."""
 
@@ -84,9 +84,9 @@ def partition(lengths: Sequence[int], stage: int, ranks: int) -> tuple[int, int]
     return whole, whole // ranks
 
 
-def part_bytes(blocks: int, size: int, ranks: int) -> int:
-    """Bytes of one rank's part of an fp32 gradient of ``blocks`` blocks of ``size`` weights (``smet.growth``)."""
-    return 4 * -(-blocks // ranks) * size
+def part_bytes(tiles: int, size: int, ranks: int) -> int:
+    """Bytes of one rank's part of an fp32 gradient of ``tiles`` tiles of ``size`` weights (``smet.growth``)."""
+    return 4 * -(-tiles // ranks) * size
 
 
 def plan(
@@ -118,6 +118,6 @@ def plan(
         planned["master"] += 4 * share
         planned["moments"] += state * share
         planned["ages"] += share if aged else 0
-    planned["moments"] += sum(part_bytes(blocks, size, ranks) for blocks, size in part.means)
+    planned["moments"] += sum(part_bytes(tiles, size, ranks) for tiles, size in part.means)
     planned["masks"] = sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)
     return planned

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from smet.config import SmetConfig
-from smet.distribution import MAX_FACTOR, active_blocks, effective_density
+from smet.distribution import MAX_FACTOR, active_tiles, effective_density
 from smet.schedule import TopologySchedule
 
 
-def layer_notices(blocks: Mapping[str, int], densities: Mapping[str, float], config: SmetConfig) -> list[str]:
+def layer_notices(tiles: Mapping[str, int], densities: Mapping[str, float], config: SmetConfig) -> list[str]:
     """What is odd about the layers at these densities.
 
     Args:
-        blocks: layer name to its number of blocks, over all tensor-parallel shards.
+        tiles: layer name to its number of tiles, over all tensor-parallel shards.
         densities: layer name to the density asked for; may name further layers.
     """
     found = []
-    actual = {name: active_blocks(count, densities[name]) / count for name, count in blocks.items()}
-    off = [name for name in blocks if abs(actual[name] / densities[name] - 1) > 0.1]
+    actual = {name: active_tiles(count, densities[name]) / count for name, count in tiles.items()}
+    off = [name for name in tiles if abs(actual[name] / densities[name] - 1) > 0.1]
     if off:
         first = off[0]
         found.append(
-            f"{_layers(len(off))} too few blocks for the density: {first} has {blocks[first]:,}, of which"
-            f" {active_blocks(blocks[first], densities[first])} active is {actual[first]:.3g} instead of"
+            f"{_layers(len(off))} too few tiles for the density: {first} has {tiles[first]:,}, of which"
+            f" {active_tiles(tiles[first], densities[first])} active is {actual[first]:.3g} instead of"
             f" {densities[first]:.3g}"
         )
     exponents = {"lr_exponent": config.lr_exponent, "fan_in_init": 0.5 if config.fan_in_init else 0.0}
     for key, exponent in exponents.items():
-        factors = [effective_density(count, densities[name]) ** -exponent for name, count in blocks.items()]
+        factors = [effective_density(count, densities[name]) ** -exponent for name, count in tiles.items()]
         if factors and max(factors) > MAX_FACTOR:
             what = "learning rates" if key == "lr_exponent" else "initial weights"
             found.append(

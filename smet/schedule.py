@@ -39,7 +39,7 @@ class TopologySchedule:
         return min(step, self.last_step) // self.config.update_interval if self.config.dynamic else 0
 
     def prune_fraction(self, step: int) -> float:
-        """zeta(t): the fraction of active blocks replaced at the update after ``step``.
+        """zeta(t): the fraction of active tiles replaced at the update after ``step``.
 
         Raises:
             ConfigError: the schedule gives no fraction.

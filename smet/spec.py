@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from smet.config import SmetConfig
-from smet.distribution import active_blocks, effective_density, layer_densities
-from smet.mask import BlockGrid
+from smet.distribution import active_tiles, effective_density, layer_densities
+from smet.mask import TileGrid
 from smet.patterns import selects
 
 
@@ -17,13 +17,13 @@ class LayerSpec:
 
     name: str
     """Module name, such as ``model.layers.0.mlp.up_proj``."""
-    grid: BlockGrid
-    """Blocks of one shard's canonical matrix."""
+    grid: TileGrid
+    """Tiles of one shard's canonical matrix."""
     transposed: bool
     density: float
     """What decides the learning rate: see ``smet.distribution.effective_density``."""
     active: int
-    """Blocks of the whole layer that the settings make active; exact, not an expectation."""
+    """Tiles of the whole layer that the settings make active; exact, not an expectation."""
     selected: bool
     """Whether the settings make it sparse; transposed layers that they leave dense are stored as full ones."""
     aged: bool
@@ -38,13 +38,13 @@ class LayerSpec:
 
     @property
     def is_full(self) -> bool:
-        """Whether every block is active."""
-        return self.active == self.grid.blocks * self.shards
+        """Whether every tile is active."""
+        return self.active == self.grid.tiles * self.shards
 
     @property
     def stored(self) -> int:
         """Elements of its values. Shards of random masks differ a little; this is the mean over them."""
-        return round(self.active / self.shards) * self.grid.block_size
+        return round(self.active / self.shards) * self.grid.tile_size
 
     @property
     def mask_bytes(self) -> int:
@@ -74,7 +74,7 @@ def layer_specs(
         shards: ranks that the canonical rows are cut over.
 
     Raises:
-        ConfigError: a block does not divide a layer.
+        ConfigError: a tile does not divide a layer.
     """
     asked = densities(linears.items(), config)
     found = {}
@@ -83,9 +83,9 @@ def layer_specs(
         if not selected and not turned:
             continue
         rows, cols = (inputs, outputs) if turned else (outputs, inputs)
-        grid = BlockGrid(rows // shards, cols, config.block if selected else (1, 1))
-        blocks, density = grid.blocks * shards, asked.get(name, 1.0)
-        active, density = active_blocks(blocks, density), effective_density(blocks, density)
+        grid = TileGrid(rows // shards, cols, config.block if selected else (1, 1))
+        tiles, density = grid.tiles * shards, asked.get(name, 1.0)
+        active, density = active_tiles(tiles, density), effective_density(tiles, density)
         found[name] = LayerSpec(
             name=name, grid=grid, transposed=turned, density=density, active=active, selected=selected,
             aged=selected and config.dynamic and density < 1.0, shards=shards,

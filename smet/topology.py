@@ -16,9 +16,9 @@ from smet.seeds import sample_without_replacement
 class TopologyChange:
     """The new mask of one layer, and how stored values move.
 
-    ``kept`` says for each old active block, in stored order, whether it survives; ``grown`` says
-    for each new active block whether it is new. The survivors, in order, fill the places of the
-    new order that are not ``grown``. Both are bool vectors of the (constant) number of active blocks.
+    ``kept`` says for each old active tile, in stored order, whether it survives; ``grown`` says
+    for each new active tile whether it is new. The survivors, in order, fill the places of the
+    new order that are not ``grown``. Both are bool vectors of the (constant) number of active tiles.
     """
 
     bits: Tensor
@@ -27,13 +27,13 @@ class TopologyChange:
 
     @property
     def count(self) -> int:
-        """Number of blocks replaced."""
+        """Number of tiles replaced."""
         return int(self.grown.sum())
 
 
-def block_scores(values: Tensor, block_size: int) -> Tensor:
-    """L1 norm of each active block: ``(active * block_size,)`` to ``(active,)``."""
-    return values.view(-1, block_size).abs().sum(1)
+def tile_scores(values: Tensor, tile_size: int) -> Tensor:
+    """L1 norm of each active tile: ``(active * tile_size,)`` to ``(active,)``."""
+    return values.view(-1, tile_size).abs().sum(1)
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
@@ -41,7 +41,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     marked = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     if count <= 0:
         return marked
-    # A NaN compares as false: fewer than count would be marked, and the number of active blocks would drift.
+    # A NaN compares as false: fewer than count would be marked, and the number of active tiles would drift.
     scores = scores.masked_fill(scores.isnan(), torch.inf)
     threshold = torch.kthvalue(scores, count).values
     marked = scores < threshold
@@ -51,7 +51,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 
 def prune(scores: Tensor, count: int, protected: Tensor | None = None) -> Tensor:
-    """Which active blocks to prune: the ``count`` smallest that are not ``protected``.
+    """Which active tiles to prune: the ``count`` smallest that are not ``protected``.
 
     Fewer are pruned where protection leaves fewer candidates.
     """
@@ -70,7 +70,7 @@ def grow_random(inactive: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 
 def grow_by_score(inactive: Tensor, count: int, scores: Tensor) -> Tensor:
-    """The ``count`` inactive positions of largest score ``(blocks,)``, first ones at ties."""
+    """The ``count`` inactive positions of largest score ``(tiles,)``, first ones at ties."""
     positions = inactive.nonzero().view(-1)
     return positions[smallest(-scores[positions], count)]
 
@@ -79,8 +79,8 @@ def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> tuple[Tensor, Te
     """New mask, kept and grown; see ``TopologyChange``.
 
     Args:
-        mask: bool ``(blocks,)``.
-        pruned: bool ``(active,)``: which active blocks go.
+        mask: bool ``(tiles,)``.
+        pruned: bool ``(active,)``: which active tiles go.
         grown_at: as many inactive places.
     """
     new_mask = mask.clone()
@@ -97,21 +97,21 @@ def joined(changes: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TopologyChange:
     return TopologyChange(bits=pack(mask), kept=kept, grown=grown)
 
 
-def random_active(blocks: int, active: int, rng: torch.Generator) -> Tensor:
-    """Bool vector ``(blocks,)`` with exactly ``active`` set, uniformly: those with the smallest random keys."""
-    return smallest(torch.rand(blocks, generator=rng), active)
+def random_active(tiles: int, active: int, rng: torch.Generator) -> Tensor:
+    """Bool vector ``(tiles,)`` with exactly ``active`` set, uniformly: those with the smallest random keys."""
+    return smallest(torch.rand(tiles, generator=rng), active)
 
 
 def largest(scores: Tensor, active: int) -> Tensor:
-    """Bool vector that marks the ``active`` largest scores ``(blocks,)``; of equal scores the first ones."""
+    """Bool vector that marks the ``active`` largest scores ``(tiles,)``; of equal scores the first ones."""
     return smallest(-scores, active)
 
 
-def random_mask(blocks: int, active: int, rng: torch.Generator) -> Tensor:
-    """Packed mask with exactly ``active`` of ``blocks`` set, uniformly."""
-    return pack(random_active(blocks, active, rng))
+def random_mask(tiles: int, active: int, rng: torch.Generator) -> Tensor:
+    """Packed mask with exactly ``active`` of ``tiles`` set, uniformly."""
+    return pack(random_active(tiles, active, rng))
 
 
 def magnitude_mask(scores: Tensor, active: int) -> Tensor:
-    """Packed mask of the ``active`` blocks with the largest scores ``(blocks,)``."""
+    """Packed mask of the ``active`` tiles with the largest scores ``(tiles,)``."""
     return pack(largest(scores, active))

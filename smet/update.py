@@ -11,7 +11,7 @@ from smet.mask import combined_digest
 
 @dataclass
 class UpdateReport:
-    """What one topology update did. ``pruned`` and ``grown`` count blocks over all layers of this rank."""
+    """What one topology update did. ``pruned`` and ``grown`` count tiles over all layers of this rank."""
 
     step: int
     update: int
@@ -19,7 +19,7 @@ class UpdateReport:
     pruned: int = 0
     grown: int = 0
     recycled: int = 0
-    """Pruned blocks that had been grown at the update just before."""
+    """Pruned tiles that had been grown at the update just before."""
     seconds: float = 0.0
     digest: str = ""
     density: dict[str, float] = field(default_factory=dict)

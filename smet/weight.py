@@ -22,7 +22,7 @@ def readable_weight(layer: SparseLinear) -> Tensor:
     Raises:
         RuntimeError: an engine holds the values elsewhere at this moment (ZeRO-3 outside the layer's own forward).
     """
-    wanted = layer.active * layer.grid.block_size
+    wanted = layer.active * layer.grid.tile_size
     if layer.values.numel() != wanted:
         raise RuntimeError(
             f"weight of a SparseLinear was read while its {wanted} values are partitioned; gather them first "

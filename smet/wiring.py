@@ -38,7 +38,7 @@ def fragments_of(layers: Mapping[str, SparseLinear], store: ParameterStore) -> d
         except ConfigError as error:
             problems += [f"{name}: {text}" for text in error.problems]
             continue
-        size = layer.active * layer.grid.block_size
+        size = layer.active * layer.grid.tile_size
         if fragment.total != size:
             problems.append(f"{name} has {size} active weights, its parameter {fragment.total}: it was cut by others")
         if "birth" not in fragment.state:
@@ -74,7 +74,7 @@ def require_same_kernels(layers: Mapping[str, SparseLinear], bank: MaskBank, gro
     Raises:
         ConfigError: the kernels differ between ranks, and a layer has tiles that some of them serve; on every rank.
     """
-    if not bank.sharded or all(min(layer.grid.block) < tiles.SMALLEST for layer in layers.values()):
+    if not bank.sharded or all(min(layer.grid.tile) < tiles.SMALLEST for layer in layers.values()):
         return
     devices = {layer.values.device for layer in layers.values()}
     own = {

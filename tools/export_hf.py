@@ -171,7 +171,7 @@ def _description(spec: LayerSpec) -> dict[str, Any]:
     return {
         "rows": spec.grid.rows,
         "cols": spec.grid.cols,
-        "block": list(spec.grid.block),
+        "block": list(spec.grid.tile),
         "transposed": spec.transposed,
         "active": spec.active,
     }

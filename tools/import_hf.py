@@ -38,7 +38,7 @@ from smet.config import CHOICES, PRESETS
 from smet.mask import unpack
 from smet.optim.ages import AgeTable
 from smet.spec import LayerSpec
-from smet.topology import block_scores, magnitude_mask
+from smet.topology import magnitude_mask, tile_scores
 from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
 from tools.checkpoints.hf_config import read_config
 from tools.checkpoints.layers import Weight, weights_of
@@ -54,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=path_text, metavar="MODEL", help="folder, or name on the Hugging Face hub")
     parser.add_argument("out", type=path_argument, metavar="OUT", help="folder to make")
     parser.add_argument(
-        "--density", type=finite, required=True, metavar="D", help="fraction of blocks that stay active; 1 = dense"
+        "--density", type=finite, required=True, metavar="D", help="fraction of tiles that stay active; 1 = dense"
     )
     parser.add_argument(
-        "--block", type=int, nargs=2, default=(1, 1), metavar=("R", "C"), help="rows and columns of a block (1 1)"
+        "--block", type=int, nargs=2, default=(1, 1), metavar=("R", "C"), help="rows and columns of a tile (1 1)"
     )
     parser.add_argument(
         "--distribution", choices=CHOICES["distribution"], default="uniform", help="of density over layers (uniform)"
@@ -155,7 +155,7 @@ def _flat(dense: Callable[[str], Tensor], name: str) -> Callable[[], Tensor]:
 
 
 class _SparseLayer:
-    """The blocks of largest L1 norm of one layer; read once for the two vectors that come of it."""
+    """The tiles of largest L1 norm of one layer; read once for the two vectors that come of it."""
 
     def __init__(self, name: str, spec: LayerSpec, dense: Callable[[str], Tensor]):
         self.name, self.spec, self.dense = name, spec, dense
@@ -164,12 +164,12 @@ class _SparseLayer:
     def values(self) -> Tensor:
         """Kept weights, tile by tile; keeps the mask for ``bits``."""
         weight, grid = self.dense(self.name), self.spec.grid
-        tiles = grid.to_blocks(weight.t() if self.spec.transposed else weight)
+        tiles = grid.to_tiles(weight.t() if self.spec.transposed else weight)
         if self.spec.is_full:
             return tiles.reshape(-1)
-        scores = block_scores(tiles.reshape(-1), grid.block_size)
+        scores = tile_scores(tiles.reshape(-1), grid.tile_size)
         self._bits = magnitude_mask(scores, self.spec.active)
-        return tiles[unpack(self._bits, grid.blocks)].reshape(-1)
+        return tiles[unpack(self._bits, grid.tiles)].reshape(-1)
 
     def bits(self) -> Tensor:
         """The packed mask; then forgets it."""

@@ -112,7 +112,7 @@ def draw(rows: Rows, updates: Rows, picture: Path, title: str) -> None:
 
 
 def _draw_topology(axis: Any, updates: Rows) -> None:
-    """Density of the layers (a band where it differs) and the share of blocks moved by each update."""
+    """Density of the layers (a band where it differs) and the share of tiles moved by each update."""
     axis.set_ylabel("density")
     axis.set_ylim(0, 1)
     if not updates:
@@ -124,7 +124,7 @@ def _draw_topology(axis: Any, updates: Rows) -> None:
     axis.fill_between(steps, low, high, color="C0", alpha=0.3, linewidth=0)
     axis.plot(steps, low, "o-", color="C0", markersize=3, label="density (lowest and highest layer)")
     axis.plot(steps, high, "-", color="C0")
-    axis.plot(steps, [update["fraction"] for update in updates], "s--", color="C1", markersize=3, label="blocks moved")
+    axis.plot(steps, [update["fraction"] for update in updates], "s--", color="C1", markersize=3, label="tiles moved")
     axis.legend(loc="upper right", frameon=False, ncols=2)
 
 

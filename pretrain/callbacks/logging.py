@@ -93,5 +93,5 @@ class ProgressCallback(Callback):
             )
         if "topology" in record:
             report = record["topology"]
-            parts.append(f"topology update {report.update}: {report.grown:,} blocks moved in {report.seconds:.2f} s")
+            parts.append(f"topology update {report.update}: {report.grown:,} tiles moved in {report.seconds:.2f} s")
         return "  ".join(parts)

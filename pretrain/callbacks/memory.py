@@ -66,7 +66,7 @@ def planned(trainer: Trainer) -> dict[str, Any]:
     parts = _parts(trainer, layers)
     return {
         "sparse_weights": total,
-        "active_weights": sum(layer.active * layer.grid.block_size for layer in layers.values()),
+        "active_weights": sum(layer.active * layer.grid.tile_size for layer in layers.values()),
         "planned": {n: plan(part, stage, layout.dp_size, half, sharded, away, state) for n, part in parts.items()},
         "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half, host_gradient=away),
     }
@@ -80,7 +80,7 @@ def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]
         if not layer.is_full:
             buckets[bucket_key(name)] = buckets.get(bucket_key(name), 0) + layer.grid.mask_bytes
     means = trainer.topology.gradients.means
-    kept = tuple((layer.grid.blocks, layer.grid.block_size) for name, layer in layers.items() if name in means)
+    kept = tuple((layer.grid.tiles, layer.grid.tile_size) for name, layer in layers.items() if name in means)
     lengths = {
         group["name"]: (
             tuple(getattr(p, "ds_numel", p.numel()) for p in group["params"]), bool(group.get("aged", False))

@@ -41,7 +41,7 @@ class TopologyCallback(Callback):
         if report.grown == 0:
             print(
                 f"warning: the topology update after step {trainer.step} changed nothing: prune fraction "
-                f"{report.fraction:.4g} is less than one block per layer",
+                f"{report.fraction:.4g} is less than one tile per layer",
                 flush=True,
             )
 

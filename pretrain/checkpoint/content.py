@@ -51,9 +51,9 @@ def _means(engine: Engine, layout: Layout) -> Vectors:
     layers, vectors = sparse_layers(engine.model), Vectors()
     for name, mean in engine.store.optimizer.topology.moments.items():
         grid = layers[name].grid
-        first, count = part_of(grid.blocks, engine.store.group)
-        elements = grid.blocks * grid.block_size
-        start = layout.tensor_rank * elements + first * grid.block_size
+        first, count = part_of(grid.tiles, engine.store.group)
+        elements = grid.tiles * grid.tile_size
+        start = layout.tensor_rank * elements + first * grid.tile_size
         vectors[f"{name}.mean_gradient"] = LogicalVector(mean[:count].view(-1), start, layout.tensor_size * elements)
     return vectors
 

@@ -1,6 +1,6 @@
 """What was loaded has to fit together before anything computes with it.
 
-Lengths alone do not tell: a mask with more active blocks than there are values would have kernels read beyond them.
+Lengths alone do not tell: a mask with more active tiles than there are values would have kernels read beyond them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smet.linear import sparse_layers
 from smet.mask import count_active, has_spare_bits
 
 _NO_COUNT = 1 << 40
-"""Added to the count of a mask with bits beyond its last block, so that it fits nothing."""
+"""Added to the count of a mask with bits beyond its last tile, so that it fits nothing."""
 
 
 def require_sound(
@@ -45,12 +45,12 @@ def _masks(model: nn.Module, bank: MaskBank, layout: Layout) -> list[str]:
     for number, layer in enumerate(layers.values()):
         first, bits = bank.fragment(layer)
         counts[number] = count_active(bits)
-        if first + bits.numel() == layer.grid.mask_bytes and has_spare_bits(bits, layer.grid.blocks):
+        if first + bits.numel() == layer.grid.mask_bytes and has_spare_bits(bits, layer.grid.tiles):
             counts[number] += _NO_COUNT
     if layout.group is not None:
         dist.all_reduce(counts, group=layout.group)
     return [
-        f"{name}.mask does not have the {layer.active} active blocks that there are values for"
+        f"{name}.mask does not have the {layer.active} active tiles that there are values for"
         for (name, layer), count in zip(layers.items(), counts.tolist(), strict=True)
         if count != layer.active
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smet.config import SmetConfig
 
 
-def _blocks_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
+def _tiles_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
     if len(sparsity.block) != 2 or min(sparsity.block) < 1 or model.problems():
         return []
     rows, columns = sparsity.block
@@ -58,7 +58,7 @@ def _sparse_shards(
 
 
 def _shards_hold_whole_bytes(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
-    if parallel.tensor < 2 or sparsity.density == 1.0 or _blocks_fit(model, sparsity, parallel) or model.problems():
+    if parallel.tensor < 2 or sparsity.density == 1.0 or _tiles_fit(model, sparsity, parallel) or model.problems():
         return []
     size = sparsity.block[0] * sparsity.block[1]
     misfits = [
@@ -70,14 +70,14 @@ def _shards_hold_whole_bytes(model: FamilyConfig, sparsity: SmetConfig, parallel
         return []
     return [
         f"parallel.tensor is {parallel.tensor} with sparsity.block {list(sparsity.block)}, expected tensor-parallel"
-        f" shards of a multiple of 8 blocks, whole bytes of the packed mask; these do not fit: {', '.join(misfits)};"
-        " use a smaller block or fewer tensor-parallel ranks"
+        f" shards of a multiple of 8 tiles, whole bytes of the packed mask; these do not fit: {', '.join(misfits)};"
+        " use smaller tiles or fewer tensor-parallel ranks"
     ]
 
 
 def _ranges_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
     ranges = sparsity.topology_ranges
-    if ranges < 2 or parallel.tensor < 1 or _blocks_fit(model, sparsity, parallel) or model.problems():
+    if ranges < 2 or parallel.tensor < 1 or _tiles_fit(model, sparsity, parallel) or model.problems():
         return []
     if ranges % parallel.tensor:
         return [
@@ -94,7 +94,7 @@ def _ranges_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelCon
         return []
     return [
         f"sparsity.topology_ranges is {ranges}, expected a number that cuts every sparse layer into equal ranges of"
-        f" blocks; these do not fit: {', '.join(misfits)} blocks per rank"
+        f" tiles; these do not fit: {', '.join(misfits)} tiles per rank"
     ]
 
 
@@ -145,7 +145,7 @@ def _pipeline_fits_zero(
 
 
 LAYOUT_CHECKS: tuple[Callable[..., list[str]], ...] = (
-    _blocks_fit,
+    _tiles_fit,
     _tensor_fits,
     _shards_hold_whole_bytes,
     _ranges_fit,
@@ -162,7 +162,7 @@ def works(model: FamilyConfig, data: DataConfig, sparsity: SmetConfig, parallel:
         and not (parallel.pipeline > 1 and parallel.zero_stage > 1)
         and not _tensor_fits(model, data, parallel)
         and not _stages_fit(model, parallel)
-        and not _blocks_fit(model, sparsity, parallel)
+        and not _tiles_fit(model, sparsity, parallel)
         and not _shards_hold_whole_bytes(model, sparsity, parallel)
         and not _ranges_fit(model, sparsity, parallel)
     )

@@ -21,7 +21,7 @@ from smet.convert import MaskSource, Piece
 from smet.criteria import mask_needs
 from smet.distribution import layer_densities
 from smet.initial import first_mask
-from smet.mask import BlockGrid, count_active, pack
+from smet.mask import TileGrid, count_active, pack
 from smet.notices import layer_notices
 from smet.patterns import selects
 from smet.say import say
@@ -140,11 +140,11 @@ class Builder:
         return Piece(place.tensor_rank, place.tensor_size, densities, self.inventory.transposed, masks,
                      empty=self.saved is not None)  # fmt: skip
 
-    def _saved_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor | None:
+    def _saved_mask(self, name: str, grid: TileGrid, active: int) -> Tensor | None:
         assert self.saved is not None
         return self.saved.shard(name, grid, self.layout.tensor_rank, self.layout.tensor_size, active)
 
-    def _first_mask(self, name: str, grid: BlockGrid, active: int) -> Tensor:
+    def _first_mask(self, name: str, grid: TileGrid, active: int) -> Tensor:
         """This shard of a mask that goes by the weights of the whole layer."""
         shards, rank = self.layout.tensor_size, self.layout.tensor_rank
         if self.first is not None:
@@ -153,11 +153,11 @@ class Builder:
             return own[rank]
         shape, transposed = (grid.rows * shards, grid.cols), name in self.inventory.transposed
         weight = self._whole(f"{name}.weight", shape[::-1] if transposed else shape)
-        whole = BlockGrid(*shape, grid.block)
-        tiles = whole.to_blocks(weight.t() if transposed else weight)
-        chosen = first_mask(name, whole.blocks, active, self.config.sparsity, {"weights": tiles})
+        whole = TileGrid(*shape, grid.tile)
+        tiles = whole.to_tiles(weight.t() if transposed else weight)
+        chosen = first_mask(name, whole.tiles, active, self.config.sparsity, {"weights": tiles})
         _require_shared_out(name, [int(part.sum()) for part in chosen.chunk(shards)], self.config)
-        return pack(chosen[rank * grid.blocks : (rank + 1) * grid.blocks])
+        return pack(chosen[rank * grid.tiles : (rank + 1) * grid.tiles])
 
     def _dense(self, name: str, layer: nn.Module) -> Tensor:
         assert isinstance(layer, nn.Linear)
@@ -178,7 +178,7 @@ def _require_shared_out(name: str, counts: Sequence[int], config: RunConfig) -> 
     if 0 in counts:
         raise ConfigError(
             f"sparsity.mask_init '{config.sparsity.mask_init}' leaves {counts.count(0)} of {len(counts)}"
-            f" tensor-parallel ranks no active block of {name}; use fewer of them, or another mask"
+            f" tensor-parallel ranks no active tile of {name}; use fewer of them, or another mask"
         )
 
 

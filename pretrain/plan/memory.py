@@ -220,7 +220,7 @@ def _gradients_in_flight(rank: Rank, stored: int) -> int:
 def topology_update(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
     """Peak bytes of a topology update: that of the largest layer, since layers are worked off one by one.
 
-    Deciding holds masks and places to grow at, per block, and scores, per active block; moving state holds
+    Deciding holds masks and places to grow at, per block, and scores, per active tile; moving state holds
     what has to move where, per active weight. Coefficients are measured; a test measures them again.
     """
     size = config.sparsity.block[0] * config.sparsity.block[1]

@@ -50,7 +50,7 @@ class Compute(Protocol):
         """``grad W``: ``(..., out)`` to ``(..., in)``."""
 
     def values_gradient(self, layer: SparseLinear, x: Tensor, grad: Tensor) -> Tensor:
-        """Active entries of ``grad^T x``, in the order of ``values``: ``(active * block_size,)``."""
+        """Active entries of ``grad^T x``, in the order of ``values``: ``(active * tile_size,)``."""
 
     def flops(self, layer: SparseLinear, tokens: int) -> int:
         """Floating-point operations of the three products together; a multiplication and an addition are two."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smet.kernels.lists import Groups, Lists
-from smet.mask import BlockGrid, unpack
+from smet.mask import TileGrid, unpack
 
 if TYPE_CHECKING:
     from smet.linear import SparseLinear
@@ -41,10 +41,10 @@ SMALLEST = 8
 """Rows or columns of the smallest tile that any kernel takes."""
 
 
-def index_of(bits: Tensor, grid: BlockGrid, active: int) -> tuple[Lists, Lists]:
+def index_of(bits: Tensor, grid: TileGrid, active: int) -> tuple[Lists, Lists]:
     """Rows and columns of tiles of a packed mask, made on its device without waiting for it."""
-    tall, wide = grid.rows // grid.block[0], grid.cols // grid.block[1]
-    on = unpack(bits, grid.blocks).view(tall, wide)
+    tall, wide = grid.rows // grid.tile[0], grid.cols // grid.tile[1]
+    on = unpack(bits, grid.tiles).view(tall, wide)
     slot = on.view(-1).cumsum(0).view(tall, wide) - 1
     return _lists(on, slot, active), _lists(on.t(), slot.t(), active)
 
@@ -68,12 +68,12 @@ class Tiles:
 
     def serves(self, layer: SparseLinear, x: Tensor, forced: bool = False) -> bool:
         """Tiles that the device's kernels can multiply; by itself where that is likely faster."""
-        block = layer.grid.block
-        if layer.is_full or min(block) < SMALLEST or (kernels := _kernels(x)) is None:
+        tile = layer.grid.tile
+        if layer.is_full or min(tile) < SMALLEST or (kernels := _kernels(x)) is None:
             return False
-        if not kernels.serves(block, x.dtype):
+        if not kernels.serves(tile, x.dtype):
             return False
-        return forced or kernels.worth_it(block, layer.density, x.numel() // layer.in_features, x.dtype)
+        return forced or kernels.worth_it(tile, layer.density, x.numel() // layer.in_features, x.dtype)
 
     def forward(self, layer: SparseLinear, x: Tensor, values: Tensor) -> Tensor:
         """See ``Compute``."""
@@ -88,7 +88,7 @@ class Tiles:
     def _spread(self, layer: SparseLinear, x: Tensor, values: Tensor, by_rows: bool) -> Tensor:
         """The canonical matrix times ``x``, or its transpose."""
         grid, index, spread = layer.grid, self.index(layer), _of(x).spread
-        (r, c), (rows, cols) = grid.block, (grid.rows, grid.cols)
+        (r, c), (rows, cols) = grid.tile, (grid.rows, grid.cols)
         if by_rows:
             return spread(x, values, index.rows, rows, r, c, along=True)
         return spread(x, values, index.columns, cols, c, r, along=False)
@@ -98,11 +98,11 @@ class Tiles:
         flat_x, flat = x.reshape(-1, layer.in_features), grad.reshape(-1, layer.out_features)
         index = self.index(layer)
         a, b = (flat_x, flat) if layer.transposed else (flat, flat_x)
-        return _of(x).sample(a, b, index.rows, index.groups, *layer.grid.block)
+        return _of(x).sample(a, b, index.rows, index.groups, *layer.grid.tile)
 
     def flops(self, layer: SparseLinear, tokens: int) -> int:
         """See ``Compute``: of the active tiles."""
-        return 6 * tokens * layer.active * layer.grid.block_size
+        return 6 * tokens * layer.active * layer.grid.tile_size
 
     @torch.no_grad()
     def index(self, layer: SparseLinear) -> Index:

@@ -1,9 +1,9 @@
 """What decides about topology: tables of plain functions, by the names that settings give them.
 
-    PRUNE      scores of the active blocks at an update; the smallest are pruned
-    GROW       which inactive blocks take their places
+    PRUNE      scores of the active tiles at an update; the smallest are pruned
+    GROW       which inactive tiles take their places
     SCHEDULES  how the prune fraction goes from its first to its last value
-    MASKS      which blocks are active at first
+    MASKS      which tiles are active at first
 
 A name is an entry of the table, or ``package.module:function`` of a module of one's own. A function says by
 ``@needs(...)`` what it looks at beyond masks and weights (``NEEDS``); planner and controller ask for that and know no

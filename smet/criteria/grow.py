@@ -1,4 +1,4 @@
-"""Growth: ``count`` positions among the inactive blocks, int64 ``(count,)``, each once."""
+"""Growth: ``count`` positions among the inactive tiles, int64 ``(count,)``, each once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def momentum(site: Site, count: int) -> Tensor:
 
 
 def largest(site: Site, scores: Tensor, count: int) -> Tensor:
-    """The ``count`` inactive positions with the largest ``scores`` ``(blocks,)``, of equals the first."""
+    """The ``count`` inactive positions with the largest ``scores`` ``(tiles,)``, of equals the first."""
     from smet.topology import grow_by_score
 
     return grow_by_score(site.inactive, count, scores)

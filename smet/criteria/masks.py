@@ -1,4 +1,4 @@
-"""Mask initialisation: bool ``(blocks,)`` of a whole layer with exactly ``active`` set.
+"""Mask initialisation: bool ``(tiles,)`` of a whole layer with exactly ``active`` set.
 
 Layers are looked at one by one at their own density, so that plans stay exact.
 """
@@ -19,7 +19,7 @@ def random(start: Start, active: int) -> Tensor:
     """Uniformly."""
     from smet.topology import random_active
 
-    return random_active(start.blocks, active, start.generator("mask"))
+    return random_active(start.tiles, active, start.generator("mask"))
 
 
 @needs("weights")
@@ -45,7 +45,7 @@ def synflow(start: Start, active: int) -> Tensor:
 
 
 def largest(scores: Tensor, active: int) -> Tensor:
-    """Marks the ``active`` largest ``scores`` ``(blocks,)``; of equals the first."""
+    """Marks the ``active`` largest ``scores`` ``(tiles,)``; of equals the first."""
     from smet.topology import largest as marked
 
     return marked(scores, active)

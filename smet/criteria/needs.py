@@ -10,13 +10,13 @@ from smet.errors import ConfigError, nearest
 F = TypeVar("F", bound=Callable[..., Any])
 
 AT_UPDATE = {
-    "gradient": "|dense gradient| of the step that ends in the update, summed over each block: 4 bytes per dense"
+    "gradient": "|dense gradient| of the step that ends in the update, summed over each tile: 4 bytes per dense"
     " weight and D data-parallel ranks for that step",
     "active_gradient": "the same step's gradient of the active weights: 4 bytes per active weight and D ranks for"
     " that step",
-    "moment": "|exponential mean of the dense gradients|, summed over each block: 8 bytes per dense weight and D ranks"
+    "moment": "|exponential mean of the dense gradients|, summed over each tile: 8 bytes per dense weight and D ranks"
     " until the last update, half of them in every checkpoint, and one reduce-scatter per layer and micro-batch",
-    "ages": "optimizer steps since each active block was grown",
+    "ages": "optimizer steps since each active tile was grown",
 }
 """Of prune criteria and growth. What they cost is reckoned by ``smet.growth`` and the planner."""
 

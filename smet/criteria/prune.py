@@ -1,4 +1,4 @@
-"""Prune criteria: scores ``(active,)`` of the active blocks, of which the smallest are pruned.
+"""Prune criteria: scores ``(active,)`` of the active tiles, of which the smallest are pruned.
 
 How many are pruned, ties (by position) and ``protect_rounds`` are not a criterion's business. NaN is refused where
 the weights have none, and infinity is pruned last.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def magnitude(site: Site) -> Tensor:
-    """L1 norm of each block's master weights (SET, Mocanu et al. 2018)."""
+    """L1 norm of each tile's master weights (SET, Mocanu et al. 2018)."""
     return site.values.abs().sum(1)
 
 
 @needs("active_gradient")
 def saliency(site: Site) -> Tensor:
-    """|w g| summed over each block: to first order, how much the loss changes without it.
+    """|w g| summed over each tile: to first order, how much the loss changes without it.
 
     Mozer and Smolensky 1989; Molchanov et al. 2017, arXiv 1611.06440. The gradient is that of one step.
     """

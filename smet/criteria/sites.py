@@ -28,20 +28,20 @@ class Site:
     """Topology updates before this one."""
     seed: int
     mask: Tensor
-    """bool ``(blocks,)``: which blocks are active, in the order of their places."""
+    """bool ``(tiles,)``: which tiles are active, in the order of their places."""
     values: Tensor
-    """``(active, block_size)``: fp32 master weights of the active blocks, in the same order."""
+    """``(active, tile_size)``: fp32 master weights of the active tiles, in the same order."""
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """What the functions said that they need, by name."""
 
     @property
     def inactive(self) -> Tensor:
-        """bool ``(blocks,)``: where something can be grown."""
+        """bool ``(tiles,)``: where something can be grown."""
         return ~self.mask
 
     @property
     def gradient(self) -> Tensor:
-        """``(blocks,)``, needs ``gradient``: |dense gradient| summed over each block's weights.
+        """``(tiles,)``, needs ``gradient``: |dense gradient| summed over each tile's weights.
 
         The gradient is that of the step that ends in the update: summed over micro-batches and ranks, before clipping.
         """
@@ -49,17 +49,17 @@ class Site:
 
     @property
     def active_gradient(self) -> Tensor:
-        """``(active, block_size)``, needs ``active_gradient``: gradient of ``values``, as ``gradient`` but signed."""
+        """``(active, tile_size)``, needs ``active_gradient``: gradient of ``values``, as ``gradient`` but signed."""
         return self._given("active_gradient")
 
     @property
     def moment(self) -> Tensor:
-        """``(blocks,)``, needs ``moment``: |exponential mean of dense gradients| summed over each block's weights."""
+        """``(tiles,)``, needs ``moment``: |exponential mean of dense gradients| summed over each tile's weights."""
         return self._given("moment")
 
     @property
     def ages(self) -> Tensor:
-        """fp32 ``(active,)``, needs ``ages``: optimizer steps since each block was grown; infinite for those that were
+        """fp32 ``(active,)``, needs ``ages``: optimizer steps since each tile was grown; infinite for those that were
         there from the start, or are so old that nothing differs from that."""
         return self._given("ages")
 
@@ -89,25 +89,25 @@ class Start:
 
     layer: str
     """Module name of the layer."""
-    blocks: int
-    """Its blocks, over all tensor-parallel shards."""
+    tiles: int
+    """Its tiles, over all tensor-parallel shards."""
     seed: int
     given: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the function said that it needs, by name; each ``(blocks, block_size)``."""
+    """What the function said that it needs, by name; each ``(tiles, tile_size)``."""
 
     @property
     def weights(self) -> Tensor:
-        """``(blocks, block_size)``, needs ``weights``: the dense initial weights."""
+        """``(tiles, tile_size)``, needs ``weights``: the dense initial weights."""
         return self._given("weights")
 
     @property
     def gradient(self) -> Tensor:
-        """``(blocks, block_size)``, needs ``gradient``: of a loss by the dense initial weights."""
+        """``(tiles, tile_size)``, needs ``gradient``: of a loss by the dense initial weights."""
         return self._given("gradient")
 
     @property
     def flow(self) -> Tensor:
-        """``(blocks, block_size)``, needs ``flow``: gradient of the summed outputs by the absolute weights."""
+        """``(tiles, tile_size)``, needs ``flow``: gradient of the summed outputs by the absolute weights."""
         return self._given("flow")
 
     def generator(self, purpose: str) -> torch.Generator:

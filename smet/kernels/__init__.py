@@ -22,7 +22,7 @@ from torch import Tensor
 from smet.errors import ConfigError, nearest
 from smet.kernels import checks, reference
 from smet.kernels.step import AdamStep
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 
 __all__ = ["AdamStep", "adamw", "compress", "describe", "expand"]
 
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 class Kernels(Protocol):
     """What every version offers; ``smet.kernels.reference`` says what the functions do."""
 
-    def expand(self, bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor: ...
+    def expand(self, bits: Tensor, values: Tensor, grid: TileGrid) -> Tensor: ...
 
-    def compress(self, matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor: ...
+    def compress(self, matrix: Tensor, bits: Tensor, grid: TileGrid, active: int) -> Tensor: ...
 
     def adamw(self, step: AdamStep) -> None: ...
 
@@ -105,7 +105,7 @@ def describe(device: str | None = None) -> str:
     return f"kernels on {device}: {choose(device).reason}{threads}"
 
 
-def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+def expand(bits: Tensor, values: Tensor, grid: TileGrid) -> Tensor:
     """Scatter active values into a dense matrix ``(rows, cols)``; see ``reference.expand``.
 
     Raises:
@@ -118,7 +118,7 @@ def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
     return choose(values.device.type).kernels.expand(bits, values, grid)
 
 
-def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+def compress(matrix: Tensor, bits: Tensor, grid: TileGrid, active: int) -> Tensor:
     """Gather the active tiles of ``matrix`` ``(rows, cols)``; see ``reference.compress``.
 
     Raises:

@@ -1,6 +1,6 @@
 // Expand, compress and AdamW on the CPU, behind a C interface (see cpu.py).
 //
-// Expand and compress move units (a block's bytes) and never look at the numbers in them, so one
+// Expand and compress move units (a tile's bytes) and never look at the numbers in them, so one
 // kernel serves every dtype. Units of 2, 4 and 8 bytes go through AVX-512 where this processor has
 // it; all others, and all other processors, walk the set bits of 64-bit words of the mask.
 // Results do not depend on the number of threads, nor on the instructions used.
@@ -22,7 +22,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "masks are read as litt
 
 namespace {
 
-constexpr int64_t WORD = 64;              // blocks in one word of the mask
+constexpr int64_t WORD = 64;              // tiles in one word of the mask
 constexpr int64_t MOVE_GRAIN = 1 << 21;   // dense bytes that are worth one more thread
 constexpr int64_t ADAM_GRAIN = 1 << 16;   // elements that are worth one more thread
 constexpr int CODES = 256;                // birth codes
@@ -49,12 +49,12 @@ int64_t parts_for(int64_t work, int64_t grain, int threads) {
 
 struct Mask {
     const uint8_t* bits;
-    int64_t blocks;
+    int64_t tiles;
 
-    // Blocks [64 w, 64 w + 64) as bits; there are none at or beyond `blocks`.
+    // Tiles [64 w, 64 w + 64) as bits; there are none at or beyond `tiles`.
     uint64_t word(int64_t w) const {
         uint64_t word = 0;
-        const int64_t left = blocks - w * WORD;
+        const int64_t left = tiles - w * WORD;
         if (left >= WORD) {
             std::memcpy(&word, bits + w * 8, 8);
             return word;
@@ -63,7 +63,7 @@ struct Mask {
         return word & ((uint64_t{1} << left) - 1);
     }
 
-    // The bits of word(w) that belong to blocks [first, last).
+    // The bits of word(w) that belong to tiles [first, last).
     uint64_t word(int64_t w, int64_t first, int64_t last) const {
         uint64_t some = word(w);
         if (first > w * WORD) some &= ~uint64_t{0} << (first - w * WORD);
@@ -86,13 +86,13 @@ struct Mask {
 
 // A canonical matrix cut into tiles of `height` rows, `across` of them side by side, each `unit` bytes wide.
 struct Grid {
-    int64_t blocks, unit, height, across;
+    int64_t tiles, unit, height, across;
 
     int64_t tile_bytes() const { return unit * height; }
-    int64_t bytes() const { return blocks * tile_bytes(); }
+    int64_t bytes() const { return tiles * tile_bytes(); }
 };
 
-// The blocks cut into one range per thread, with the active blocks before each range. Flat matrices
+// The tiles cut into one range per thread, with the active tiles before each range. Flat matrices
 // (tiles of one row) are cut between words of the mask, others between rows of tiles.
 struct Split {
     std::vector<int64_t> first, before;
@@ -100,10 +100,10 @@ struct Split {
     Split(const Mask& mask, const Grid& grid, int threads) {
         const int64_t parts = parts_for(grid.bytes(), MOVE_GRAIN, threads);
         const int64_t step = grid.height == 1 ? WORD : std::max<int64_t>(grid.across, 1);
-        const int64_t steps = (mask.blocks + step - 1) / step;
+        const int64_t steps = (mask.tiles + step - 1) / step;
         first.resize(parts + 1);
         before.resize(parts + 1);
-        for (int64_t p = 0; p <= parts; ++p) first[p] = std::min(steps * p / parts * step, mask.blocks);
+        for (int64_t p = 0; p <= parts; ++p) first[p] = std::min(steps * p / parts * step, mask.tiles);
         run(static_cast<int>(parts), [&](int p) { before[p + 1] = mask.count(first[p], first[p + 1]); });
         for (int64_t p = 0; p < parts; ++p) before[p + 1] += before[p];
     }
@@ -113,7 +113,7 @@ struct Split {
 
 // ---- any processor ----------------------------------------------------------------------------
 
-// Copies one block; UNIT is its size in bytes where the compiler may know it, else 0.
+// Copies one tile; UNIT is its size in bytes where the compiler may know it, else 0.
 template <int UNIT>
 inline void copy(char* to, const char* from, int64_t unit) {
     std::memcpy(to, from, UNIT ? UNIT : unit);
@@ -140,7 +140,7 @@ char* compress_word(uint64_t word, const char* dense, char* values, int64_t unit
 
 // ---- AVX-512 ----------------------------------------------------------------------------------
 
-// Lanes<UNIT>: COUNT blocks of UNIT bytes at a time, for the units that have such an instruction.
+// Lanes<UNIT>: COUNT tiles of UNIT bytes at a time, for the units that have such an instruction.
 template <int UNIT>
 struct Lanes {
     static constexpr int COUNT = 0;
@@ -219,7 +219,7 @@ struct Lanes<2> {
 };
 #endif
 
-// ---- ranges of blocks -------------------------------------------------------------------------
+// ---- ranges of tiles -------------------------------------------------------------------------
 
 template <int UNIT>
 void expand_range(const Mask& mask, int64_t first, int64_t last, const char* values, char* dense, int64_t unit) {
@@ -227,7 +227,7 @@ void expand_range(const Mask& mask, int64_t first, int64_t last, const char* val
     for (int64_t w = first / WORD; w * WORD < last; ++w) {
         const uint64_t word = mask.word(w);
         char* out = dense + w * WORD * unit;
-        const int64_t count = std::min(WORD, mask.blocks - w * WORD);
+        const int64_t count = std::min(WORD, mask.tiles - w * WORD);
         if constexpr (L::COUNT > 0) {
             if (count == WORD) {
                 constexpr uint64_t lanes = ~uint64_t{0} >> (WORD - L::COUNT);
@@ -252,7 +252,7 @@ void compress_range(const Mask& mask, int64_t first, int64_t last, const char* d
         const uint64_t word = mask.word(w);
         const char* in = dense + w * WORD * unit;
         if constexpr (L::COUNT > 0) {
-            if (mask.blocks - w * WORD >= WORD) {
+            if (mask.tiles - w * WORD >= WORD) {
                 constexpr uint64_t lanes = ~uint64_t{0} >> (WORD - L::COUNT);
                 for (int64_t lane = 0; lane < WORD; lane += L::COUNT) {
                     const uint64_t bits = (word >> lane) & lanes;
@@ -414,12 +414,12 @@ int smet_level() {
 #endif
 }
 
-// Both return the number of active blocks of the mask; where that is not `active`, nothing is written.
+// Both return the number of active tiles of the mask; where that is not `active`, nothing is written.
 // `unit` is the bytes of one row of a tile, `height` the rows, `across` the tiles side by side.
-int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_t blocks, int64_t unit, int64_t height,
+int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_t tiles, int64_t unit, int64_t height,
                     int64_t across, int64_t active, int threads) {
-    const Mask mask{bits, blocks};
-    const Grid grid{blocks, unit, height, across};
+    const Mask mask{bits, tiles};
+    const Grid grid{tiles, unit, height, across};
     const Split split(mask, grid, threads);
     if (split.active() != active) return split.active();
     with_unit(unit, [&](auto size) {
@@ -433,10 +433,10 @@ int64_t smet_expand(const uint8_t* bits, const char* values, char* dense, int64_
     return active;
 }
 
-int64_t smet_compress(const uint8_t* bits, const char* dense, char* values, int64_t blocks, int64_t unit,
+int64_t smet_compress(const uint8_t* bits, const char* dense, char* values, int64_t tiles, int64_t unit,
                       int64_t height, int64_t across, int64_t active, int threads) {
-    const Mask mask{bits, blocks};
-    const Grid grid{blocks, unit, height, across};
+    const Mask mask{bits, tiles};
+    const Grid grid{tiles, unit, height, across};
     const Split split(mask, grid, threads);
     if (split.active() != active) return split.active();
     with_unit(unit, [&](auto size) {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smet.kernels import compiler, reference
 from smet.kernels.step import AdamStep
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 
 LEVELS = ("portable", "AVX-512", "AVX-512 VBMI2")
 GRADIENTS = {torch.float32: 0, torch.bfloat16: 1}
@@ -45,42 +45,42 @@ class CpuKernels:
         self.level = LEVELS[library.smet_level()]
         """The instructions that expand and compress use."""
 
-    def expand(self, bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+    def expand(self, bits: Tensor, values: Tensor, grid: TileGrid) -> Tensor:
         """See ``reference.expand``; ``values`` of any dtype."""
         values = values.contiguous()
-        active, rest = divmod(values.numel(), grid.block_size)
+        active, rest = divmod(values.numel(), grid.tile_size)
         if rest:
-            raise RuntimeError(f"{values.numel()} values do not fill blocks of {grid.block_size}")
+            raise RuntimeError(f"{values.numel()} values do not fill tiles of {grid.tile_size}")
         matrix = values.new_empty(grid.rows, grid.cols)
         self._move(self._library.smet_expand, bits, values, matrix, grid, active)
         return matrix
 
-    def compress(self, matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+    def compress(self, matrix: Tensor, bits: Tensor, grid: TileGrid, active: int) -> Tensor:
         """See ``reference.compress``; ``matrix`` of any dtype."""
         matrix = matrix.contiguous()
         if matrix.numel() != grid.rows * grid.cols:
             raise RuntimeError(f"{matrix.numel()} dense weights are not {grid.rows} x {grid.cols}")
-        values = matrix.new_empty(active * grid.block_size)
+        values = matrix.new_empty(active * grid.tile_size)
         self._move(self._library.smet_compress, bits, matrix, values, grid, active)
         return values
 
     @staticmethod
     def _move(
-        function: ctypes._NamedFuncPointer, bits: Tensor, source: Tensor, target: Tensor, grid: BlockGrid, active: int
+        function: ctypes._NamedFuncPointer, bits: Tensor, source: Tensor, target: Tensor, grid: TileGrid, active: int
     ) -> None:
         bits = bits.contiguous()
         if bits.dtype != torch.uint8 or not bits.is_cpu or bits.numel() < grid.mask_bytes:
             raise RuntimeError(
-                f"a mask of {grid.blocks} blocks is {grid.mask_bytes} bytes of uint8 on the cpu, "
+                f"a mask of {grid.tiles} tiles is {grid.mask_bytes} bytes of uint8 on the cpu, "
                 f"got {bits.numel()} of {bits.dtype} on {bits.device}"
             )
-        height, width = grid.block
+        height, width = grid.tile
         found = function(
-            bits.data_ptr(), source.data_ptr(), target.data_ptr(), grid.blocks, width * source.element_size(), height,
+            bits.data_ptr(), source.data_ptr(), target.data_ptr(), grid.tiles, width * source.element_size(), height,
             grid.cols // width, active, torch.get_num_threads(),
         )  # fmt: skip
         if found != active:
-            raise RuntimeError(f"mask holds {found} active blocks, the layer {active}")
+            raise RuntimeError(f"mask holds {found} active tiles, the layer {active}")
 
     def adamw(self, step: AdamStep) -> None:
         """See ``reference.adamw``, which also takes what is not fp32 (gradients: fp32 or bf16) or not contiguous."""

@@ -5,33 +5,33 @@ from __future__ import annotations
 from torch import Tensor
 
 from smet.kernels.step import AdamStep
-from smet.mask import BlockGrid, unpack
+from smet.mask import TileGrid, unpack
 
 CHUNK = 1 << 20
 """Elements that ``adamw`` updates at a time, so that temporaries stay small beside the state."""
 
 
-def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+def expand(bits: Tensor, values: Tensor, grid: TileGrid) -> Tensor:
     """Scatter active values into a dense matrix.
 
     Args:
-        bits: packed mask, uint8 ``(ceil(blocks / 8),)``.
-        values: active weights, tile by tile, ``(active * block_size,)``.
+        bits: packed mask, uint8 ``(ceil(tiles / 8),)``.
+        values: active weights, tile by tile, ``(active * tile_size,)``.
         grid: the tiling of the canonical matrix.
 
     Returns:
         The canonical matrix ``(rows, cols)`` in the dtype of ``values``; inactive weights are 0.
     """
-    tiles = values.new_zeros(grid.blocks, grid.block_size)
-    tiles[unpack(bits, grid.blocks)] = values.view(-1, grid.block_size)
-    return grid.from_blocks(tiles)
+    tiles = values.new_zeros(grid.tiles, grid.tile_size)
+    tiles[unpack(bits, grid.tiles)] = values.view(-1, grid.tile_size)
+    return grid.from_tiles(tiles)
 
 
-def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
-    """Gather the active tiles of a canonical matrix ``(rows, cols)`` into ``(active * block_size,)``."""
-    tiles = grid.to_blocks(matrix)[unpack(bits, grid.blocks)]
+def compress(matrix: Tensor, bits: Tensor, grid: TileGrid, active: int) -> Tensor:
+    """Gather the active tiles of a canonical matrix ``(rows, cols)`` into ``(active * tile_size,)``."""
+    tiles = grid.to_tiles(matrix)[unpack(bits, grid.tiles)]
     if tiles.shape[0] != active:
-        raise RuntimeError(f"mask holds {tiles.shape[0]} active blocks, the layer {active}")
+        raise RuntimeError(f"mask holds {tiles.shape[0]} active tiles, the layer {active}")
     return tiles.view(-1)
 
 

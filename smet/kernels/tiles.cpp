@@ -221,7 +221,7 @@ void narrow_kernel(const u32* x, Range tiles, const u32* packed, long k, long w,
 template <class F>
 void spread(const typename F::T* x, const typename F::T* values, typename F::T* y, long T, long inputs, long outputs, long r,
             long c, bool along, Index index, u32* packed, u32* scratch, int team) {
-    const long w = along ? r : c, k = along ? c : r, blocks = outputs / w, count = index.begin[blocks];
+    const long w = along ? r : c, k = along ? c : r, tiles = outputs / w, count = index.begin[tiles];
     const long size = w % 32 || k % 32 ? V : M, groups_together = TOGETHER / size;
     const long in_words = inputs / F::K, out_words = outputs / F::K;
     run(team, [&](int p) {
@@ -239,7 +239,7 @@ void spread(const typename F::T* x, const typename F::T* values, typename F::T* 
                 for (long g = 0; g < groups; ++g) for (long m = 0; m < M; ++m) for (long i = 0; i < inputs; i += PIECE)
                     std::memcpy((typename F::T*)(turned + g * in) + i * M + m * PIECE, x + (token(g) + m) * inputs + i,
                                 PIECE * sizeof(*x));
-                for (long b = 0; b < blocks; ++b) for (long j = 0; j < w; j += 32) for (long g = 0; g < groups; ++g)
+                for (long b = 0; b < tiles; ++b) for (long j = 0; j < w; j += 32) for (long g = 0; g < groups; ++g)
                     wide_kernel<F>((typename F::T*)(turned + g * in), index[b], packed + j, k, w,
                                    y + token(g) * outputs + b * w + j, outputs);
                 continue;
@@ -247,7 +247,7 @@ void spread(const typename F::T* x, const typename F::T* values, typename F::T* 
             for (long g = 0; g < groups; ++g) for (long n = 0; n < V; n += 16) for (long i = 0; i < in_words; i += 16)
                 transpose((const u32*)(x + (token(g) + n) * inputs) + i, in_words, 16, min(16L, in_words - i),
                           turned + g * in + i * V + n, V);
-            for (long b = 0; b < blocks; ++b) for (long g = 0; g < groups; ++g) for (long j = 0; j < w; j += 8)
+            for (long b = 0; b < tiles; ++b) for (long g = 0; g < groups; ++g) for (long j = 0; j < w; j += 8)
                 narrow_kernel<F>(turned + g * in, index[b], packed + j, k, w, turned_y + g * out + (b * w + j) / F::K * V);
             for (long g = 0; g < groups; ++g) for (long n = 0; n < V; n += 16) for (long i = 0; i < out_words; i += 16)
                 transpose(turned_y + g * out + i * V + n, V, min(16L, out_words - i), 16,
@@ -361,11 +361,11 @@ extern "C" long smet_tiles_index(const uint8_t* bits, long n, long m, long most,
     std::fill(row_begin, row_begin + n + 1, 0);
     std::fill(col_begin, col_begin + m + 1, 0);
     long slot = 0;
-    const long blocks = n * m;
-    for (long at = 0; at < blocks; at += 64) {
+    const long tiles = n * m;
+    for (long at = 0; at < tiles; at += 64) {
         uint64_t word = 0;
-        std::memcpy(&word, bits + at / 8, std::min(8L, (blocks - at + 7) / 8));
-        if (blocks - at < 64) word &= (uint64_t(1) << (blocks - at)) - 1;
+        std::memcpy(&word, bits + at / 8, std::min(8L, (tiles - at + 7) / 8));
+        if (tiles - at < 64) word &= (uint64_t(1) << (tiles - at)) - 1;
         for (; word; word &= word - 1, ++slot) {
             if (slot >= most) continue;
             const long tile = at + __builtin_ctzll(word);

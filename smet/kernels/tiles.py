@@ -1,6 +1,6 @@
 """Products over the active tiles of a matrix, in Triton.
 
-*spread* is a vector product: every output block is the sum over the active tiles of its row (or column) of tiles.
+*spread* is a vector product: every group of outputs is the sum over the active tiles of its row (or column) of tiles.
 *sample* is the gradient of the values: of ``a^T b``, the active tiles only. Sums are fp32 whatever the dtype, and in
 one fixed order, so results are equal from call to call. Tiles are powers of two from 16 to 128; tokens any number.
 """
@@ -42,16 +42,16 @@ def _spread(
 ):  # fmt: skip
     """``(TOKENS, W)`` of y. ALONG: stored tiles are (W, K), else (K, W). STEP inputs at a time.
 
-    With TMA, x and values are descriptors of blocks that the copy engine fetches.
+    With TMA, x and values are descriptors of tiles that the copy engine fetches.
     """
-    blocks = outputs // W
-    block = tl.program_id(0) % blocks  # neighbours share their tokens
-    first_token = tl.program_id(0) // blocks * TOKENS
+    tiles = outputs // W
+    group = tl.program_id(0) % tiles  # neighbours share their tokens
+    first_token = tl.program_id(0) // tiles * TOKENS
     t = first_token + tl.arange(0, TOKENS)
     w, k = tl.arange(0, W), tl.arange(0, STEP)
     inside = (t < tokens)[:, None]
     PARTS: tl.constexpr = K // STEP
-    first, last = tl.load(begin + block) * PARTS, tl.load(begin + block + 1) * PARTS
+    first, last = tl.load(begin + group) * PARTS, tl.load(begin + group + 1) * PARTS
     total = tl.zeros((TOKENS, W), tl.float32)
     if TMA:
         for part in range(first, last):
@@ -71,7 +71,7 @@ def _spread(
             a = tl.load(rows + (place * K + off), mask=inside, other=0)
             b = tl.load(values + slot.to(tl.int64) * (W * K) + off * (1 if ALONG else W) + at)
             total = tl.dot(a, b, total, input_precision=PRECISION)
-    place_out = y + t.to(tl.int64)[:, None] * outputs + block * W + w[None, :]
+    place_out = y + t.to(tl.int64)[:, None] * outputs + group * W + w[None, :]
     tl.store(place_out, total.to(y.dtype.element_ty), mask=inside)
 
 
@@ -145,14 +145,14 @@ class SampleConfig(NamedTuple):
     """Programs that share the tokens of one group of tiles."""
 
 
-def serves(block: tuple[int, int], dtype: torch.dtype) -> bool:
+def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether tiles of this size and type can be multiplied here: sides that are powers of two."""
-    return dtype in DTYPES and all(side in SIDES for side in block)
+    return dtype in DTYPES and all(side in SIDES for side in tile)
 
 
-def worth_it(block: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
+def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
     """Whether that is likely faster than cuBLAS on the whole matrix."""
-    return tokens >= FEWEST_TOKENS and density * BREAK_EVEN[min(block)] < 1
+    return tokens >= FEWEST_TOKENS and density * BREAK_EVEN[min(tile)] < 1
 
 
 def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> list[SpreadConfig]:
@@ -188,18 +188,18 @@ def sample_configs(rows: int, cols: int, dtype: torch.dtype, tma: bool, splits: 
 
 
 def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, inner: int, along: bool) -> Tensor:
-    """Sums over active tiles: ``(tokens, inputs)`` to ``(tokens, outputs)``; blocks without tiles are 0.
+    """Sums over active tiles: ``(tokens, inputs)`` to ``(tokens, outputs)``; those without tiles are 0.
 
     Args:
         values: tile by tile, ``(active * width * inner,)``, in the dtype of ``x``.
-        lists: of each output block.
+        lists: of each group of outputs.
         width: outputs of a tile.
         inner: inputs of a tile.
         along: whether stored tiles are ``(width, inner)``, else ``(inner, width)``.
     """
     _check(x, values)
-    blocks, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
-    if x.dim() != 2 or values.numel() != size or outputs != blocks * width:
+    tiles, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
+    if x.dim() != 2 or values.numel() != size or outputs != tiles * width:
         raise RuntimeError(
             f"{tuple(x.shape)} inputs and {values.numel()} values do not fit {lists.inner.numel()} tiles of "
             f"{width} x {inner} and {outputs} outputs"
@@ -299,7 +299,7 @@ def _precision(x: Tensor) -> str:
 
 
 def _worth_descriptors(x: Tensor, products: int) -> bool:
-    """Whether the device has a copy engine for blocks, and enough to multiply: descriptors cost some 20 us of Python
+    """Whether the device has a copy engine for tiles, and enough to multiply: descriptors cost some 20 us of Python
     for each launch."""
     return products >= 1 << 34 and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from smet.kernels import compiler
 from smet.kernels.checks import plain
 from smet.kernels.lists import Groups, Lists
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp32"}
 """Types that are served, and what they are multiplied as; fp16 goes through fp32."""
@@ -65,44 +65,44 @@ def instructions() -> str:
     return ("", "AVX-512", "AVX-512 BF16")[built.smet_tiles_served()] if built is not None else ""
 
 
-def serves(block: tuple[int, int], dtype: torch.dtype) -> bool:
+def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether tiles of this size and type can be multiplied here: rows in eights, columns in sixteens."""
-    r, c = block
-    return r % 8 == 0 and c % 16 == 0 and max(block) <= LONGEST and dtype in DTYPES and library() is not None
+    r, c = tile
+    return r % 8 == 0 and c % 16 == 0 and max(tile) <= LONGEST and dtype in DTYPES and library() is not None
 
 
-def worth_it(block: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
+def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
     """Whether that is likely faster than the dense product; see docs/performance.md for what was measured."""
     return tokens >= FEWEST_TOKENS and density <= 0.75 and dtype != torch.float16
 
 
-def index(bits: Tensor, grid: BlockGrid, active: int) -> tuple[Lists, Lists]:
+def index(bits: Tensor, grid: TileGrid, active: int) -> tuple[Lists, Lists]:
     """Rows and columns of tiles of a packed mask. Tiles beyond ``active`` are left out."""
     built = library()
     assert built is not None
-    tall, wide = grid.rows // grid.block[0], grid.cols // grid.block[1]
+    tall, wide = grid.rows // grid.tile[0], grid.cols // grid.tile[1]
     rows, columns = (
         Lists(torch.empty(n + 1, dtype=torch.int32), *torch.zeros(2, active, dtype=torch.int32)) for n in (tall, wide)
     )
     bits = bits.contiguous()
     if bits.numel() < grid.mask_bytes:
-        raise RuntimeError(f"a mask of {grid.blocks} blocks is {grid.mask_bytes} bytes, got {bits.numel()}")
+        raise RuntimeError(f"a mask of {grid.tiles} tiles is {grid.mask_bytes} bytes, got {bits.numel()}")
     built.smet_tiles_index(bits.data_ptr(), tall, wide, active, *[part.data_ptr() for part in (*rows, *columns)])
     return rows, columns
 
 
 def spread(x: Tensor, values: Tensor, lists: Lists, outputs: int, width: int, inner: int, along: bool) -> Tensor:
-    """Each block of ``width`` outputs is the sum over its active tiles: ``(tokens, inputs)`` to ``(tokens, outputs)``.
+    """Each group of ``width`` outputs is the sum over its active tiles: ``(tokens, inputs)`` to ``(tokens, outputs)``.
 
     Args:
         x: ``(tokens, inputs)``.
         values: the stored tiles, ``(active * width * inner,)``.
-        lists: of each block of outputs.
+        lists: of each tile of outputs.
         along: stored tiles are ``(width, inner)``, else ``(inner, width)``.
     """
     _check(x, values)
-    blocks, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
-    if x.dim() != 2 or outputs != blocks * width or x.shape[1] % inner or values.numel() != size:
+    tiles, size = lists.begin.numel() - 1, lists.inner.numel() * width * inner
+    if x.dim() != 2 or outputs != tiles * width or x.shape[1] % inner or values.numel() != size:
         raise RuntimeError(
             f"expected (tokens, inputs) and {lists.inner.numel()} tiles of {width} x {inner} for {outputs} outputs, "
             f"got {tuple(x.shape)} and {values.numel()} values"

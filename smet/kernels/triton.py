@@ -1,12 +1,12 @@
 """The kernels in Triton, for tensors on a GPU.
 
-Expand and compress cut the mask into tiles. A first kernel counts each tile's active blocks, a
-prefix sum says where each tile's values begin, and then every tile moves its own blocks. Blocks
+Expand and compress cut the mask into pieces. A first kernel counts each piece's active tiles, a
+prefix sum says where each piece's values begin, and then every piece moves its own tiles. Tiles
 are moved as integers, the widest that fit, so the result equals the reference bit for bit.
-How many blocks are active up to each tile is kept with the mask until it changes.
+How many tiles are active up to each piece is kept with the mask until it changes.
 
 Nothing here waits for the device. So, unlike the other versions, these do not notice a mask whose
-active blocks are not as many as said; they never touch memory outside the tensors because of it.
+active tiles are not as many as said; they never touch memory outside the tensors because of it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -26,7 +26,7 @@ from smet.kernels import reference
 from smet.kernels.launch import aligned, on_device_of, run
 from smet.kernels.step import AdamStep
 from smet.kernels.tuning import fastest
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -42,16 +42,16 @@ class MoveConfig(NamedTuple):
 BLOCKS = (MoveConfig(2048, 4),)
 SINGLE_WEIGHTS = (MoveConfig(2048, 4), MoveConfig(1024, 4), MoveConfig(4096, 4), MoveConfig(4096, 8),
                   MoveConfig(8192, 8))  # fmt: skip
-"""What is worth trying for blocks of one integer, where little memory is moved for each bit."""
+"""What is worth trying for tiles of one integer, where little memory is moved for each bit."""
 MAX_LANES = 256
-"""Integers of a block that one program moves; larger blocks take several programs."""
+"""Integers of a tile that one program moves; larger tiles take several programs."""
 COUNTED_TILES = 16
-"""Tiles that one program counts."""
+"""Pieces that one program counts."""
 ADAM_ELEMENTS = 1024
 
 
 _known_ends: Any = WeakIdKeyDictionary()
-"""Mask -> the state in which it was counted, and its ``_ends`` by size of tile."""
+"""Mask -> the state in which it was counted, and its ``_ends`` by size of piece."""
 
 
 @triton.jit
@@ -65,30 +65,30 @@ def _popcount(x):
 
 
 @triton.jit
-def _mask_bytes(bits, at, blocks):
-    """Bytes ``at`` of the mask; bits at or beyond ``blocks`` are 0."""
-    left = tl.minimum(tl.maximum(blocks - at * 8, 0), 8).to(tl.int32)
+def _mask_bytes(bits, at, tiles):
+    """Bytes ``at`` of the mask; bits at or beyond ``tiles`` are 0."""
+    left = tl.minimum(tl.maximum(tiles - at * 8, 0), 8).to(tl.int32)
     return tl.load(bits + at, mask=left > 0, other=0).to(tl.int32) & ((1 << left) - 1)
 
 
 @triton.jit
-def _count(bits, counts, blocks, tiles, BYTES: tl.constexpr, TILES: tl.constexpr):
-    """Active blocks of each tile of ``BYTES`` mask bytes."""
-    tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
-    byte = _mask_bytes(bits, tile[:, None] * BYTES + tl.arange(0, BYTES)[None, :], blocks)
-    tl.store(counts + tile, tl.sum(_popcount(byte), 1), mask=tile < tiles)
+def _count(bits, counts, tiles, pieces, BYTES: tl.constexpr, TILES: tl.constexpr):
+    """Active tiles of each piece of ``BYTES`` mask bytes."""
+    piece = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
+    byte = _mask_bytes(bits, piece[:, None] * BYTES + tl.arange(0, BYTES)[None, :], tiles)
+    tl.store(counts + piece, tl.sum(_popcount(byte), 1), mask=piece < pieces)
 
 
 @triton.jit
-def _tile(bits, ends, blocks, BYTES: tl.constexpr):
-    """First block of this tile, active blocks before it, and ``(BYTES, 8)``: which are active, their ranks in it."""
-    tile = tl.program_id(0).to(tl.int64)
-    byte = _mask_bytes(bits, tile * BYTES + tl.arange(0, BYTES), blocks)
+def _piece(bits, ends, tiles, BYTES: tl.constexpr):
+    """First tile of this piece, active tiles before it, and ``(BYTES, 8)``: which are active, their ranks in it."""
+    piece = tl.program_id(0).to(tl.int64)
+    byte = _mask_bytes(bits, piece * BYTES + tl.arange(0, BYTES), tiles)
     count = _popcount(byte)
     both = (((tl.cumsum(count, 0) - count) << 8) | byte)[:, None]  # one tensor to be laid out anew, not two
     bit = tl.arange(0, 8)[None, :]
     rank = (both >> 8) + _popcount(both & 0xFF & ((1 << bit) - 1))
-    return tile * BYTES * 8, tl.load(ends + tile - 1, mask=tile > 0, other=0), ((both >> bit) & 1) != 0, rank
+    return piece * BYTES * 8, tl.load(ends + piece - 1, mask=piece > 0, other=0), ((both >> bit) & 1) != 0, rank
 
 
 @triton.jit
@@ -96,41 +96,41 @@ def _places(
     first, lanes, width, height, across,
     BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
-    """``(BYTES, 8, LANES)``: the tile's blocks, the integers of a block, and where those lie after block ``first``."""
-    block = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
+    """``(BYTES, 8, LANES)``: the piece's tiles, the integers of a tile, and where those lie after tile ``first``."""
+    tile = (tl.arange(0, BYTES)[:, None] * 8 + tl.arange(0, 8)[None, :])[:, :, None]
     lane = tl.arange(0, LANES)[None, None, :]
     if CHUNKED:
         lane += tl.program_id(1) * LANES
-    place = block * lanes + lane
+    place = tile * lanes + lane
     if TALL:
-        number = first + block
+        number = first + tile
         row = number // across * height + lane // width
         place = (row * across + number % across) * width + lane % width - first * lanes
-    return block, lane, place
+    return tile, lane, place
 
 
 @triton.jit(do_not_specialize=["active"])
 def _expand(
-    bits, ends, values, matrix, blocks, active, lanes, width, height, across,
+    bits, ends, values, matrix, tiles, active, lanes, width, height, across,
     BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
-    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
-    block, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
+    first, before, on, rank = _piece(bits, ends, tiles, BYTES)
+    tile, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
     held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
     moved = tl.load(values + before * lanes + (rank[:, :, None] * lanes + lane), mask=held, other=0)
-    here = (block < blocks - first) & (lane < lanes)
+    here = (tile < tiles - first) & (lane < lanes)
     tl.store(matrix + first * lanes + place, moved, mask=here)
 
 
 @triton.jit(do_not_specialize=["active"])
 def _compress(
-    bits, ends, matrix, values, blocks, active, lanes, width, height, across,
+    bits, ends, matrix, values, tiles, active, lanes, width, height, across,
     BYTES: tl.constexpr, LANES: tl.constexpr, CHUNKED: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
-    first, before, on, rank = _tile(bits, ends, blocks, BYTES)
-    block, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
+    first, before, on, rank = _piece(bits, ends, tiles, BYTES)
+    tile, lane, place = _places(first, lanes, width, height, across, BYTES, LANES, CHUNKED, TALL)
     held = (on & (rank < active - before))[:, :, None] & (lane < lanes)
-    here = (block < blocks - first) & (lane < lanes)
+    here = (tile < tiles - first) & (lane < lanes)
     moved = tl.load(matrix + first * lanes + place, mask=here, other=0)
     tl.store(values + before * lanes + (rank[:, :, None] * lanes + lane), moved, mask=held)
 
@@ -158,21 +158,21 @@ def _adamw(
 
 
 def _launch(
-    kernel: triton.JITFunction, bits: Tensor, source: Tensor, target: Tensor, grid: BlockGrid, active: int
+    kernel: triton.JITFunction, bits: Tensor, source: Tensor, target: Tensor, grid: TileGrid, active: int
 ) -> None:
-    """Count, sum up, and run ``kernel`` over the tiles."""
+    """Count, sum up, and run ``kernel`` over the pieces."""
     if bits.dtype != torch.uint8 or bits.device != source.device or bits.numel() < grid.mask_bytes:
         raise RuntimeError(
-            f"a mask of {grid.blocks} blocks is {grid.mask_bytes} bytes of uint8 on {source.device}, "
+            f"a mask of {grid.tiles} tiles is {grid.mask_bytes} bytes of uint8 on {source.device}, "
             f"got {bits.numel()} of {bits.dtype} on {bits.device}"
         )
     if not target.numel():
         return
     bits = bits.contiguous()
-    height, columns = grid.block
+    height, columns = grid.tile
     size = source.element_size()
     integer = _widest_integer(columns * size, source.data_ptr(), target.data_ptr())
-    width = columns * size // integer.itemsize  # integers in one row of a block
+    width = columns * size // integer.itemsize  # integers in one row of a tile
     lanes = width * height  # and in all of them
     at_once = min(triton.next_power_of_2(lanes), MAX_LANES)
     across = grid.cols // columns
@@ -180,38 +180,38 @@ def _launch(
     key = (kernel.fn.__name__, integer, grid, size, usual, source.device)
 
     def launch(config: MoveConfig) -> None:
-        in_tile = max(config.units // at_once // 8, 1)
+        in_piece = max(config.units // at_once // 8, 1)
         run(
-            kernel, (triton.cdiv(grid.mask_bytes, in_tile), triton.cdiv(lanes, at_once)),
+            kernel, (triton.cdiv(grid.mask_bytes, in_piece), triton.cdiv(lanes, at_once)),
             (
-                bits, _ends(bits, grid.blocks, in_tile), source.view(integer), target.view(integer),
-                grid.blocks, active, lanes, width, height, across,
+                bits, _ends(bits, grid.tiles, in_piece), source.view(integer), target.view(integer),
+                grid.tiles, active, lanes, width, height, across,
             ),
-            (in_tile, at_once, lanes > at_once, height > 1), (key, config) if usual else None, num_warps=config.warps,
+            (in_piece, at_once, lanes > at_once, height > 1), (key, config) if usual else None, num_warps=config.warps,
         )  # fmt: skip
 
     with on_device_of(source):
         launch(fastest(key, lambda: SINGLE_WEIGHTS if lanes == 1 else BLOCKS, launch, source.device))
 
 
-def _ends(bits: Tensor, blocks: int, in_tile: int) -> Tensor:
-    """Active blocks up to the end of each tile of ``in_tile`` mask bytes; kept until torch sees the mask change."""
+def _ends(bits: Tensor, tiles: int, in_piece: int) -> Tensor:
+    """Active tiles up to the end of each piece of ``in_piece`` mask bytes; kept until torch sees the mask change."""
     if bits.is_inference():  # torch does not count its changes
-        return _counted(bits, blocks, in_tile)
-    state = bits._version, bits.data_ptr(), blocks
+        return _counted(bits, tiles, in_piece)
+    state = bits._version, bits.data_ptr(), tiles
     known = _known_ends.get(bits)
     if known is None or known[0] != state:
         known = _known_ends[bits] = state, {}
     found: dict[int, Tensor] = known[1]
-    if in_tile not in found:
-        found[in_tile] = _counted(bits, blocks, in_tile)
-    return found[in_tile]
+    if in_piece not in found:
+        found[in_piece] = _counted(bits, tiles, in_piece)
+    return found[in_piece]
 
 
-def _counted(bits: Tensor, blocks: int, in_tile: int) -> Tensor:
-    tiles = triton.cdiv(triton.cdiv(blocks, 8), in_tile)
-    counts = torch.empty(tiles, dtype=torch.int32, device=bits.device)
-    _count[(triton.cdiv(tiles, COUNTED_TILES),)](bits, counts, blocks, tiles, BYTES=in_tile, TILES=COUNTED_TILES)
+def _counted(bits: Tensor, tiles: int, in_piece: int) -> Tensor:
+    pieces = triton.cdiv(triton.cdiv(tiles, 8), in_piece)
+    counts = torch.empty(pieces, dtype=torch.int32, device=bits.device)
+    _count[(triton.cdiv(pieces, COUNTED_TILES),)](bits, counts, tiles, pieces, BYTES=in_piece, TILES=COUNTED_TILES)
     return counts.cumsum(0)
 
 
@@ -220,21 +220,21 @@ def _widest_integer(*multiples: int) -> torch.dtype:
     return next(INTEGERS[size] for size in (8, 4, 2, 1) if not any(m % size for m in multiples))
 
 
-def expand(bits: Tensor, values: Tensor, grid: BlockGrid) -> Tensor:
+def expand(bits: Tensor, values: Tensor, grid: TileGrid) -> Tensor:
     """See ``reference.expand``; ``values`` of any dtype."""
-    active, rest = divmod(values.numel(), grid.block_size)
+    active, rest = divmod(values.numel(), grid.tile_size)
     if rest:
-        raise RuntimeError(f"{values.numel()} values do not fill blocks of {grid.block_size}")
+        raise RuntimeError(f"{values.numel()} values do not fill tiles of {grid.tile_size}")
     matrix = values.new_empty(grid.rows, grid.cols)
     _launch(_expand, bits, values.contiguous().view(-1), matrix.view(-1), grid, active)
     return matrix
 
 
-def compress(matrix: Tensor, bits: Tensor, grid: BlockGrid, active: int) -> Tensor:
+def compress(matrix: Tensor, bits: Tensor, grid: TileGrid, active: int) -> Tensor:
     """See ``reference.compress``; ``matrix`` of any dtype."""
     if matrix.numel() != grid.rows * grid.cols:
         raise RuntimeError(f"{matrix.numel()} dense weights are not {grid.rows} x {grid.cols}")
-    values = matrix.new_empty(active * grid.block_size)
+    values = matrix.new_empty(active * grid.tile_size)
     _launch(_compress, bits, matrix.contiguous().view(-1), values, grid, active)
     return values
 

@@ -23,7 +23,7 @@ class TopologyPosition:
     updates_done: int | None = 0
     """Number of the last update; None after loading a state that was saved without it."""
     last_code: int = 0
-    """Birth code of the blocks grown at the last update."""
+    """Birth code of the tiles grown at the last update."""
     masks: str = ""
     """Digest of the masks in whose order the state is stored; empty where nobody has said."""
     seen: int | None = None

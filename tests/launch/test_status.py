@@ -71,7 +71,7 @@ def test_a_running_run(run: Path) -> None:
     text = report(status)
     for expected in (
         "running, step 90 of 100 (90.0%)", "500 tokens/s, 2.00 s per step, 20s left", "step-00000080",
-        "2 x skip, 1 x restart", "restart: attempt 1, reason exit code 1", "update 4 after step 80: 12 blocks moved",
+        "2 x skip, 1 x restart", "restart: attempt 1, reason exit code 1", "update 4 after step 80: 12 tiles moved",
         "4 on 2 hosts",
     ):  # fmt: skip
         assert expected in text

@@ -70,7 +70,7 @@ def test_what_is_built_is_what_is_planned(changes: list[str], capsys: pytest.Cap
 def test_a_density_that_leaves_layers_with_one_weight_is_planned_and_said(caplog: pytest.LogCaptureFixture) -> None:
     assert main([*dry_run("9m.yaml"), "sparsity.density=1e-9", "--world-size", "8"]) == 0
     few, rate, initial = (record.getMessage() for record in caplog.records if record.name == "smet")
-    assert "layers have too few blocks for the density" in few and "instead of 1e-09" in few
+    assert "layers have too few tiles for the density" in few and "instead of 1e-09" in few
     assert "lr_exponent would scale learning rates by up to " in rate and "32 is the most that is used" in rate
     assert "fan_in_init would scale initial weights" in initial
 

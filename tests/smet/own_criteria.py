@@ -37,7 +37,7 @@ def halving(progress: float, start: float, end: float) -> float:
 
 def first_ones(start: Start, active: int) -> Tensor:
     """The first blocks of the layer, and its last."""
-    mask = torch.arange(start.blocks) < active - 1
+    mask = torch.arange(start.tiles) < active - 1
     mask[-1] = True
     return mask
 
@@ -94,7 +94,7 @@ def rising(progress: float, start: float, end: float) -> float:
 
 
 def too_few(start: Start, active: int) -> Tensor:
-    return torch.arange(start.blocks) < active - 1
+    return torch.arange(start.tiles) < active - 1
 
 
 def overwriting(site: Site) -> Tensor:
@@ -107,7 +107,7 @@ def overwriting(site: Site) -> Tensor:
 def wiping(start: Start, active: int) -> Tensor:
     """Works in place on the initial weights."""
     start.weights.zero_()
-    return torch.arange(start.blocks) < active
+    return torch.arange(start.tiles) < active
 
 
 def leaving(site: Site) -> Tensor:
@@ -133,11 +133,11 @@ def uneven(progress: float, start: float, end: float) -> float:
 
 def each_its_mask(start: Start, active: int) -> Tensor:
     """Another first mask on each rank."""
-    mask = torch.arange(start.blocks) < active
+    mask = torch.arange(start.tiles) < active
     return mask.roll(dist.get_rank())
 
 
 def mask_fails_on_one(start: Start, active: int) -> Tensor:
     if dist.get_rank() == 1:
         raise ValueError("rank 1 has no mask")
-    return torch.arange(start.blocks) < active
+    return torch.arange(start.tiles) < active

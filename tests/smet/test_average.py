@@ -86,7 +86,7 @@ def test_an_average_through_updates_is_that_of_the_dense_weights(decay: float | 
     whole = average.model(run.model)
     for name in ("0", "2"):
         layer = whole.get_submodule(name)
-        assert run.model.get_submodule(name).active < layer.active < layer.grid.blocks
+        assert run.model.get_submodule(name).active < layer.active < layer.grid.tiles
         torch.testing.assert_close(densify(layer).weight, layer.dense_weight(), rtol=0, atol=0)
     assert whole[1].num_batches_tracked == 22
     for found, truth in zip(dense(whole), expected, strict=True):

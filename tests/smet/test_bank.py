@@ -121,7 +121,7 @@ def bank_on_ranks() -> dict[str, Any]:
         name = masked[index]
         assert torch.equal(bank.bits(layers[name]), original[name])
         if index % 5 == 0:  # written while its bucket is gathered, and while it is not
-            original[name] = random_mask(layers[name].grid.blocks, layers[name].active, generator(index))
+            original[name] = random_mask(layers[name].grid.tiles, layers[name].active, generator(index))
             bank.write(layers[name], original[name])
             replicated.write(twins[name], original[name])
             assert torch.equal(bank.bits(layers[name]), original[name])

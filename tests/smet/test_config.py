@@ -25,7 +25,7 @@ from smet import (
     parameter_groups,
     sparsify,
 )
-from smet.distribution import MAX_FACTOR, active_blocks, density_factor, effective_density
+from smet.distribution import MAX_FACTOR, active_tiles, density_factor, effective_density
 
 HINTS = typing.get_type_hints(SmetConfig)
 NUMBERS = [name for name, kind in HINTS.items() if kind in (int, float)]
@@ -92,7 +92,7 @@ def test_the_density_that_is_active_decides_and_no_factor_exceeds_the_bound(
     blocks: int, density: float, exponent: float
 ) -> None:
     effective = effective_density(blocks, density)
-    actual = active_blocks(blocks, density) / blocks
+    actual = active_tiles(blocks, density) / blocks
     assert effective == pytest.approx(actual, rel=0.0101)
     assert 1 / blocks <= actual <= 1
     assert 1.0 <= density_factor(effective, exponent) <= MAX_FACTOR
@@ -108,7 +108,7 @@ def test_a_density_of_almost_nothing_scales_nothing_beyond_the_bound_and_says_so
     assert sparse["lr_factor"] == MAX_FACTOR
     assert max(layer.values.abs().max() for layer in report.layers.values()) <= MAX_FACTOR / 8
     few, rate, initial = report.warnings
-    assert few.startswith("2 layers have too few blocks for the density: 0 has 4,096, of which 1 active is 0.000244")
+    assert few.startswith("2 layers have too few tiles for the density: 0 has 4,096, of which 1 active is 0.000244")
     assert few.endswith(" instead of 1e-09")
     assert rate.startswith("lr_exponent would scale learning rates by up to 64 at these densities; 32 is the most")
     assert initial.startswith("fan_in_init would scale initial weights by up to 64")
@@ -117,7 +117,7 @@ def test_a_density_of_almost_nothing_scales_nothing_beyond_the_bound_and_says_so
 def test_a_block_as_large_as_its_layer_makes_nothing_sparse_and_says_so() -> None:
     report = sparsify(nn.Sequential(nn.Linear(8, 8)), SmetConfig(density=0.25, block=(8, 8)))
     assert report.warnings == [
-        "1 layer has too few blocks for the density: 0 has 1, of which 1 active is 1 instead of 0.25"
+        "1 layer has too few tiles for the density: 0 has 1, of which 1 active is 1 instead of 0.25"
     ]
 
 

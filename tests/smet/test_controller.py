@@ -54,7 +54,7 @@ class Run:
         return report
 
     def mask(self, layer: SparseLinear) -> torch.Tensor:
-        return unpack(layer.packed_mask(), layer.grid.blocks)
+        return unpack(layer.packed_mask(), layer.grid.tiles)
 
 
 def test_reports_say_what_happened() -> None:
@@ -216,7 +216,7 @@ def test_a_frozen_layer_is_left_as_it_is() -> None:
 
 
 def test_ranges_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"topology_ranges is 7, which does not divide the 240 blocks of 0"):
+    with pytest.raises(ConfigError, match=r"topology_ranges is 7, which does not divide the 240 tiles of 0"):
         Run(topology_ranges=7)
     run = Run()
     with pytest.raises(ConfigError, match="topology_ranges is 4, expected 1 or a multiple of the 3"):

@@ -43,7 +43,7 @@ def test_a_transformers_llama_trains_sparse_with_its_embeddings_norms_and_head_d
     assert len(layers) == 14
     assert isinstance(model.lm_head, nn.Linear)
     for layer in layers.values():
-        assert layer.active == round(0.25 * layer.grid.blocks) == count_active(layer.packed_mask())
+        assert layer.active == round(0.25 * layer.grid.tiles) == count_active(layer.packed_mask())
     model(input_ids=tokens(), labels=tokens()).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -132,9 +132,9 @@ def test_erk_spends_the_same_total_and_makes_groups_of_its_own_rates() -> None:
     config = SmetConfig(density=0.25, distribution="erk")
     model = sparsify(llama(), config).model
     layers = list(sparse_layers(model).values())
-    active, size = sum(layer.active for layer in layers), sum(layer.grid.blocks for layer in layers)
+    active, size = sum(layer.active for layer in layers), sum(layer.grid.tiles for layer in layers)
     assert abs(active - 0.25 * size) <= len(layers) / 2
-    assert len({layer.active / layer.grid.blocks for layer in layers}) > 2
+    assert len({layer.active / layer.grid.tiles for layer in layers}) > 2
     for group in parameter_groups(model, config):
         if group["name"].startswith("sparse"):
             (density,) = {
@@ -199,7 +199,7 @@ def test_the_smallest_density_keeps_one_block() -> None:
         sparsify(nn.Sequential(nn.Linear(8, 4)), SmetConfig(density=1e-4, block=(2, 2))).model
     ).values()
     assert layer.active == 1
-    assert int(unpack(layer.packed_mask(), layer.grid.blocks).sum()) == 1
+    assert int(unpack(layer.packed_mask(), layer.grid.tiles).sum()) == 1
 
 
 def test_torchs_own_attention_still_works() -> None:
@@ -254,8 +254,8 @@ def test_tensor_parallel_shards_are_pieces_of_the_whole_model(shards: int, distr
     densities = {name: layer.configured_density for name, layer in whole.items()}
     parts = [build(shard, shards, densities) for shard in range(shards)]
     for name, layer in whole.items():
-        masks = [unpack(part[name].packed_mask(), part[name].grid.blocks) for part in parts]
-        assert torch.equal(torch.cat(masks), unpack(layer.packed_mask(), layer.grid.blocks))
+        masks = [unpack(part[name].packed_mask(), part[name].grid.tiles) for part in parts]
+        assert torch.equal(torch.cat(masks), unpack(layer.packed_mask(), layer.grid.tiles))
         assert torch.equal(torch.cat([part[name].values for part in parts]), layer.values)
         merged = torch.cat([part[name].dense_weight() for part in parts], dim=1 if layer.transposed else 0)
         assert torch.equal(merged, layer.dense_weight())

@@ -89,7 +89,7 @@ def test_schedules(name: str, expected: Any) -> None:
 
 def test_first_masks_are_exact() -> None:
     weights = torch.randn(30, 4, generator=generator("weights"))
-    start = Start(layer="a", blocks=30, seed=0, given={"weights": weights})
+    start = Start(layer="a", tiles=30, seed=0, given={"weights": weights})
     for name, make in criteria.MASKS.items():
         if criteria.declared(make) <= {"weights"}:
             assert int(make(start, 11).sum()) == 11, name
@@ -112,7 +112,7 @@ class Loop:
         self.steps = 0
 
     def backward(self, halves: int = 2) -> dict[str, torch.Tensor]:
-        """Dense gradient ``(blocks, block_size)`` by layer, summed over micro-batches, worked out by torch alone."""
+        """Dense gradient ``(blocks, tile_size)`` by layer, summed over micro-batches, worked out by torch alone."""
         dense = {name: smet.densify(layer) for name, layer in self.layers.items()}
         for half in range(halves):
             x = torch.randn(8, 24, generator=torch.Generator().manual_seed(100 * self.steps + half))
@@ -121,7 +121,7 @@ class Loop:
         found = {}
         for name, layer in dense.items():
             assert layer.weight.grad is not None
-            found[name] = self.layers[name].grid.to_blocks(layer.weight.grad)
+            found[name] = self.layers[name].grid.to_tiles(layer.weight.grad)
         return found
 
     def step(self) -> None:
@@ -130,7 +130,7 @@ class Loop:
         self.optimizer.zero_grad()
 
     def masks(self) -> dict[str, torch.Tensor]:
-        return {name: unpack(layer.packed_mask(), layer.grid.blocks) for name, layer in self.layers.items()}
+        return {name: unpack(layer.packed_mask(), layer.grid.tiles) for name, layer in self.layers.items()}
 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 4)])
@@ -146,8 +146,8 @@ def test_pruning_by_saliency_takes_the_gradient_of_the_whole_step(block: tuple[i
     assert loop.run.updates_done == 1
     # The update has moved the values: what went is told by the masks, and what stayed by saliency of the rest.
     for name, layer in loop.layers.items():
-        after = torch.zeros(layer.grid.blocks, layer.grid.block_size)
-        after[kept[name]] = values[name].view(-1, layer.grid.block_size)
+        after = torch.zeros(layer.grid.tiles, layer.grid.tile_size)
+        after[kept[name]] = values[name].view(-1, layer.grid.tile_size)
         saliency = (after * gradients[name]).abs().sum(1)
         stayed, gone = before[name] & kept[name], before[name] & ~kept[name]
         assert int(gone.sum()) == int(0.2 * layer.active) > 0
@@ -156,7 +156,7 @@ def test_pruning_by_saliency_takes_the_gradient_of_the_whole_step(block: tuple[i
 
 def test_the_mean_of_dense_gradients_is_that_of_every_step() -> None:
     loop = Loop(growth="momentum")
-    expected = {name: torch.zeros(layer.grid.blocks, 1) for name, layer in loop.layers.items()}
+    expected = {name: torch.zeros(layer.grid.tiles, 1) for name, layer in loop.layers.items()}
     for _ in range(5):
         for name, dense in loop.backward().items():
             expected[name] = 0.9 * expected[name] + 0.1 * dense
@@ -228,9 +228,9 @@ def test_functions_of_ones_own_train() -> None:
         ({"prune": f"{OWN}:not_a_number"}, r"prune '.*:not_a_number' gives 230 NaN among 230 scores of 0"),
         ({"prune": f"{OWN}:broken"}, r"fail on layer 0 \(ZeroDivisionError: no such thing\)"),
         ({"prune": f"{OWN}:unasked"}, r"reads 'active_gradient' of layer 0 without having asked: put @needs"),
-        ({"growth": f"{OWN}:again"}, r"growth '.*:again' grows 46 active blocks of layer 0 again"),
-        ({"growth": f"{OWN}:twice"}, "grows a block of layer 0 twice"),
-        ({"growth": f"{OWN}:beyond"}, "grows beyond the 768 blocks of layer 0"),
+        ({"growth": f"{OWN}:again"}, r"growth '.*:again' grows 46 active tiles of layer 0 again"),
+        ({"growth": f"{OWN}:twice"}, "grows a tile of layer 0 twice"),
+        ({"growth": f"{OWN}:beyond"}, "grows beyond the 768 tiles of layer 0"),
         ({"growth": f"{OWN}:halving"}, "fail on layer 0 .TypeError"),
         ({"prune": f"{OWN}:misspelled"}, r"needs 'gradeint', expected one of gradient, .*did you mean 'gradient'"),
         ({"prune": f"{OWN}:missing"}, "has no 'missing'"),
@@ -327,7 +327,7 @@ def loss_of(model: nn.Module) -> torch.Tensor:
 
 
 def kept(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: unpack(la.packed_mask(), la.grid.blocks) for n, la in smet.sparse_layers(model).items()}
+    return {n: unpack(la.packed_mask(), la.grid.tiles) for n, la in smet.sparse_layers(model).items()}
 
 
 @pytest.mark.parametrize("block", [(1, 1), (4, 2)])
@@ -338,9 +338,9 @@ def test_snip_keeps_the_largest_weight_times_gradient(block: tuple[int, int]) ->
     loss_of(dense).backward()
     for name, mask in kept(model).items():
         layer, weight = model.get_submodule(name), dense.get_submodule(name).weight
-        scores = layer.grid.to_blocks(weight.detach() * weight.grad).abs().sum(1)
+        scores = layer.grid.to_tiles(weight.detach() * weight.grad).abs().sum(1)
         assert scores[mask].min() > scores[~mask].max()
-        values = layer.grid.to_blocks(weight.detach())[mask].reshape(-1)
+        values = layer.grid.to_tiles(weight.detach())[mask].reshape(-1)
         assert torch.equal(layer.values, values), "weights are kept as they were"
     assert not model[2].values.requires_grad and model[0].values.requires_grad
 

@@ -55,9 +55,9 @@ def test_scores_are_those_of_the_sum_and_each_rank_holds_its_part(ranks: int) ->
         dense = 0
         for name, layer in layers().items():
             whole = sum(micro_batch(name, number) for number in range(BATCHES))
-            expected = layer.grid.to_blocks(whole).abs().sum(1)
+            expected = layer.grid.to_tiles(whole).abs().sum(1)
             torch.testing.assert_close(found["scores"][name], expected)
-            dense += 4 * -(-layer.grid.blocks // ranks) * layer.grid.block_size
+            dense += 4 * -(-layer.grid.tiles // ranks) * layer.grid.tile_size
         assert (found["held"], found["left"]) == (dense, 0)
 
 

@@ -37,10 +37,10 @@ def make(
 
 def masked_weight(layer: SparseLinear) -> Tensor:
     """Dense (out, in), built by loops over the blocks."""
-    grid, (r, c) = layer.grid, layer.grid.block
+    grid, (r, c) = layer.grid, layer.grid.tile
     matrix = torch.zeros(grid.rows, grid.cols, dtype=layer.values.dtype)
     values = iter(layer.values.detach().view(-1, r, c))
-    for index, active in enumerate(unpack(layer.packed_mask(), grid.blocks).tolist()):
+    for index, active in enumerate(unpack(layer.packed_mask(), grid.tiles).tolist()):
         if active:
             row, col = divmod(index, grid.cols // c)
             matrix[row * r : (row + 1) * r, col * c : (col + 1) * c] = next(values)
@@ -62,7 +62,7 @@ def test_forward_and_gradients_equal_a_masked_dense_layer(block: tuple[int, int]
 
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-12, atol=1e-12)
     gradient = weight.grad.t() if transposed else weight.grad
-    active = layer.grid.to_blocks(gradient)[unpack(layer.packed_mask(), layer.grid.blocks)]
+    active = layer.grid.to_tiles(gradient)[unpack(layer.packed_mask(), layer.grid.tiles)]
     torch.testing.assert_close(layer.values.grad, active.reshape(-1), rtol=1e-12, atol=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_second_derivatives_are_those_of_a_masked_dense_layer(residency: str) ->
         return torch.autograd.grad(slope.pow(2).sum(), parameter)[0]
 
     ours, dense = penalty(layer, layer.values), penalty(lambda leaf: F.linear(leaf, weight), weight)
-    active = layer.grid.to_blocks(dense)[unpack(layer.packed_mask(), layer.grid.blocks)]
+    active = layer.grid.to_tiles(dense)[unpack(layer.packed_mask(), layer.grid.tiles)]
     torch.testing.assert_close(ours, active.reshape(-1), rtol=1e-10, atol=1e-10)
 
 
@@ -174,7 +174,7 @@ def test_whoever_wants_the_dense_gradient_gets_it() -> None:
 
 def test_a_mask_that_does_not_match_the_values_is_refused() -> None:
     bits = random_mask(576, 10, generator(0))
-    with pytest.raises(ValueError, match="mask has 10 active blocks, values fill 11"):
+    with pytest.raises(ValueError, match="mask has 10 active tiles, values fill 11"):
         SparseLinear(24, 24, bits, torch.zeros(11))
 
 

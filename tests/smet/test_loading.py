@@ -87,7 +87,7 @@ def test_a_layer_is_written_as_a_whole_or_not_at_all() -> None:
     wrong = build(seed=1).state_dict()
     wrong["q_proj.mask"].fill_(255)
     wrong["o_proj.mask"] = wrong["o_proj.mask"][:-1]
-    with pytest.raises(RuntimeError, match="(?s)q_proj has a mask of 4096 active blocks.*o_proj has a mask of 511 x"):
+    with pytest.raises(RuntimeError, match="(?s)q_proj has a mask of 4096 active tiles.*o_proj has a mask of 511 x"):
         reader.load_state_dict(wrong)
     assert torch.equal(outputs(reader), before)
 

@@ -34,8 +34,8 @@ def build(config: SmetConfig, decay: float) -> tuple[SparseLinear, SmetAdamW, To
 
 
 def mask_of(layer: SparseLinear) -> np.ndarray:
-    tiles = unpack(layer.packed_mask(), layer.grid.blocks).unsqueeze(1).expand(-1, layer.grid.block_size)
-    return layer.grid.from_blocks(tiles).numpy()
+    tiles = unpack(layer.packed_mask(), layer.grid.tiles).unsqueeze(1).expand(-1, layer.grid.tile_size)
+    return layer.grid.from_tiles(tiles).numpy()
 
 
 def dense(layer: SparseLinear, values: torch.Tensor) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_every_element_follows_the_formulas_through_topology_updates(
         if controller.after_step():
             replaced += int(reference.change_topology(mask_of(layer)).sum())
             np.testing.assert_array_equal(dense(layer, layer.values) != 0, reference.weight != 0)
-    assert replaced == 6 * int(0.3 * layer.active) * layer.grid.block_size
+    assert replaced == 6 * int(0.3 * layer.active) * layer.grid.tile_size
     assert {1, 5, 6, 32} <= ages_seen, "the test must mix ages"
 
 

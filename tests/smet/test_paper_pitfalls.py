@@ -66,7 +66,7 @@ class Run:
             pass
 
     def active(self) -> Tensor:
-        return unpack(self.layer.packed_mask(), self.layer.grid.blocks)
+        return unpack(self.layer.packed_mask(), self.layer.grid.tiles)
 
 
 def test_paper_pitfall_first_update_of_a_regrown_weight_has_age_one() -> None:
@@ -165,7 +165,7 @@ def test_paper_pitfall_too_few_inactive_blocks_grow_each_once(growth: str) -> No
                 break
         assert report.pruned == report.grown == 8
         assert count_active(run.layer.packed_mask()) == 72 == run.layer.values.numel()
-        assert (run.active() | before).all(), "all eight inactive blocks were grown, each once"
+        assert (run.active() | before).all(), "all eight inactive tiles were grown, each once"
 
 
 @pytest.mark.parametrize("growth", ["random", "gradient"])

@@ -13,13 +13,13 @@ from smet.mask import count_active, pack, unpack
 from smet.seeds import generator
 from smet.topology import (
     TopologyChange,
-    block_scores,
     grow_by_score,
     grow_random,
     magnitude_mask,
     prune,
     random_mask,
     smallest,
+    tile_scores,
 )
 
 
@@ -130,7 +130,7 @@ def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:
     change = change_topology(torch.rand(8), bits, 10, 5, 1)
     assert change.count == 2
     assert count_active(change.bits) == 8
-    assert (unpack(change.bits, 10) | unpack(bits, 10)).all(), "both inactive blocks must have been grown"
+    assert (unpack(change.bits, 10) | unpack(bits, 10)).all(), "both inactive tiles must have been grown"
 
 
 def test_a_full_layer_cannot_change() -> None:
@@ -180,8 +180,8 @@ def test_random_growth_is_uniform_over_what_was_inactive(count: int) -> None:
 
 def test_block_scores_are_l1_norms() -> None:
     values = torch.tensor([1.0, -2.0, 0.5, 0.0, -4.0, 4.0])
-    assert block_scores(values, 2).tolist() == [3.0, 0.5, 8.0]
-    assert block_scores(values, 1).tolist() == [1.0, 2.0, 0.5, 0.0, 4.0, 4.0]
+    assert tile_scores(values, 2).tolist() == [3.0, 0.5, 8.0]
+    assert tile_scores(values, 1).tolist() == [1.0, 2.0, 0.5, 0.0, 4.0, 4.0]
 
 
 @given(st.integers(1, 300), st.data())

@@ -23,7 +23,7 @@ from smet import (
     sparsify,
 )
 from smet.kernels import tiles
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 from tests.distributed import run_ranks
 
 CONFIG = SmetConfig(density=0.25, update_interval=5)
@@ -214,7 +214,7 @@ class Wrapped(torch.Tensor):
         raise AssertionError(f"{function} was called")
 
 
-BITS, GRID = torch.tensor([0b10101010], dtype=torch.uint8), BlockGrid(2, 4)
+BITS, GRID = torch.tensor([0b10101010], dtype=torch.uint8), TileGrid(2, 4)
 FOUR = {"weight": 4, "grad": 4, "exp_avg": 4, "exp_avg_sq": 4, "birth": 4, "step_size": 256, "correction": 256}
 
 

@@ -85,7 +85,7 @@ def diverging_masks() -> str:
     session = Session(Case(2, settings=(("mask_residency", "replicated"),)))
     layer = session.layers["layers.0.mix"]
     if session.rank == 1:
-        mask = unpack(layer.mask, layer.grid.blocks)
+        mask = unpack(layer.mask, layer.grid.tiles)
         layer.mask.copy_(pack(mask.roll(1)))
     try:
         session.controller.update()

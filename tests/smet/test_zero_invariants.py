@@ -41,7 +41,7 @@ def layers_of(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, np.ndarray]]]
 
 
 def by_block(layer: dict[str, np.ndarray], key: str) -> np.ndarray:
-    """State in the order of active blocks, ``(active, block_size)``."""
+    """State in the order of active tiles, ``(active, tile_size)``."""
     return layer[key].reshape(int(layer["mask"].sum()), -1)
 
 

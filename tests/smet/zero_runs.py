@@ -217,7 +217,7 @@ class Session:
         if self.case.stage != 3:
             return layer.canonical_weight(layer.values.detach())
         if self.case.persistent:  # as it stands between steps, not gathered anew
-            assert layer.values.numel() == layer.active * layer.grid.block_size, "meant to be kept gathered"
+            assert layer.values.numel() == layer.active * layer.grid.tile_size, "meant to be kept gathered"
             return layer.canonical_weight(layer.values.detach())
         import deepspeed
 
@@ -247,8 +247,8 @@ class Session:
         """Everything that the invariants speak of, by layer name."""
         found: dict[str, Any] = {"steps": self.optimizer.steps_done}
         for name, layer in self.layers.items():
-            mask = unpack(self.bank.bits(layer), layer.grid.blocks)
-            tiles = layer.grid.to_blocks(self.dense_weight(layer)).float().numpy()
+            mask = unpack(self.bank.bits(layer), layer.grid.tiles)
+            tiles = layer.grid.to_tiles(self.dense_weight(layer)).float().numpy()
             found[name] = {"mask": mask.numpy(), "dense": tiles, **self.whole(layer)}
         return found
 

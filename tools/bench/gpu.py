@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from smet import kernels
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 from tools.bench.figures import GPU, SPECS, Figure, unmeasured
 from tools.bench.options import Options
 from tools.bench.spread import median
@@ -37,10 +37,10 @@ def figures(options: Options) -> list[Figure]:
 
 def _actions(options: Options, device: torch.device) -> dict[str, tuple[Callable[[], Any], int]]:
     """What runs, and the bytes that it must move at least."""
-    grid = BlockGrid(ROWS, COLS, options.block)
-    bits = pack(torch.rand(grid.blocks, device=device) < options.density)
-    active = int(kernels.reference.unpack(bits, grid.blocks).sum())
-    values = torch.randn(active * grid.block_size, device=device).bfloat16()
+    grid = TileGrid(ROWS, COLS, options.block)
+    bits = pack(torch.rand(grid.tiles, device=device) < options.density)
+    active = int(kernels.reference.unpack(bits, grid.tiles).sum())
+    values = torch.randn(active * grid.tile_size, device=device).bfloat16()
     dense = torch.randn(ROWS, COLS, device=device).bfloat16()
     once = 2 * (dense.numel() + values.numel()) + bits.numel()
     weight, grad, first, second = (torch.rand(1 << 26, device=device) for _ in range(4))

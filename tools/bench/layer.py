@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smet import SparseLinear
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 from tools.bench.figures import Figure
 from tools.bench.options import Options
 from tools.bench.spread import median, ratios
@@ -39,10 +39,10 @@ def _layers(options: Options, config: Any) -> list[tuple[str, SparseLinear]]:
     for out, inputs in dict.fromkeys(shapes):
         transposed = (out, inputs) == (hidden, inner) and hidden != inner  # as row-parallel layers are
         rows, cols = (inputs, out) if transposed else (out, inputs)
-        grid = BlockGrid(rows, cols, options.block)
-        active = torch.zeros(grid.blocks, dtype=torch.bool)
-        active[torch.randperm(grid.blocks, generator=generator)[: round(grid.blocks * options.density)]] = True
-        values = torch.randn(int(active.sum()) * grid.block_size).bfloat16()
+        grid = TileGrid(rows, cols, options.block)
+        active = torch.zeros(grid.tiles, dtype=torch.bool)
+        active[torch.randperm(grid.tiles, generator=generator)[: round(grid.tiles * options.density)]] = True
+        values = torch.randn(int(active.sum()) * grid.tile_size).bfloat16()
         layer = SparseLinear(inputs, out, pack(active), values, options.block, transposed).to(options.device)
         made.append((f"{out} x {inputs}", layer))
     return made

@@ -24,7 +24,7 @@ def measure(session: Session) -> dict[str, list[float]]:
     ranks, device = session.layout.dp_size, session.layout.device
     layers = session.smet.layers.values()
     stored = sum(layer.values.numel() if layer.values.numel() > 1 else 0 for layer in layers)
-    stored = stored or sum(layer.active * layer.grid.block_size for layer in layers)
+    stored = stored or sum(layer.active * layer.grid.tile_size for layer in layers)
     total = sum(layer.grid.rows * layer.grid.cols for layer in layers)
     actions: dict[str, Callable[[], Any]] = {"SMET": _smet(_partition(-(-stored // ranks), device))}
     for name in session.sides:

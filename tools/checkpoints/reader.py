@@ -184,17 +184,17 @@ class Checkpoint:
         """Packed mask of a sparse weight, uint8; of a full one all ones.
 
         Raises:
-            CheckpointError: it does not have as many active blocks as there are values.
+            CheckpointError: it does not have as many active tiles as there are values.
         """
         spec = weight.layer
         assert spec is not None
         if spec.is_full:
-            return pack(torch.ones(spec.grid.blocks, dtype=torch.bool))
+            return pack(torch.ones(spec.grid.tiles, dtype=torch.bool))
         bits = self.vector(spec.mask)
         found = count_active(bits)
-        if found != spec.active or has_spare_bits(bits, spec.grid.blocks):
+        if found != spec.active or has_spare_bits(bits, spec.grid.tiles):
             raise CheckpointError(
-                f"checkpoint {self.folder}: {spec.mask} has {found} active blocks, expected {spec.active}"
+                f"checkpoint {self.folder}: {spec.mask} has {found} active tiles, expected {spec.active}"
             )
         return bits
 
@@ -213,8 +213,8 @@ class Checkpoint:
         if spec is None:
             return values.view(weight.shape)
         if spec.is_full:
-            canonical = spec.grid.from_blocks(values)
+            canonical = spec.grid.from_tiles(values)
             return canonical.t() if spec.transposed else canonical
         outputs, inputs = weight.shape
-        layer = SparseLinear(inputs, outputs, self.mask(weight), values, spec.grid.block, spec.transposed)
+        layer = SparseLinear(inputs, outputs, self.mask(weight), values, spec.grid.tile, spec.transposed)
         return layer.dense_weight()

@@ -35,7 +35,7 @@ PARALLEL = {"zero_stage": 1}
         ({"parallel": {"pipeline": 5}}, ["parallel.pipeline is 5, expected at most model.num_hidden_layers 4"]),
         (
             {"parallel": {"tensor": 4}, "sparsity": {"block": [32, 128]}},
-            ["multiple of 8 blocks, whole bytes of the packed mask", "use a smaller block or fewer"],
+            ["multiple of 8 tiles, whole bytes of the packed mask", "use smaller tiles or fewer"],
         ),
         (
             {"parallel": {"tensor": 4}, "sparsity": {"topology_ranges": 6}},

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smet.kernels import Kernels, reference
 from smet.kernels.step import AdamStep
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -17,13 +17,13 @@ SIZES = [(0, 1), (1, 1), (1, 256), (63, 1), (64, 1), (65, 1), (1000, 2), (4099, 
 TILINGS = [(6, 8, (2, 2)), (66, 130, (2, 1)), (12, 99, (4, 3)), (64, 48, (16, 16)), (31, 7, (31, 1)),
            (40, 130, (1, 13)),
            (70, 60, (7, 5)), (64, 192, (32, 64)), (130, 64, (2, 64)), (20, 0, (2, 2))]  # fmt: skip
-GRIDS = [*(BlockGrid(1, blocks * size, (1, size)) for blocks, size in SIZES), *(BlockGrid(*t) for t in TILINGS)]
+GRIDS = [*(TileGrid(1, blocks * size, (1, size)) for blocks, size in SIZES), *(TileGrid(*t) for t in TILINGS)]
 """None, odd numbers of blocks and of weights in them, each size that has code of its own, tall tiles."""
 DENSITIES = [0.0, 0.01, 0.25, 0.5, 1.0]
 
 
 def mask(blocks: int, density: float, seed: int = 0, stray_bits: bool = True) -> tuple[Tensor, int]:
-    """A packed mask and its number of active blocks; ``stray_bits`` sets the bits past the last block."""
+    """A packed mask and its number of active tiles; ``stray_bits`` sets the bits past the last tile."""
     active = torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) < density
     bits = pack(active)
     if stray_bits and blocks % 8:
@@ -37,18 +37,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def check_moves(
-    kernels: Kernels, grid: BlockGrid, density: float, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+    kernels: Kernels, grid: TileGrid, density: float, dtype: torch.dtype, device: str = "cpu", seed: int = 0
 ) -> None:
     """Expand and compress do with every bit pattern (NaNs, infinities, signed zeros) what the reference does.
 
     The reference gets them as integers, since torch turns a signalling half-precision NaN into a quiet one.
     """
-    bits, active = mask(grid.blocks, density, seed)
+    bits, active = mask(grid.tiles, density, seed)
     width = torch.empty(0, dtype=dtype).element_size()
     random = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (grid.rows * grid.cols * width,), dtype=torch.uint8, generator=random)
     matrix = noise.to(device).view(dtype).view(grid.rows, grid.cols)
-    values = matrix.view(-1)[: active * grid.block_size].flip(0)
+    values = matrix.view(-1)[: active * grid.tile_size].flip(0)
     bits = bits.to(device)
     as_integers = INTEGERS[width]
 
@@ -95,12 +95,12 @@ def check_refusals(kernels: Kernels, device: str = "cpu") -> None:
     """Arguments that would make a kernel leave its tensors are refused."""
     bits, active = mask(100, 0.5)
     bits, values, matrix = bits.to(device), torch.ones(active * 3, device=device), torch.ones(10, 30, device=device)
-    grid = BlockGrid(10, 30, (1, 3))
-    with pytest.raises(RuntimeError, match="do not fill blocks of 3"):
+    grid = TileGrid(10, 30, (1, 3))
+    with pytest.raises(RuntimeError, match="do not fill tiles of 3"):
         kernels.expand(bits, values[:-1], grid)
-    with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
+    with pytest.raises(RuntimeError, match="100 tiles is 13 bytes of uint8"):
         kernels.expand(bits[:-1], values, grid)
-    with pytest.raises(RuntimeError, match="100 blocks is 13 bytes of uint8"):
+    with pytest.raises(RuntimeError, match="100 tiles is 13 bytes of uint8"):
         kernels.compress(matrix, bits.short(), grid, active)
     with pytest.raises(RuntimeError, match="not 10 x 30"):
         kernels.compress(matrix[:-1], bits, grid, active)

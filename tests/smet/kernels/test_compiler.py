@@ -97,9 +97,9 @@ def test_a_damaged_build_is_never_loaded_but_built_again(
 
 def test_three_processes_that_start_together_all_get_their_kernels(tmp_path: Path) -> None:
     program = (
-        "import torch; from smet import kernels; from smet.mask import BlockGrid, pack;"
+        "import torch; from smet import kernels; from smet.mask import TileGrid, pack;"
         "bits = pack(torch.tensor([True, False, True]));"
-        "print(kernels.expand(bits, torch.tensor([1.0, 2.0]), BlockGrid(1, 3)).tolist(), kernels.describe())"
+        "print(kernels.expand(bits, torch.tensor([1.0, 2.0]), TileGrid(1, 3)).tolist(), kernels.describe())"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "SMET_KERNELS": "native"}
     running = [

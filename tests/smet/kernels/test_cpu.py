@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from smet.kernels import reference
 from smet.kernels.cpu import CpuKernels
 from smet.kernels.step import AdamStep
-from smet.mask import BlockGrid, unpack
+from smet.mask import TileGrid, unpack
 from tests.smet.kernels.cases import (
     DENSITIES,
     DTYPES,
@@ -49,7 +49,7 @@ def test_moves_equal_the_reference_for_any_shape(
     dtype: torch.dtype,
     seed: int,
 ) -> None:
-    grid = BlockGrid(tiles[0] * block[0], tiles[1] * block[1], block)
+    grid = TileGrid(tiles[0] * block[0], tiles[1] * block[1], block)
     check_moves(cpu_kernels, grid, density, dtype, seed=seed)
 
 
@@ -58,10 +58,10 @@ def test_moves_equal_the_reference_for_any_shape(
 def test_threads_share_the_work_and_change_nothing(
     cpu_kernels: CpuKernels, threads: Callable[[int], None], block: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    grid = BlockGrid(2_002, 6_009, block)  # enough for several threads, and an odd rest for the last
-    bits, active = mask(grid.blocks, 0.25)
+    grid = TileGrid(2_002, 6_009, block)  # enough for several threads, and an odd rest for the last
+    bits, active = mask(grid.tiles, 0.25)
     matrix = torch.randint(-9, 9, (grid.rows, grid.cols), dtype=torch.int8).to(dtype)
-    values = matrix.view(-1)[: active * grid.block_size].clone()
+    values = matrix.view(-1)[: active * grid.tile_size].clone()
     expanded = reference.expand(bits, values, grid)
     compressed = reference.compress(matrix, bits, grid, active)
     for number in (1, 2, 5):
@@ -71,7 +71,7 @@ def test_threads_share_the_work_and_change_nothing(
 
 
 def test_tensors_that_are_not_contiguous_are_read_in_their_order(cpu_kernels: CpuKernels) -> None:
-    grid = BlockGrid(9, 11)
+    grid = TileGrid(9, 11)
     bits, active = mask(99, 0.4)
     matrix, values = torch.randn(11, 9).t(), torch.randn(active, 2)[:, 1]
     spread = bits.repeat_interleave(2)[::2]
@@ -82,10 +82,10 @@ def test_tensors_that_are_not_contiguous_are_read_in_their_order(cpu_kernels: Cp
 def test_a_mask_with_other_blocks_than_values_is_refused(cpu_kernels: CpuKernels) -> None:
     bits, active = mask(1000, 0.3)
     for wrong in (active - 1, active + 1):
-        with pytest.raises(RuntimeError, match=f"mask holds {active} active blocks, the layer {wrong}"):
-            cpu_kernels.expand(bits, torch.ones(wrong), BlockGrid(1, 1000))
-        with pytest.raises(RuntimeError, match=f"mask holds {active} active blocks, the layer {wrong}"):
-            cpu_kernels.compress(torch.ones(1, 1000), bits, BlockGrid(1, 1000), wrong)
+        with pytest.raises(RuntimeError, match=f"mask holds {active} active tiles, the layer {wrong}"):
+            cpu_kernels.expand(bits, torch.ones(wrong), TileGrid(1, 1000))
+        with pytest.raises(RuntimeError, match=f"mask holds {active} active tiles, the layer {wrong}"):
+            cpu_kernels.compress(torch.ones(1, 1000), bits, TileGrid(1, 1000), wrong)
     check_refusals(cpu_kernels)
 
 

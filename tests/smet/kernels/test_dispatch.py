@@ -14,7 +14,7 @@ import torch
 from smet import kernels
 from smet.errors import ConfigError
 from smet.kernels import compiler, cpu, reference
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 from tests.smet.kernels.cases import check_moves
 
 
@@ -37,7 +37,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fast_version_is_used_for_cpu_tensors() -> None:
     assert isinstance(kernels.choose("cpu").kernels, cpu.CpuKernels)
     assert kernels.describe("cpu").startswith("kernels on cpu: C++ (")
-    check_moves(kernels, BlockGrid(20, 10, (1, 2)), 0.3, torch.bfloat16)
+    check_moves(kernels, TileGrid(20, 10, (1, 2)), 0.3, torch.bfloat16)
 
 
 def test_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,16 +71,16 @@ def test_auto_without_a_compiler_says_so_once_per_host(
     monkeypatch.setenv("LOCAL_RANK", rank)
     with caplog.at_level(logging.WARNING, logger="smet.kernels"):
         for _ in range(3):
-            check_moves(kernels, BlockGrid(5, 10), 0.5, torch.float32)
+            check_moves(kernels, TileGrid(5, 10), 0.5, torch.float32)
     assert len(caplog.messages) == lines
     assert "no C++ compiler found" in kernels.describe("cpu")
 
 
 def test_a_machine_without_compiler_trains_on_with_plain_torch(tmp_path: Path) -> None:
     program = (
-        "import torch; from smet import kernels; from smet.mask import BlockGrid, pack;"
+        "import torch; from smet import kernels; from smet.mask import TileGrid, pack;"
         "bits = pack(torch.tensor([True, False, True]));"
-        "dense = [kernels.expand(bits, torch.tensor([1.0, 2.0]), BlockGrid(1, 3)).tolist() for _ in range(2)];"
+        "dense = [kernels.expand(bits, torch.tensor([1.0, 2.0]), TileGrid(1, 3)).tolist() for _ in range(2)];"
         "print(dense, kernels.describe('cpu'))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "LOCAL_RANK")}
@@ -104,7 +104,7 @@ def test_triton_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch
 def test_what_autograd_has_to_follow_goes_through_torch() -> None:
     bits = torch.tensor([0b101], dtype=torch.uint8)
     values = torch.tensor([2.0, 3.0], requires_grad=True)
-    grid = BlockGrid(1, 3)
+    grid = TileGrid(1, 3)
     dense = kernels.expand(bits, values, grid)
     assert dense.tolist() == [[2.0, 0.0, 3.0]]
     kernels.compress(dense * torch.tensor([1.0, 10.0, 100.0]), bits, grid, 2).sum().backward()

@@ -23,7 +23,7 @@ import itertools, torch
 from torch import nn
 from smet import compute
 from smet.bank import MaskBank
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 from tests.smet.kernels.tile_cases import *
 
 def shapes():

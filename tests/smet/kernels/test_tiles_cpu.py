@@ -11,7 +11,7 @@ from smet import compute
 from smet.compute.tiles import index_of
 from smet.kernels import tiles_cpu
 from smet.linear import SparseLinear
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 from tests.smet.kernels.tile_cases import check_products, error, exact, layer_of, products
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -62,13 +62,13 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None
 
 @needs_kernels
 def test_a_full_mask_is_the_dense_product() -> None:
-    grid, values = BlockGrid(64, 96, (16, 16)), torch.randn(64 * 96)
+    grid, values = TileGrid(64, 96, (16, 16)), torch.randn(64 * 96)
     x, grad = torch.randn(50, 96), torch.randn(50, 64)
     rows, columns = tiles_cpu.index(pack(torch.ones(24, dtype=torch.bool)), grid, 24)
-    weight = grid.from_blocks(values.view(-1, 256))
+    weight = grid.from_tiles(values.view(-1, 256))
     assert error(tiles_cpu.spread(x, values, rows, 64, 16, 16, True), x @ weight.t()) < 1e-6
     assert error(tiles_cpu.spread(grad, values, columns, 96, 16, 16, False), grad @ weight) < 1e-6
-    dense = grid.to_blocks(grad.t() @ x).reshape(-1)
+    dense = grid.to_tiles(grad.t() @ x).reshape(-1)
     assert error(tiles_cpu.sample(grad, x, rows, {}, 16, 16), dense) < 1e-6
 
 
@@ -78,7 +78,7 @@ def test_the_index_is_that_of_plain_torch() -> None:
         rng = torch.Generator().manual_seed(seed)
         tall, wide = (int(n) for n in torch.randint(1, 40, (2,), generator=rng))
         on = torch.rand(tall * wide, generator=rng) < 0.3
-        grid, bits, active = BlockGrid(8 * tall, 16 * wide, (8, 16)), pack(on), int(on.sum())
+        grid, bits, active = TileGrid(8 * tall, 16 * wide, (8, 16)), pack(on), int(on.sum())
         for mine, other in zip(tiles_cpu.index(bits, grid, active), index_of(bits, grid, active), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
 
@@ -140,9 +140,9 @@ def test_who_chooses_by_itself_takes_tiles_where_they_pay(monkeypatch: pytest.Mo
         ((16, 16), 0.25, 64, torch.float16, "dense"),
         ((16, 16), 0.25, 64, torch.float64, "dense"),
     ):
-        grid = BlockGrid(256, 256, block)
-        on = torch.arange(grid.blocks) < density * grid.blocks
-        values = torch.zeros(int(on.sum()) * grid.block_size, dtype=dtype)
+        grid = TileGrid(256, 256, block)
+        on = torch.arange(grid.tiles) < density * grid.tiles
+        values = torch.zeros(int(on.sum()) * grid.tile_size, dtype=dtype)
         layer = SparseLinear(256, 256, pack(on), values, block)
         assert compute.choose(layer, torch.zeros(tokens, 256, dtype=dtype)).name == name, (
             block,
@@ -165,5 +165,5 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         tiles_cpu.sample(torch.randn(40, 65), torch.randn(40, 96), rows, {}, 16, 16)
     with pytest.raises(RuntimeError, match="as many rows"):
         tiles_cpu.sample(torch.randn(41, 64), torch.randn(40, 96), rows, {}, 16, 16)
-    with pytest.raises(RuntimeError, match="a mask of 24 blocks is 3 bytes, got 2"):
+    with pytest.raises(RuntimeError, match="a mask of 24 tiles is 3 bytes, got 2"):
         tiles_cpu.index(layer.mask[:2], layer.grid, layer.active)

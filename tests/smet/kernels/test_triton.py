@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from smet import kernels
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 from tests.smet.kernels.cases import DTYPES, GRIDS, check_adamw, check_moves, check_refusals
 
 INTERPRETED = """
 import itertools, torch
 from smet.kernels import triton
-from smet.mask import BlockGrid
+from smet.mask import TileGrid
 from tests.smet.kernels.cases import *
 
 def moves():
     for grid, dtype in itertools.product(GRIDS, (torch.bfloat16, torch.float32)):
         check_moves(triton, grid, 0.3, dtype)
     for dtype, density in itertools.product(DTYPES, DENSITIES):
-        check_moves(triton, BlockGrid(21, 100), density, dtype)
-        check_moves(triton, BlockGrid(7, 129, (1, 3)), density, dtype)
-        check_moves(triton, BlockGrid(90, 40, (3, 2)), density, dtype)
+        check_moves(triton, TileGrid(21, 100), density, dtype)
+        check_moves(triton, TileGrid(7, 129, (1, 3)), density, dtype)
+        check_moves(triton, TileGrid(90, 40, (3, 2)), density, dtype)
 
 def adamw():
     for count, aged, dtype in itertools.product((0, 1, 2500), (False, True), (torch.float32, torch.bfloat16)):
@@ -36,9 +36,9 @@ def adamw():
 def bounds():
     check_refusals(triton)
     bits, active = mask(500, 0.5)
-    few = triton.expand(bits, torch.ones(active - 3), BlockGrid(5, 100))
+    few = triton.expand(bits, torch.ones(active - 3), TileGrid(5, 100))
     assert few.count_nonzero() == active - 3
-    assert triton.compress(torch.ones(5, 100), bits, BlockGrid(5, 100), active - 3).tolist() == [1.0] * (active - 3)
+    assert triton.compress(torch.ones(5, 100), bits, TileGrid(5, 100), active - 3).tolist() == [1.0] * (active - 3)
 """
 
 
@@ -55,8 +55,8 @@ def test_in_the_interpreter(check: str) -> None:
 
 
 TYPES = {
-    "bits": "*u8", "ends": "*i64", "counts": "*i32", "blocks": "i32", "active": "i32", "lanes": "i32", "width": "i32",
-    "height": "i32", "across": "i32", "tiles": "i32",
+    "bits": "*u8", "ends": "*i64", "counts": "*i32", "tiles": "i32", "active": "i32", "lanes": "i32", "width": "i32",
+    "height": "i32", "across": "i32", "pieces": "i32",
     "weight": "*fp32", "exp_avg": "*fp32", "exp_avg_sq": "*fp32", "birth": "*u8", "step_size": "*fp32",
     "correction": "*fp32", "beta1_rest": "fp32", "beta2": "fp32", "beta2_rest": "fp32", "eps": "fp32", "keep": "fp32",
     "count": "i32", "values": "*i16", "matrix": "*i16", "grad": "*bf16",
@@ -101,7 +101,7 @@ def test_on_a_gpu_triton_is_chosen() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moves_on_a_gpu(dtype: torch.dtype) -> None:
-    for grid, density in itertools.product([*GRIDS, BlockGrid(1013, 2027)], (0.01, 0.3, 1.0)):
+    for grid, density in itertools.product([*GRIDS, TileGrid(1013, 2027)], (0.01, 0.3, 1.0)):
         check_moves(kernels, grid, density, dtype, device="cuda")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from smet import compute
 from smet.kernels import tiles, tuning
 from smet.linear import SparseLinear
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 
 SHAPES = [
     (128, 256, (64, 64), 100, 0.4), (256, 128, (32, 64), 64, 0.5), (128, 256, (128, 32), 70, 0.6),
@@ -24,12 +24,12 @@ def layer_of(
 ) -> SparseLinear:  # fmt: skip
     """A layer whose mask has a row and a column of tiles without any, and a full row where there is room."""
     random = torch.Generator().manual_seed(seed)
-    grid = BlockGrid(rows, cols, block)
+    grid = TileGrid(rows, cols, block)
     on = torch.rand(rows // block[0], cols // block[1], generator=random) < density
     on[-1] = True
     on[0] = False
     on[:, 0] = False
-    values = torch.randn(int(on.sum()) * grid.block_size, generator=random).to(dtype)
+    values = torch.randn(int(on.sum()) * grid.tile_size, generator=random).to(dtype)
     out, inputs = (cols, rows) if transposed else (rows, cols)
     return SparseLinear(inputs, out, pack(on.flatten()), values, block, transposed).to(device)
 

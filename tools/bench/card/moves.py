@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smet import kernels
 from smet.kernels import reference
-from smet.mask import BlockGrid, count_active, pack
+from smet.mask import TileGrid, count_active, pack
 from tools.bench.card.clock import seconds
 from tools.bench.card.settings import Sizes
 from tools.bench.spread import quartiles
@@ -51,10 +51,10 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 
 def _moves(sizes: Sizes, block: tuple[int, int], actions: dict[str, Any], right: dict[str, bool]) -> None:
-    grid = BlockGrid(*sizes.matrix, block if sizes.matrix[0] % block[0] == sizes.matrix[1] % block[1] == 0 else (1, 1))
-    bits = pack(torch.rand(grid.blocks, device=sizes.device) < DENSITY)
+    grid = TileGrid(*sizes.matrix, block if sizes.matrix[0] % block[0] == sizes.matrix[1] % block[1] == 0 else (1, 1))
+    bits = pack(torch.rand(grid.tiles, device=sizes.device) < DENSITY)
     active = count_active(bits)
-    values = torch.randn(active * grid.block_size, device=sizes.device).bfloat16()
+    values = torch.randn(active * grid.tile_size, device=sizes.device).bfloat16()
     dense = torch.randn(sizes.matrix, device=sizes.device).bfloat16()
     moved = 2 * (dense.numel() + values.numel()) + bits.numel()
     name = f"{block[0]} x {block[1]}"

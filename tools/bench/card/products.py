@@ -17,7 +17,7 @@ from torch import Tensor
 from smet import SparseLinear
 from smet.compute.tiles import Tiles
 from smet.kernels import tuning
-from smet.mask import BlockGrid, pack
+from smet.mask import TileGrid, pack
 from tools.bench.card.clock import Action, seconds
 from tools.bench.card.settings import Case, Sizes
 from tools.bench.spread import quartiles, ratios
@@ -68,12 +68,12 @@ class Sides:
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype | None = None):
         out, inputs, tokens, tile, density = case
-        grid = BlockGrid(out, inputs, tile)
-        on = torch.zeros(grid.blocks, dtype=torch.bool)
-        on[torch.randperm(grid.blocks)[: max(1, round(density * grid.blocks))]] = True
+        grid = TileGrid(out, inputs, tile)
+        on = torch.zeros(grid.tiles, dtype=torch.bool)
+        on[torch.randperm(grid.tiles)[: max(1, round(density * grid.tiles))]] = True
         # Triton's interpreter multiplies no bf16.
         dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float16)
-        values = torch.randn(int(on.sum()) * grid.block_size, dtype=dtype)
+        values = torch.randn(int(on.sum()) * grid.tile_size, dtype=dtype)
         self.layer = SparseLinear(inputs, out, pack(on), values, tile).to(device).requires_grad_(False)
         self.x = torch.randn(tokens, inputs, device=device, dtype=dtype)
         self.grad = torch.randn(tokens, out, device=device, dtype=dtype)
