@@ -85,10 +85,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     settings = deepspeed_config(config, layout.dp_size)
     engine = _engine(config, layout, settings, checkpoint, train_data)
     require_alike(engine.collective_facts(), layout)
-    bank = MaskBank(engine.model, layout.group, replicated=config.sparsity.mask_residency == "replicated")
-    topology = TopologyController(
-        engine.model, config.sparsity, engine.store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size
-    )
+    bank, topology = layout.agree(lambda: _topology(config, layout, engine))
 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
@@ -109,6 +106,14 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         remarks += origin.what_bends(trainer) if origin else []
         print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
     return trainer
+
+
+def _topology(config: RunConfig, layout: Layout, engine: Engine) -> tuple[MaskBank, TopologyController]:
+    """Masks, and what changes them. Collective over the data-parallel ranks, which fail together."""
+    sparsity = config.sparsity
+    bank = MaskBank(engine.model, layout.group, replicated=sparsity.mask_residency == "replicated")
+    place = layout.tensor_rank, layout.tensor_size
+    return bank, TopologyController(engine.model, sparsity, engine.store, bank, config.train.steps, *place)
 
 
 def _engine(

@@ -72,6 +72,30 @@ def differing(own: Mapping[str, Any], group: dist.ProcessGroup | None) -> list[s
     return [key for key in keys if any(one.get(key) != gathered[0].get(key) for one in gathered)]
 
 
+def raise_together(failure: ConfigError | None, group: dist.ProcessGroup | None) -> None:
+    """Raise on every rank of ``group`` what stopped some of them. Collective; for when one of them is known to fail.
+
+    Args:
+        failure: of this rank, if it is one of those.
+
+    Raises:
+        ConfigError: the first rank's, on all of them; says on which ranks, where it is not all.
+    """
+    if group is None:
+        if failure is not None:
+            raise failure
+        return
+    everyones: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, None if failure is None else failure.problems, group=group)
+    failed = [rank for rank, problems in enumerate(everyones) if problems is not None]
+    if not failed:
+        return
+    names = ", ".join(str(dist.get_global_rank(group, rank)) for rank in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    where = "" if len(failed) == len(everyones) else f"; on rank {names}{more}"
+    raise ConfigError([f"{text}{where}" for text in everyones[failed[0]]]) from failure
+
+
 def require_same_decisions(own: Mapping[str, str], group: dist.ProcessGroup | None) -> None:
     """Refuse replicas that would decide differently. Collective.
 

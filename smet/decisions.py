@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from smet import criteria
-from smet.agreement import fingerprint
+from smet.agreement import fingerprint, raise_together
 from smet.config import SmetConfig
 from smet.criteria.sites import Site
 from smet.errors import ConfigError
@@ -126,17 +126,13 @@ class Decider:
         """Raise on every rank where the schedule failed on one. Collective where own functions are compared.
 
         Raises:
-            ConfigError: ``failure``, or that another rank has one.
+            ConfigError: ``failure``, or that of another rank.
         """
         failed = torch.tensor(float(failure is not None), device=device)
         if self.group is not None:
             dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=self.group)
-        if failure is not None:
-            raise failure
         if failed:
-            raise ConfigError(
-                f"prune_schedule '{self.config.prune_schedule}' fails on another rank, whose message says why"
-            )
+            raise_together(failure, self.group)
 
     def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         active = site.values.shape[0]
@@ -167,13 +163,11 @@ class Decider:
         else:
             most = least = state
         names = f"prune '{self.config.prune}' and growth '{self.config.growth}'"
-        if failure is not None:
-            if isinstance(failure, ConfigError):
-                raise failure
-            kind = f"{type(failure).__name__}: {failure}"
-            raise ConfigError(f"{names} fail on layer {layer} ({kind})") from failure
+        if failure is not None and not isinstance(failure, ConfigError):
+            told = ConfigError(f"{names} fail on layer {layer} ({type(failure).__name__}: {failure})")
+            told.__cause__, failure = failure, told
         if most[0]:
-            raise ConfigError(f"{names} fail on layer {layer} on another rank, whose message says why")
+            raise_together(failure, self.group)
         if not torch.equal(most[1:], least[1:]):
             raise ConfigError(
                 f"{names} decide differently on the ranks of layer {layer}; make them functions of what they are given"

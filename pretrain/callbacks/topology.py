@@ -27,7 +27,7 @@ class TopologyCallback(Callback):
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Advance ages; update the topology if that is due."""
-        report = trainer.topology.after_step()
+        report = self._updated(trainer)
         if report is None:
             return
         if trainer.layout.tensor_size * trainer.layout.stages > 1:
@@ -44,6 +44,13 @@ class TopologyCallback(Callback):
                 f"{report.fraction:.4g} is less than one tile per layer",
                 flush=True,
             )
+
+    def _updated(self, trainer: Trainer) -> UpdateReport | None:
+        """What the controller did. Data-parallel ranks end together by themselves, the others learn of it here."""
+        layout, topology = trainer.layout, trainer.topology
+        if topology.decider.own and topology.config.dynamic and layout.tensor_size * layout.stages > 1:
+            return layout.agree(topology.after_step)
+        return topology.after_step()
 
     def state_dict(self) -> dict[str, Any]:
         """The controller keeps its own state in the checkpoint."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +18,11 @@ from pretrain.parallel.part import Builder, nest
 
 
 class StageBlock(nn.Module):
-    """One block of the model, built on the rank whose stage it falls into."""
+    """One block of the model, on the rank whose stage it falls into; ``made`` are that stage's by name."""
 
-    def __init__(self, builder: Builder, name: str, maker: Callable[[], nn.Module]):
+    def __init__(self, made: Mapping[str, nn.Module], name: str, eos_id: int | None = None):
         super().__init__()
-        self.block = builder.block(name, maker)
+        self.block, self.eos_id = made[name], eos_id
 
     def forward(self, x: Tensor) -> Tensor:
         """As the block."""
@@ -32,13 +32,9 @@ class StageBlock(nn.Module):
 class PackedEmbedding(StageBlock):
     """The embedding of a model whose attention stays within documents: their numbers travel with the stream."""
 
-    def __init__(self, builder: Builder, name: str, maker: Callable[[], nn.Module]):
-        super().__init__(builder, name, maker)
-        assert builder.eos_id is not None
-        self.eos_id = builder.eos_id
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Token ids (b, s) to the stream and the documents' numbers, int32 (b, s)."""
+        assert self.eos_id is not None
         return self.block(x), document_numbers(x, self.eos_id)
 
 
@@ -94,6 +90,9 @@ def build_stages(builder: Builder, layout: Layout, bounds: Sequence[int]) -> tup
     Args:
         builder: builds one block by (name, maker), with initial weights and sparse layers.
         bounds: first block of each stage, and the number of blocks at the end.
+
+    Raises:
+        ConfigError: a block cannot be built on some rank; on every rank.
     """
     from deepspeed.pipe import LayerSpec, TiedLayerSpec
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
@@ -102,12 +101,17 @@ def build_stages(builder: Builder, layout: Layout, bounds: Sequence[int]) -> tup
 
     named = builder.makers()
     kinds = [stage_block(block.kind, builder.eos_id is not None) for block in builder.inventory.blocks]
-    specs: list[Any] = [LayerSpec(kind, builder, name, maker) for kind, (name, maker) in zip(kinds, named, strict=True)]
-    if builder.inventory.shape.tied:
-        name, maker = named[0]
+    own, tied = named[bounds[layout.stage] : bounds[layout.stage + 1]], builder.inventory.shape.tied
+    if tied and own[-1] is named[-1]:
+        own[-1] = named[0]
+    # Before the stages meet in DeepSpeed: functions of a user's own choose first masks in there.
+    made = layout.agree(lambda: {name: builder.block(name, maker) for name, maker in dict(own).items()})
+    parts = [(kind, made, name, builder.eos_id) for kind, (name, _) in zip(kinds, named, strict=True)]
+    specs: list[Any] = [LayerSpec(*part) for part in parts]
+    if tied:
         weight = {"tied_weight_attr": ["block.weight"]}
-        specs[0] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, **weight)
-        specs[-1] = TiedLayerSpec("embedding", kinds[0], builder, name, maker, forward_fn=head_of, **weight)
+        specs[0] = TiedLayerSpec("embedding", *parts[0], **weight)
+        specs[-1] = TiedLayerSpec("embedding", *parts[0], forward_fn=head_of, **weight)
     topology = PipeModelDataParallelTopology(num_pp=layout.stages, num_mp=layout.tensor_size, num_dp=layout.dp_size)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its topology; ours is in the run's summary
         stage = pipeline_module(specs, bounds, topology=topology, loss_fn=builder.parts.cross_entropy)

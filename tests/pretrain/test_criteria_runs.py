@@ -114,6 +114,38 @@ def test_first_masks_that_differ_or_fail_on_one_rank_stop_all_of_them(tmp_path: 
         assert told in first and told in second
 
 
+SPLIT = {"tensor": ("prune", "growth", "prune_schedule"), "pipeline": ("prune", "mask_init")}
+FAILING = {
+    "prune": ("fails_on_one", "fail on layer model.layers.0.self_attn.q_proj (ValueError: rank 1 has had enough)"),
+    "growth": ("grows_nothing_on_one", ":grows_nothing_on_one' gives a NoneType for layer model.layers.0"),
+    "prune_schedule": ("late", "fails at step 5 (ValueError: too late for rank 1)"),
+    "mask_init": ("mask_fails_on_one", "(ValueError: rank 1 has no mask)"),
+}  # fmt: skip
+
+
+def what_stops_each(jobs: list[dict[str, Any]]) -> list[str]:
+    return [what_stops(one) for one in jobs]
+
+
+@pytest.mark.parametrize("split", SPLIT)
+def test_a_function_that_fails_on_one_shard_or_stage_stops_all_ranks_with_one_line(tmp_path: Path, split: str) -> None:
+    """Its data-parallel group, here the failing rank alone, agrees by itself; the others have to be told."""
+    write_corpus(tmp_path / "corpus")
+    made = []
+    for setting in SPLIT[split]:
+        one = settings(str(tmp_path / "corpus"), tmp_path / setting, evaluation__interval=0)
+        one["model"] |= {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        one["model"]["num_key_value_heads"] = 2
+        one["sparsity"] |= {"density": 0.25, "update_interval": 3, setting: f"{OWN}:{FAILING[setting][0]}"}
+        one["parallel"] = {"zero_stage": 1, split: 2}
+        made.append(one)
+    first, second = run_ranks(what_stops_each, 2, made, timeout=60.0)
+    assert first == second
+    for line, setting in zip(first, SPLIT[split], strict=True):
+        told = FAILING[setting][1].replace("layers.0", "layers.1" if split == "pipeline" else "layers.0")
+        assert line.startswith("rank 1 of 2: ") and told in line and "\n" not in line, setting
+
+
 def test_tools_read_a_checkpoint_with_means_of_gradients(
     results: tuple[Path, dict[str, list[dict[str, Any]]]],
 ) -> None:

@@ -89,6 +89,10 @@ def fails_on_one(site: Site) -> Tensor:
     return site.values.sum(1)
 
 
+def grows_nothing_on_one(site: Site, count: int) -> Tensor | None:
+    return None if dist.get_rank() == 1 else site.inactive.nonzero().view(-1)[:count]
+
+
 def rising(progress: float, start: float, end: float) -> float:
     return 1.0 + progress
 
