@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pretrain.build import build_engine, deepspeed_config
 from pretrain.callbacks.base import Callback
 from pretrain.callbacks.table import Parts, callbacks_of
@@ -32,6 +30,7 @@ from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
 from pretrain.paths import why_no_file
 from pretrain.plan import cut
+from pretrain.products import choose_products, micro_batch
 from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
@@ -90,6 +89,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     micro = config.train.micro_batch_size
     loader = BatchLoader(train_data, micro, accumulation, layout.dp_rank, layout.dp_size)
     trainer = Trainer(config, layout, engine, bank, topology, loader, folder, stop, heartbeat)
+    heartbeat.mark("measuring products", 0)
+    measured = choose_products(trainer, checkpoint)
     validation = None
     if validation_data is not None:
         validation = BatchLoader(validation_data, micro, 1, layout.dp_rank, layout.dp_size)
@@ -103,7 +104,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     heartbeat.publish()
     weights = layout.gather_objects(_sparse_weights(trainer))
     if layout.is_main:
-        remarks += origin.what_bends(trainer) if origin else []
+        remarks += [*measured, *(origin.what_bends(trainer) if origin else [])]
         print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
     return trainer
 
@@ -190,9 +191,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
     formula = trainer.store.optimizer.formula.name
     optimizer = "SmetAdamW" if formula == "adamw" else formula
-    tokens = config.train.micro_batch_size * config.data.seq_length
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    products = compute.describe(trainer.topology.all_layers.values(), tokens, dtype)
+    products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
     return (
         f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
         f"{rows}x{cols}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "

@@ -46,6 +46,8 @@ class Trainer:
         self.corpora = [loader.corpus]
         """All that is read, for training and evaluation."""
         self.callbacks: list[Callback] = []
+        self.products: dict[str, Any] | None = None
+        """Who multiplies on what, where that was measured; see ``pretrain.products``."""
         self.step = 0
         self.consumed_samples = 0
         self.passed_over: list[tuple[int, int]] = []

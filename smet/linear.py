@@ -57,6 +57,8 @@ class SparseLinear(nn.Module):
         """What decides the learning-rate factor: see ``smet.distribution.effective_density``."""
         self.compute = "auto"
         """Who multiplies; see ``smet.compute``."""
+        self.decided: compute.Decided | None = None
+        """Who was measured to multiply fastest; see ``smet.measured``."""
         self.source: Any = None
         """Who serves the mask: None = this layer's own buffer, else a ``MaskBank``."""
         self.values_written = self.masks_written = 0

@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from smet.agreement import differing
 from smet.bank import MaskBank
 from smet.controller import TopologyController
 from smet.errors import ConfigError
+from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
 from smet.say import say
@@ -88,7 +90,10 @@ class _BeforeForward:
         return _BeforeForward, ()
 
 
-def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, replicas: Replicas = "all") -> Run:
+def attach(
+    handle: Any, total_steps: int, on_update: OnUpdate | None = None, replicas: Replicas = "all",
+    tokens: int | None = None, dtype: torch.dtype | None = None,
+) -> Run:  # fmt: skip
     """From now on the steps of ``handle`` drive the topology. Collective over the ranks that train the model.
 
     A step that a scaler or an accumulation leaves out changes nothing. The topology's clock is the optimizer's, and is
@@ -100,9 +105,14 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
         total_steps: length of the run in optimizer steps.
         on_update: called with the report of each topology update.
         replicas: see ``LocalStore``; an engine knows its own.
+        tokens: rows that a layer's input has in one forward pass, such as sequences times their length: where
+            ``compute`` is ``auto``, who multiplies is then measured, here and once (``smet.measured``). Without it a
+            table decides.
+        dtype: what layers multiply in, where that is not the type of their values: autocast's.
 
     Raises:
-        ConfigError: ``handle`` is something else, or attached already; see ``TopologyController`` for the rest.
+        ConfigError: ``handle`` is something else, or attached already; ``tokens`` is no positive number, or not the
+            same on all ranks; see ``TopologyController`` for the rest.
     """
     model, store, after_each_step = _served(handle, replicas)
     optimizer = store.optimizer
@@ -120,7 +130,32 @@ def attach(handle: Any, total_steps: int, on_update: OnUpdate | None = None, rep
         say(f"smet: note: {INCOMPLETE}", logging.WARNING)
         run._ends.append(model.register_state_dict_pre_hook(_refuse_state_dict).remove)
     run.topology.before_step()
+    _choose_products(run, tokens, dtype)
     return run
+
+
+def _choose_products(run: Run, tokens: int | None, dtype: torch.dtype | None) -> None:
+    """Let what is faster multiply, on all ranks alike, and say so. Collective."""
+    store, layers = run.topology.store, run.topology.all_layers
+    group = store.group or store.replicas
+    if found := differing({"tokens": tokens, "dtype": dtype}, group):
+        raise ConfigError(f"{' and '.join(found)} of attach differ between ranks, which have to multiply alike")
+    if tokens is None:
+        return
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise ConfigError(f"tokens is {tokens!r}, expected the rows of a layer's input in one forward pass")
+
+    def gather(value: Any) -> list[Any]:
+        gathered: list[Any] = [value]
+        if group is not None:
+            gathered = [None] * dist.get_world_size(group)
+            dist.all_gather_object(gathered, value, group=group)
+        return gathered
+
+    dtype = dtype or next((layer.values.dtype for layer in layers.values()), torch.float32)
+    first = group is None or dist.get_rank(group) == 0
+    for line in measure(layers.values(), tokens, dtype, gather, first).describe():
+        say(f"smet: {line}")
 
 
 def _refuse_state_dict(*_: Any) -> None:

@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "what a run does beside training": ("callbacks", "heartbeat"),
     "the loop": ("trainer",),
     "what a run file names": ("lookup",),
-    "where runs begin and end": ("dry_run", "ends", "origin"),
+    "where runs begin and end": ("dry_run", "ends", "origin", "products"),
     "a run": ("run",),
     "the command": ("__main__",),
 }  # fmt: skip

@@ -63,5 +63,6 @@ class CheckpointCallback(Callback):
             "tokens": tokens,
             "loss": probe_loss(trainer.engine, tokens, trainer.config.train.micro_batch_size),
         }
-        self.saver.save(trainer.step, vectors_of(trainer.engine, trainer.bank, trainer.layout), state, wait)
+        vectors = vectors_of(trainer.engine, trainer.bank, trainer.layout)
+        self.saver.save(trainer.step, vectors, state, wait, trainer.products)
         self._saved_step = trainer.step

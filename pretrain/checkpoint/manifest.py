@@ -22,13 +22,17 @@ _FILE = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _NEEDED = (".metadata", "state.json")
 
 
-def make_manifest(step: int, layout: dict[str, int], config: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+def make_manifest(
+    step: int, layout: dict[str, int], config: dict[str, Any], files: dict[str, Any],
+    products: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The manifest of a checkpoint that this program writes now.
 
     Args:
         layout: degrees and ZeRO stage that it is written at.
         config: settings of the run; those of an imported model only as far as it decides them.
         files: size and checksum by name, as ``folder.describe`` gives them.
+        products: who multiplied on what, where that was measured (see ``pretrain.products``).
     """
     manifest = {
         "format": FORMAT,
@@ -40,6 +44,7 @@ def make_manifest(step: int, layout: dict[str, int], config: dict[str, Any], fil
         "git": git_revision(),
         "config": config,
         "files": files,
+        **({"products": products} if products else {}),
     }
     return {**manifest, "self": manifest_digest(manifest)}
 
@@ -95,6 +100,9 @@ def _problem(manifest: dict[str, Any]) -> str:
             return f"its {key} is {type(manifest.get(key)).__name__}, expected {kind.__name__}"
     if not isinstance(manifest.get("git"), (str, type(None))):
         return "its git is no text"
+    products = manifest.get("products")
+    if products is not None and not (isinstance(products, dict) and isinstance(products.get("chosen"), dict)):
+        return "its products do not say what was chosen"
     for name, entry in manifest["files"].items():
         # A path would have files read that are none of this checkpoint's.
         if not _FILE.fullmatch(name):

@@ -54,8 +54,13 @@ class Saver:
         self.seconds_blocked = 0.0
         """Time the last ``save`` kept the training thread."""
 
-    def save(self, step: int, vectors: Vectors, state: dict[str, Any], wait: bool) -> None:
+    def save(
+        self, step: int, vectors: Vectors, state: dict[str, Any], wait: bool, products: dict[str, Any] | None = None
+    ) -> None:
         """Save ``vectors`` and ``state`` as the checkpoint after ``step``. Collective.
+
+        Args:
+            products: who multiplies, for the manifest.
 
         Raises:
             CheckpointError: too little free space, or an earlier save failed.
@@ -65,7 +70,7 @@ class Saver:
         self._clean()
         self._require_space(vectors)
         # Training goes on changing vectors and state while the thread writes.
-        arguments = (step, staged(vectors), json.dumps(state), self._facts(state))
+        arguments = (step, staged(vectors), json.dumps(state), {**self._facts(state), "products": products})
         self._behind = not wait
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint-writer")
         self._thread.start()
@@ -187,7 +192,8 @@ class Saver:
 
     def _publish(self, temporary: Path, step: int, facts: dict[str, Any], files: dict[str, Any]) -> None:
         final = folders.step_folder(self.root, step)
-        folders.publish(temporary, final, make_manifest(step, facts["layout"], facts["config"], files))
+        manifest = make_manifest(step, facts["layout"], facts["config"], files, facts["products"])
+        folders.publish(temporary, final, manifest)
         folders.retire(final, self.keep_last, self.keep_every)
 
 

@@ -4,7 +4,8 @@
 gradient. Others go before it in ``TABLE`` and serve what they are faster at. ``SmetConfig.compute`` chooses, and
 ``SMET_COMPUTE`` in the environment overrides it:
 
-    auto                    the default: the first of the table that serves the layer
+    auto                    the default: what was measured to be fastest (``smet.measured``); where nobody measured, the
+                            first of the table that serves the layer
     NAME                    the backend of that name wherever it can serve, ``dense`` elsewhere
     package.module:Class    the same, a backend of your own
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smet import named
 from smet.errors import ConfigError
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 
     from smet.linear import SparseLinear
 
-__all__ = ["TABLE", "Compute", "backend", "choose", "dense_backend", "describe", "problem"]
+__all__ = [
+    "AUTO",
+    "TABLE",
+    "Compute",
+    "Decided",
+    "backend",
+    "by_name",
+    "choose",
+    "dense_backend",
+    "describe",
+    "problem",
+]
 
 
 class Compute(Protocol):
@@ -54,6 +66,15 @@ class Compute(Protocol):
 
     def flops(self, layer: SparseLinear, tokens: int) -> int:
         """Floating-point operations of the three products together; a multiplication and an addition are two."""
+
+
+class Decided(NamedTuple):
+    """Who multiplies in a layer, as it was measured for such inputs."""
+
+    name: str
+    """Of the backend."""
+    tokens: int
+    dtype: Any
 
 
 METHODS = ("serves", "forward", "input_gradient", "values_gradient", "flops")
@@ -101,6 +122,11 @@ def _made(address: str, what: str) -> Compute:
     return _backends[address]
 
 
+def by_name(name: str) -> Compute:
+    """The backend of that name in the table."""
+    return _of(TABLE[name])
+
+
 def dense_backend() -> Compute:
     """The backend that serves everything."""
     return _made("smet.compute.dense:Dense", "compute")
@@ -117,6 +143,13 @@ def choose(layer: SparseLinear, x: Tensor) -> Compute:
     chosen = backend(forced, "SMET_COMPUTE") if forced else backend(told)
     if chosen is not None:
         return chosen if chosen.serves(layer, x, forced=True) else dense_backend()
+    decided: Decided | None = vars(layer).get("decided")
+    if decided is not None and decided.dtype == x.dtype and decided.name in TABLE:
+        same = x.numel() == decided.tokens * layer.in_features
+        if same and (found := by_name(decided.name)).serves(layer, x, forced=True):
+            return found
+        if decided.name == "dense":  # with other numbers of tokens too: who lost to it is likely no faster there
+            return dense_backend()
     return next(one for one in map(_of, TABLE.values()) if one.serves(layer, x))  # asked for every product: no look-up
 
 

@@ -76,6 +76,15 @@ def _run(command: Sequence[str]) -> str:
 
 def processor() -> str:
     """What this processor is and can do, as the system tells it."""
+    return f"{platform.machine()} {platform.processor()} {sorted(_told().items())}"
+
+
+def model_name() -> str:
+    """What this processor calls itself."""
+    return _told().get("model name") or platform.processor() or platform.machine()
+
+
+def _told() -> dict[str, str]:
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     found: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
@@ -83,7 +92,7 @@ def processor() -> str:
             name, _, value = line.partition(":")
             if name.strip() in names:
                 found.setdefault(name.strip(), value.strip())
-    return f"{platform.machine()} {platform.processor()} {sorted(found.items())}"
+    return found
 
 
 def build(

@@ -9,6 +9,8 @@ from unittest import mock
 
 import pytest
 
+from pretrain.checkpoint.folder import read_manifest
+from smet import measured
 from smet.errors import ConfigError
 from smet.kernels import tiles_cpu
 from tests.distributed import run_ranks
@@ -121,3 +123,41 @@ def test_ranks_that_multiply_differently_are_refused_on_each(
     one = job(corpus, tmp_path / "run", parallel__zero_stage=2)
     told = run_ranks(one_differs, 2, one, variable, value)
     assert len(set(told)) == 1 and f"not made alike on all ranks ({what} differ)" in told[0]
+
+
+def train_measured(
+    jobs: list[dict[str, Any]], seconds: list[dict[str, float]]
+) -> list[tuple[list[str], Any, list[float]]]:
+    """Train jobs of which each finds other times on rank 0; lines on products, the record, and losses."""
+    rank, found = int(os.environ["RANK"]), []
+    os.environ.pop("SMET_COMPUTE", None)
+    for one, taken in zip(jobs, seconds, strict=True):
+        own = taken if rank == 0 else {"tiles": taken["dense"], "dense": taken["tiles"]}
+        with mock.patch.object(measured, "_times", lambda case, names, own=own: {name: own[name] for name in names}):
+            result = train(one)
+        lines = [line for line in result["screen"].splitlines() if "products" in line]
+        newest = sorted(Path(one["train"]["output_dir"]).glob("checkpoints/step-*"))[-1]
+        found.append((lines, read_manifest(newest).get("products"), result["losses"]))
+    return found
+
+
+def test_what_multiplies_is_measured_at_the_start_recorded_and_kept_on_resume(corpus: str, tmp_path: Path) -> None:
+    common = {"parallel__zero_stage": 2, "sparsity__block": [16, 16]}
+    jobs = [
+        job(corpus, tmp_path / "run", **common, train__stop_at=4),
+        job(corpus, tmp_path / "run", **common, train__stop_at=6),
+        job(corpus, tmp_path / "run", **common, train__stop_at=8, train__micro_batch_size=2),
+        job(
+            corpus, tmp_path / "run", **common, train__stop_at=10, train__micro_batch_size=2, sparsity__compute="dense"
+        ),
+    ]
+    fast, slow = {"tiles": 1.0, "dense": 2.0}, {"tiles": 2.0, "dense": 1.0}
+    first, second = run_ranks(train_measured, 2, jobs, [fast, slow, slow, fast])
+    assert [record for _, record, _ in first] == [record for _, record, _ in second], "rank 1 would choose otherwise"
+    (begun, record, _), (gone_on, kept, _), (again, changed, _), (told, none, _) = first
+    assert "products measured in" in begun[0] and "products by tiles" in begun[-1]
+    assert set(record["chosen"].values()) == {"tiles"} and record["layout"] == {"data": 2, "tensor": 1, "pipeline": 1}
+    assert kept == record and "products by tiles" in gone_on[-1] and not any("measured" in line for line in gone_on)
+    assert "products were measured again (other shapes than in the checkpoint)" in "".join(again)
+    assert set(changed["chosen"].values()) == {"dense"} and "products by dense" in again[-1]
+    assert none is None and not any("measured" in line for line in told)

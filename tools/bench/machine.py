@@ -10,6 +10,7 @@ import torch
 
 from pretrain.checkpoint.manifest import git_revision
 from smet import kernels
+from smet.kernels import compiler
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def describe(device: str) -> dict[str, Any]:
     import deepspeed
 
     return {
-        "processor": _processor(),
+        "processor": compiler.model_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "system": platform.platform(),
@@ -32,12 +33,3 @@ def describe(device: str) -> dict[str, Any]:
 def load() -> float | None:
     """Processes that wanted a core over the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
