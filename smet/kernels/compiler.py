@@ -120,7 +120,8 @@ def build(
         return content
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".building-", dir=folder)
+        _remove_abandoned(folder)
+        temporary = tempfile.mkdtemp(prefix=_BUILDING, dir=folder)
     except OSError:  # a read-only or full home: build for this process alone
         with tempfile.TemporaryDirectory(prefix="smet-kernels-") as private:
             return _compile([*command, *_flags(more)], source, machine, Path(private)).read_bytes()
@@ -132,6 +133,21 @@ def build(
         return content
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_BUILDING = ".building-"
+ABANDONED_AFTER = 3600.0
+"""Seconds after which a build's folder is that of a process that was killed: compilers are given ``TIMEOUT`` twice."""
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed builds left. Ages are those of the file system, whose clock may be another host's."""
+    with suppress(OSError), tempfile.NamedTemporaryFile(prefix=".now-", dir=folder) as now:
+        latest = os.fstat(now.fileno()).st_mtime
+        for left in folder.glob(f"{_BUILDING}*"):
+            with suppress(OSError):  # others may be deleting it too
+                if latest - left.lstat().st_mtime > ABANDONED_AFTER:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _flags(more: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def compilations(record: Path) -> list[str]:
 
 def answer(content: bytes) -> int:
     return compiler.load(content).answer()
+
+
+def test_folders_of_killed_builds_are_removed_at_the_next_build(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    for name, age in (("killed", 7200.0), ("at-work", 60.0)):
+        (left := folder / f".building-{name}").mkdir(parents=True)
+        (left / "cpu.so").write_bytes(b"half")
+        os.utime(left, (time.time() - age, time.time() - age))
+    assert answer(compiler.build(source, folder)) == 42
+    assert sorted(path.name for path in folder.glob(".*")) == [".building-at-work"]
 
 
 def test_a_build_is_kept_and_used_again(source: Path, compilers: Path, tmp_path: Path) -> None:
