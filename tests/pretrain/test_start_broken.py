@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.pretrain.broken_environments import (
     CASES,
     DISKS,
     FIRST_LINE_SECONDS,
+    ROOT,
     SIGNAL_SECONDS,
     SLOWER,
     WAITS,
@@ -35,6 +37,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_run_file(folder / "run.yaml", corpus, folder / "run", evaluation__interval=0)
 
 
+@pytest.fixture(scope="module")
+def kernels_built() -> None:
+    """On a new machine each start would build them, be stopped before that ends, and so leave it to the next one."""
+    subprocess.run([sys.executable, "-c", BUILD_KERNELS], cwd=ROOT, check=True, timeout=1200)
+
+
+BUILD_KERNELS = "from smet.kernels import choose, tiles_cpu; choose('cpu'); tiles_cpu.library()"
+
+
 def fault(case: Case, tried: Tried) -> str:
     """What is wrong with a start that nobody disturbs."""
     if tried.first_line is None:
@@ -53,6 +64,7 @@ def test_a_sample_ends_or_says_what_it_waits_for(case: Case, config: str, tmp_pa
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("kernels_built")
 def test_all_of_them_and_both_signals(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten minutes; on a machine that is not quiet, SMET_TEST_SLOWER=3 gives each start three times as long."""
     cases = CASES + (DISKS if can_mount() else [])
