@@ -133,8 +133,9 @@ def _freeze_newborn(trainer: Trainer) -> None:
     for layer in sparse_layers(trainer.engine.model).values():
         fragment = trainer.store.fragment(layer.values)
         newborn = fragment.state["birth"] == trainer.topology.last_code
-        for tensor in (fragment.master, fragment.state["exp_avg"], fragment.state["exp_avg_sq"]):
-            tensor[newborn] = 0.0
+        kept = [tensor for name, tensor in fragment.state.items() if name != "birth"]  # whichever formula keeps it
+        for tensor in (fragment.master, *kept):
+            tensor[newborn] = 0
     trainer.store.publish()
 
 

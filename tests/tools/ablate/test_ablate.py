@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.manifest import Manifest, manifest_path
+from tests.distributed import run_ranks
 from tests.tools.ablate import matrices
 from tools.ablate.__main__ import main
+from tools.ablate.cell import run as run_cell
+from tools.ablate.matrix import load_matrix
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BRANCHES = {"sizes": ["tiny"], "bases": ["SMET"], "densities": [0.25], "seeds": [0]}
@@ -143,6 +146,23 @@ def test_a_cell_that_fails_is_one_line_and_the_rest_is_done(tmp_path: Path):
     assert lines and all("tiny-d0.25-set-naive-s0" in line and "no config.yaml" in line for line in lines)
     assert (tmp_path / "out" / "tiny-d0.25-smet-s0" / "result.json").exists()
     assert "**Not complete.**" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_branches_of_another_formula_freeze_whatever_it_keeps(tmp_path: Path):
+    run = matrices.content("")["run"]
+    run["data"] = {**run["data"], "train": str(tmp_path / "corpus"), "validation": str(tmp_path / "corpus")}
+    run["optimizer"] = {"name": "lion", "lr": 0.003}
+    run["train"] = {**run["train"], "steps": 8}
+    branches = {**matrices.content("")["branches"], "at": [6], "evaluate": [1, 2]}
+    matrix = load_matrix(matrices.write(tmp_path, run=run, cells=[BRANCHES], branches=branches))
+    [cell] = matrix.cells
+    (tmp_path / "cell").mkdir()
+    spec = {"labels": cell.labels(), "kind": cell.kind, "measure": cell.measure, "settings": cell.settings}
+    (tmp_path / "cell" / "cell.json").write_text(json.dumps(spec))
+    [result] = run_ranks(run_cell, 1, tmp_path / "cell")
+    [branch] = result["branches"]
+    assert branch["losses"]["prune only"]["0"] == branch["losses"]["naive"]["0"]
+    assert branch["losses"]["prune only"]["2"] != branch["losses"]["naive"]["2"]
 
 
 @pytest.mark.slow
