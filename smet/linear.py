@@ -164,7 +164,12 @@ class SparseLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
-        y = _SparseMatmul.apply(x, values, self)
+        if torch.compiler.is_compiling():  # our kernels are no graph: tracing into them only breaks it, and warns of it
+            from smet.untraced import call
+
+            y = call(_SparseMatmul.apply, x, values, self)
+        else:
+            y = _SparseMatmul.apply(x, values, self)
         if self.behind_product is not None:
             y = self.behind_product(y)
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smet import sparsify
 from smet.linear import SparseLinear
 from smet.mask import unpack
 from smet.optim.adamw import SmetAdamW
@@ -243,3 +245,24 @@ def test_printing_a_layer_shows_shape_and_density() -> None:
     text = repr(make((2, 3)))
     assert "in_features=24, out_features=24" in text
     assert "block=2x3" in text
+
+
+@pytest.mark.parametrize("block", [(1, 1), (8, 16)])
+def test_compiling_a_model_says_nothing_and_changes_nothing(block: tuple[int, int]) -> None:
+    """Whoever multiplies, its kernels are no graph: torch is not to trace into them and to warn of what it finds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 16))
+    sparsify(model, density=0.3, block=block, quiet=True)
+    x = torch.randn(16, 32)
+    expected = model(x)
+    expected.sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = torch.compile(model, backend="eager")(x)
+        found.sum().backward()
+    assert [str(one.message) for one in told if "ynamo" in str(one.message)] == []
+    assert torch.equal(found, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
