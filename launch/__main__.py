@@ -43,8 +43,10 @@ def _dry_run(options: argparse.Namespace) -> int:
     from launch import slurm
     from launch.prepare import batch_of, prepare
     from launch.starts import start_of
+    from pretrain.lookup import require_found
 
     prepared = prepare(options)
+    require_found(prepared.config)  # as every rank will; imports torch, which a start leaves to the ranks
     if prepared.submits:
         script = slurm.render(batch_of(options, prepared))
         print(json.dumps({"script": script}) if options.json else script, end="\n" if options.json else "")

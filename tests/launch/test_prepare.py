@@ -161,6 +161,16 @@ def test_the_users_own_sbatch_options_win(capsys: pytest.CaptureFixture[str]) ->
     assert outputs[-1] == "#SBATCH --output=mine"
 
 
+def test_a_dry_run_looks_up_what_the_run_file_names(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["sparsity.growth=tests.smet.own_criteria:mixd", "optimizer.name=no.such:Thing", "callbacks=[no.such:One]"]
+    assert main(["run.yaml", "--dry-run", *given]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 3
+    assert "sparsity.growth is 'tests.smet.own_criteria:mixd': tests.smet.own_criteria has no 'mixd' (did you" in err
+    assert "optimizer.name is 'no.such:Thing'" in err and "callbacks[0].name is 'no.such:One'" in err
+    assert main(["run.yaml", "--dry-run", "sparsity.growth=tests.smet.own_criteria:mixed"]) == 0
+
+
 def test_it_starts_without_torch() -> None:
     program = (
         "import sys; import launch.__main__, launch.prepare, launch.supervisor, launch.status, launch.preflight;"
