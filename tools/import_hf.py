@@ -41,7 +41,7 @@ from smet.spec import LayerSpec
 from smet.topology import magnitude_mask, tile_scores
 from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
 from tools.checkpoints.hf_config import read_config
-from tools.checkpoints.layers import Weight, weights_of
+from tools.checkpoints.layers import SavedWeight, weights_of
 from tools.checkpoints.leftovers import Dropping, folded
 from tools.checkpoints.place import new_folder, require_free
 from tools.checkpoints.source import Weights, local_folder, tokenizer_in
@@ -127,7 +127,7 @@ def _sparsity(options: argparse.Namespace) -> SmetConfig:
     ).check()
 
 
-def vectors_of(weights: Sequence[Weight], sparsity: SmetConfig, dense: Callable[[str], Tensor]) -> Vectors:
+def vectors_of(weights: Sequence[SavedWeight], sparsity: SmetConfig, dense: Callable[[str], Tensor]) -> Vectors:
     """What a run that starts from these weights would save before its first step.
 
     Args:

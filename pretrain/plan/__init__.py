@@ -9,6 +9,6 @@ together. Nothing here allocates a tensor or joins a process group. ``tools.plan
 from __future__ import annotations
 
 from pretrain.plan.rank import RankPlan, plan_rank, stages_of
-from pretrain.plan.sizes import Block, Rank, Weight, blocks_of
+from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 
-__all__ = ["Block", "Rank", "RankPlan", "Weight", "blocks_of", "plan_rank", "stages_of"]
+__all__ = ["Block", "Rank", "RankPlan", "PlannedWeight", "blocks_of", "plan_rank", "stages_of"]

@@ -14,7 +14,7 @@ from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.functions import LARGE_CHUNK
 from pretrain.models.inventory import Kind, Place
-from pretrain.plan.sizes import Block, Rank, Weight, blocks_of
+from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 from smet.bank import bucket_key
 from smet.criteria import DENSE, mask_needs, update_needs
 from smet.memory import Part, part_bytes
@@ -217,7 +217,7 @@ def _gradients_in_flight(rank: Rank, stored: int) -> int:
     return bucket + whole
 
 
-def topology_update(config: RunConfig, sparse: Sequence[Weight], ranks: int) -> int:
+def topology_update(config: RunConfig, sparse: Sequence[PlannedWeight], ranks: int) -> int:
     """Peak bytes of a topology update: that of the largest layer, since layers are worked off one by one.
 
     Deciding holds masks and places to grow at, per block, and scores, per active tile; moving state holds

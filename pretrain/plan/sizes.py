@@ -14,7 +14,7 @@ from smet.spec import LayerSpec, layer_specs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weight:
+class PlannedWeight:
     """One parameter of one tensor-parallel rank."""
 
     name: str
@@ -39,7 +39,7 @@ class Block:
     """What one tensor-parallel rank has of a block of the model."""
 
     name: str
-    weights: tuple[Weight, ...]
+    weights: tuple[PlannedWeight, ...]
     whole: models.Block
     """The block itself; that of a tied head has no weights."""
 
@@ -86,14 +86,14 @@ def _blocks(case: _Case) -> tuple[Block, ...]:
     )
 
 
-def _weight(weight: models.Weight, spec: LayerSpec | None, tensor: int) -> Weight:
+def _weight(weight: models.Weight, spec: LayerSpec | None, tensor: int) -> PlannedWeight:
     """One shard of ``weight``; ``spec``: what its layer is stored as, where that is a ``SparseLinear``."""
     name = weight.name.removesuffix(".weight")
     total = weight.numel // (1 if weight.role.cut is None else tensor)
     if not weight.role.linear or spec is None:
         group = "vectors" if len(weight.shape) == 1 else "dense"
-        return Weight(name=name, total=total, stored=total, group=group, role=weight.role)
-    return Weight(
+        return PlannedWeight(name=name, total=total, stored=total, group=group, role=weight.role)
+    return PlannedWeight(
         name=name, total=total, stored=spec.stored, group=spec.group, mask_bytes=spec.mask_bytes, aged=spec.aged,
         role=weight.role,
     )  # fmt: skip
@@ -120,21 +120,21 @@ class Rank:
         return self.config.parallel.zero_stage
 
     @property
-    def weights(self) -> list[Weight]:
+    def weights(self) -> list[PlannedWeight]:
         """Of all its blocks, in order."""
         return [weight for block in self.blocks for weight in block.weights]
 
     @property
-    def sparse(self) -> list[Weight]:
+    def sparse(self) -> list[PlannedWeight]:
         """Those that a ``SparseLinear`` holds."""
         return [] if self.dense else [weight for weight in self.weights if weight.sparse]
 
     @property
-    def aged(self) -> list[Weight]:
+    def aged(self) -> list[PlannedWeight]:
         """Those whose topology changes."""
         return [weight for weight in self.sparse if weight.aged]
 
-    def stored(self, weight: Weight) -> int:
+    def stored(self, weight: PlannedWeight) -> int:
         """Elements of ``weight`` that it stores."""
         return weight.total if self.dense else weight.stored
 

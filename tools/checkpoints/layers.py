@@ -12,7 +12,7 @@ from smet.spec import LayerSpec, layer_specs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weight:
+class SavedWeight:
     """One weight of the dense model."""
 
     name: str
@@ -44,7 +44,7 @@ class Weight:
         return self.layer is not None and self.layer.selected
 
 
-def weights_of(model: FamilyConfig, sparsity: SmetConfig) -> list[Weight]:
+def weights_of(model: FamilyConfig, sparsity: SmetConfig) -> list[SavedWeight]:
     """Every weight of the model, in the order in which it computes.
 
     Raises:
@@ -59,5 +59,5 @@ def weights_of(model: FamilyConfig, sparsity: SmetConfig) -> list[Weight]:
     for weight in inventory.weights:
         layer = specs.get(weight.module) if weight.role.linear else None
         vector = weight.name if layer is None else f"{layer.name}.values"
-        found.append(Weight(name=weight.name, shape=weight.shape, vector=vector, layer=layer))
+        found.append(SavedWeight(name=weight.name, shape=weight.shape, vector=vector, layer=layer))
     return found

@@ -24,7 +24,7 @@ from smet.linear import SparseLinear
 from smet.mask import count_active, has_spare_bits, pack
 from smet.named import is_own
 from smet.optim import FORMULAS, find
-from tools.checkpoints.layers import Weight, weights_of
+from tools.checkpoints.layers import SavedWeight, weights_of
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -180,7 +180,7 @@ class Checkpoint:
         self._reader.fill(name, whole, 0, length)
         return whole
 
-    def mask(self, weight: Weight) -> Tensor:
+    def mask(self, weight: SavedWeight) -> Tensor:
         """Packed mask of a sparse weight, uint8; of a full one all ones.
 
         Raises:
@@ -198,7 +198,7 @@ class Checkpoint:
             )
         return bits
 
-    def dense_weight(self, weight: Weight) -> Tensor:
+    def dense_weight(self, weight: SavedWeight) -> Tensor:
         """One weight as the model computes with it, fp32; inactive entries are exactly 0.
 
         Raises:

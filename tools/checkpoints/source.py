@@ -11,7 +11,7 @@ from pretrain import outside
 from pretrain.errors import CheckpointError
 from pretrain.models import inventory_of
 from pretrain.models.family import Family, FamilyConfig
-from tools.checkpoints.layers import Weight
+from tools.checkpoints.layers import SavedWeight
 from tools.checkpoints.leftovers import Dropping, folded
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -129,7 +129,7 @@ class Weights:
                 f" for {layers} layers"
             )
 
-    def require(self, weights: list[Weight], model: FamilyConfig) -> None:
+    def require(self, weights: list[SavedWeight], model: FamilyConfig) -> None:
         """Check that every one of ``weights`` is there in its shape, and nothing else, before any is read.
 
         A copy of the embedding that is tied as the head, and rotary frequencies that are those of ``model``, are

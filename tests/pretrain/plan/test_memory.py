@@ -18,7 +18,7 @@ from pretrain.models.llama.model import LlamaForCausalLM
 from pretrain.models.parts import mean_cross_entropy
 from pretrain.plan import Rank, blocks_of
 from pretrain.plan.memory import activations, topology_update, transients
-from pretrain.plan.sizes import Weight
+from pretrain.plan.sizes import PlannedWeight
 from smet import LocalStore, MaskBank, SmetAdamW, SmetConfig, TopologyController, parameter_groups, sparsify
 
 ROWS, LENGTH = 2, 128
@@ -161,7 +161,7 @@ def test_topology_update_stays_within_its_plan(block: tuple[int, int], density: 
     optimizer.zero_grad()
     with Peak() as held:
         topology.update()
-    layer = Weight(
+    layer = PlannedWeight(
         name="0", total=512 * 1024, stored=model[0].values.numel(), group="sparse-x", role=Role.COLUMN, aged=True
     )
     run = config(sparsity={"block": list(block)})
