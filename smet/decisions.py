@@ -18,7 +18,7 @@ from smet.mask import unpack
 from smet.schedule import TopologySchedule
 from smet.topology import TopologyChange, joined, prune, replaced
 
-PER_BLOCK = ("gradient", "moment")
+PER_TILE = ("gradient", "moment")
 """What is given by tile of the layer; everything else is by active tile."""
 
 
@@ -56,9 +56,7 @@ class Decider:
         masks = unpack(bits, tiles).chunk(len(numbers))
         counts = [int(mask.sum()) for mask in masks]
         cut = {
-            name: whole.to(bits.device).chunk(len(numbers))
-            if name in PER_BLOCK
-            else whole.to(bits.device).split(counts)
+            name: whole.to(bits.device).chunk(len(numbers)) if name in PER_TILE else whole.to(bits.device).split(counts)
             for name, whole in given.items()
         }
         return [

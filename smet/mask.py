@@ -1,4 +1,4 @@
-"""Packed block masks: one bit per tile, eight tiles a byte, lowest bit first.
+"""Packed masks of tiles: one bit per tile, eight tiles a byte, lowest bit first.
 
 A mask describes a *canonical matrix* of ``rows x cols`` cut into tiles of ``r x c`` (``tile``);
 bit ``i`` belongs to the i-th tile in row-major order. Tiles of 1 x 1 are plain unstructured

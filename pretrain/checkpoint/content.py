@@ -47,7 +47,7 @@ def vectors_of(engine: Engine, bank: MaskBank, layout: Layout) -> Vectors:
 
 
 def _means(engine: Engine, layout: Layout) -> Vectors:
-    """Mean dense gradients: each rank's part of the blocks of its shard."""
+    """Mean dense gradients: each rank's part of the tiles of its shard."""
     layers, vectors = sparse_layers(engine.model), Vectors()
     for name, mean in engine.store.optimizer.topology.moments.items():
         grid = layers[name].grid

@@ -8,7 +8,7 @@ from tools.ablate.view import View
 
 
 def sentences(view: View) -> list[str]:
-    """One about each default: warm-up, protection of young blocks, learning-rate exponent."""
+    """One about each default: warm-up, protection of young tiles, learning-rate exponent."""
     size, density = (view.sizes or [""])[0], view.main_density
     if density is None:
         return []
@@ -78,7 +78,7 @@ def _protection(view: View, size: str, density: float) -> str | None:
         return None
     recycled = [view.spread("recycled", name, size, density) for name in (plain, protected)]
     return (
-        f"**Protection of young blocks** (default: {SmetConfig().protect_rounds} updates): protecting them for one "
+        f"**Protection of young tiles** (default: {SmetConfig().protect_rounds} updates): protecting them for one "
         f"update changes the final loss by {gap.mean:+.3f} nats ({gap.verdict()}); {_share(recycled[0])} of the "
         f"weights just grown are pruned at the next update without it, {_share(recycled[1])} with it. "
         + _advice(gap, "switching it on", "no protection")
