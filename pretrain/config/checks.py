@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.config.layouts import LAYOUT_CHECKS
 from pretrain.errors import nearest
-from pretrain.models import inventory_of
+from pretrain.models import FAMILIES, inventory_of
+from pretrain.models.soundness import contradictions
 
 if TYPE_CHECKING:
     from pretrain.config.optimizer import OptimizerConfig
@@ -51,11 +52,23 @@ def cross_problems(sections: dict[str, Any], world: int | None = None) -> list[s
     """
     found = []
     sections = {**sections, "world": world}
+    if "model" in sections and sections["model"].family not in FAMILIES:  # tests look at those
+        tensor = sections["parallel"].tensor if "parallel" in sections else 1
+        if (wrong := _unsound_family(sections["model"], tensor)) is not None:
+            found += wrong
+            del sections["model"]  # of which nothing can be asked
     for check in _CHECKS:
         names = list(inspect.signature(check).parameters)
         if all(name in sections for name in names):
             found += check(**{name: sections[name] for name in names})
     return found
+
+
+def _unsound_family(model: FamilyConfig, tensor: int) -> list[str] | None:
+    """What contradicts itself in the family's own code; None where it can be asked. Values that are refused anyway
+    may break it: then there is nothing to add."""
+    found = contradictions(model, tensor)
+    return None if not found else [] if model.problems() else found
 
 
 def _sequence_fits(model: FamilyConfig, data: DataConfig) -> list[str]:

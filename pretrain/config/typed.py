@@ -8,7 +8,8 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from pretrain.errors import nearest
+from pretrain.errors import ConfigError, nearest
+from pretrain.models.answers import answer
 from pretrain.paths import LocalPath, expanded
 from smet.config import SmetConfig
 from smet.fields import LARGEST_INTEGER, WORDS, shown
@@ -45,14 +46,21 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
     missing = [name for name, part in known.items() if name not in values and _required(part)]
     problems += [f"{where}.{name} is missing, it has no default" for name in missing if name not in excused]
     values |= {name: _STAND_INS.get(hints[name], ()) for name in missing}
-    return cls(**values), len(problems) == before
+    try:
+        made = answer(f"{cls.__module__}.{cls.__qualname__}, which '{where}' is made of,", lambda: cls(**values))
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    return made, len(problems) == before
 
 
 def problems_of(section: str, config: Any) -> list[str]:
     """Every problem of one section's dataclass, made by hand or from a file, under its names in a run file."""
     made, found = rebuilt(section, config)  # NaN and text compare with nothing
     told = {text.split(" ")[0] for text in found}
-    own: list[str] = made.problems()
+    who = f"{type(made).__module__}.{type(made).__qualname__}"
+    own: list[str] = answer(f"problems() of {who}", made.problems)
+    if not isinstance(own, (list, tuple)) or not all(isinstance(text, str) for text in own):
+        return [*found, f"problems() of {who} gives {shown(own)}, expected a list of sentences, [] where all is well"]
     if isinstance(config, SmetConfig):  # whose library knows of no sections
         own = [f"{section}.{text}" for text in own]
     return found + [text for text in own if text.split(" ")[0] not in told]

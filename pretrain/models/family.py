@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from pretrain.models.answers import answer, part
 from pretrain.models.inventory import Block, Inventory, Place, Shape, Weight
 
 if TYPE_CHECKING:
@@ -93,17 +93,27 @@ class Family:
     def __post_init__(self) -> None:
         if not (isinstance(self.config, type) and issubclass(self.config, FamilyConfig) and is_dataclass(self.config)):
             raise TypeError(f"config of a Family is {self.config!r}, expected a dataclass that is a FamilyConfig")
+        for name in ("shape", "weights", "saved"):
+            if not callable(value := getattr(self, name)):
+                raise TypeError(f"{name} of a Family is {value!r}, expected a function")
+        if isinstance(self.function, str):
+            raise TypeError(f"function of a Family is '{self.function}', expected a tuple of keys")
 
     @property
     def model(self) -> ModelModule:
-        """The family's ``model.py``."""
-        return cast(ModelModule, import_module(f"{self.package}.model"))
+        """The family's ``model.py``. Raises ``ConfigError``, as ``hf``."""
+        return cast(ModelModule, part(self.package, "model", ("Model", "blocks")))
 
     @property
     def hf(self) -> HfModule:
         """The family's ``hf.py``."""
-        return cast(HfModule, import_module(f"{self.package}.hf"))
+        return cast(HfModule, part(self.package, "hf", ("to_config", "from_config", "file_name", "says_nothing_new")))
 
     def inventory(self, model: FamilyConfig) -> Inventory:
-        """The weights and sizes of the model that the section ``model`` describes."""
-        return Inventory(model, self.shape(model), self.weights, self.saved)
+        """The weights and sizes of the model that the section ``model`` describes.
+
+        Raises:
+            ConfigError: its own code fails.
+        """
+        shape = answer(f"model.family '{model.family}': shape()", lambda: self.shape(model))
+        return Inventory(model, shape, self.weights, self.saved)

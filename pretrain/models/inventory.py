@@ -13,6 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from pretrain.models.answers import answer
 from smet.errors import ConfigError, nearest
 
 
@@ -140,7 +141,7 @@ class Inventory:
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
         """Every weight, in the order in which the model computes; a tied head has none."""
-        return tuple(self._list(self.model))
+        return answer(f"model.family '{self.model.family}': weights()", lambda: tuple(self._list(self.model)))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -197,4 +198,5 @@ class Inventory:
 
     def saved(self, block: Block, place: Place) -> float:
         """Bytes per token that autograd keeps of a decoder layer or the final norm."""
-        return self._saved(self.model, block, place)
+        what = f"model.family '{self.model.family}': saved()"
+        return answer(what, lambda: self._saved(self.model, block, place))

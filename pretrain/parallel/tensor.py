@@ -8,7 +8,8 @@ each row-parallel layer's product, and in the embedding and the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.models.functions import IGNORED
 from pretrain.models.inventory import Inventory, Role
@@ -41,17 +43,49 @@ class VocabularyEmbedding(nn.Embedding):
 
 
 def parts(layout: Layout, sequence: bool) -> Parts:
-    """The layers of one tensor-parallel rank. With tensor size 1 these are the dense model's own."""
+    """The layers of one tensor-parallel rank, which know their roles. With tensor size 1 they are whole."""
     size = layout.tensor_size
-    if size == 1:
-        return Parts()
-    return Parts(
+    made = Parts() if size == 1 else Parts(
         column=lambda inputs, outputs, bias=False: nn.Linear(inputs, outputs // size, bias=bias),
         row=lambda inputs, outputs, bias=False: nn.Linear(inputs // size, outputs, bias=bias),
         embedding=partial(VocabularyEmbedding, layout=layout, sequence=sequence),
         head=lambda inputs, outputs: nn.Linear(inputs, outputs // size, bias=False),
         cross_entropy=partial(_cross_entropy, group=layout.tensor_group),
+    )  # fmt: skip
+    return replace(
+        made,
+        column=partial(_in_role, Role.COLUMN, made.column),
+        row=partial(_in_role, Role.ROW, made.row),
+        embedding=partial(_in_role, Role.EMBEDDING, made.embedding),
+        head=partial(_in_role, Role.HEAD, made.head),
     )
+
+
+MADE_AS = "made_as"
+"""Attribute of a module: the role of the weight that its maker gave it."""
+
+
+def _in_role(role: Role, maker: Callable[..., nn.Module], *sizes: int, **options: Any) -> nn.Module:
+    module = maker(*sizes, **options)
+    vars(module)[MADE_AS] = role
+    return module
+
+
+def require_role(name: str, owner: nn.Module, role: Role) -> None:
+    """Refuse a weight that the model makes in another role than its inventory lists: the cut would be another one.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if role not in (Role.COLUMN, Role.ROW, Role.EMBEDDING, Role.HEAD):
+        return
+    made = vars(owner).get(MADE_AS)
+    if made is not role:
+        by = "by itself" if made is None else f"by parts.{made.value}"
+        raise ConfigError(
+            f"the model makes {name} {by}, its inventory lists it with role {role.name}; expected parts.{role.value},"
+            " or another role (docs/families.md)"
+        )
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> Tensor:

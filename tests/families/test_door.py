@@ -19,7 +19,9 @@ from pretrain.config import config_from_dict, load_config
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.models import family_of, inventory_of
+from pretrain.models.soundness import contradictions
 from pretrain.parallel.part import Builder
+from pretrain.parallel.trial import require_cut, require_saved
 from tests.damage import mend_checkpoint
 from tests.families.runs import FAMILY, MODEL, SPARSITY, run_file
 from tests.families.tiny import FAMILY as FAMILY_OBJECT
@@ -101,13 +103,92 @@ def test_an_inventory_that_contradicts_the_model_is_one_line(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("NO_FOLDER", ["tests.families.model cannot be imported (ModuleNotFoundError", "tests.families.hf cannot be"]),
+        ("SAVES_NOTHING_KNOWN", ["saved() gives None for stack.2, expected bytes per token", "gives None for last"]),
+        ("SAVES_LESS", ["saved() gives -1.0 for stack.2, expected bytes per token", "saved() gives -1.0 for last"]),
+        ("SAVED_FAILS", ["saved() fails in", "broken.py:", "(KeyError: 'n_embd'); mend it there"]),
+        ("WEIGHTS_FAIL", ["weights() fails in"]),
+        ("WEIGHTS_ARE_TUPLES", ["weights() lists ('read.weight', (98, 32)), expected Weight(name="]),
+        ("SHAPE_FAILS", ["shape() fails in"]),
+        ("SHAPE_IS_A_DICT", ["shape() gives a dict, expected a Shape"]),
+        ("FOUR_LAYERS", ["weights() lists 3 blocks of layers, shape().layers is 4, expected the same"]),
+        ("WIDER", ["read.weight has the shape (98, 32), shape() says vocabulary x width = (98, 40)", "guess.weight"]),
+        ("TIED", ["weights() lists 1 of role HEAD, expected 0 where shape().tied is True"]),
+        ("OTHER_HEAD", ["shape().head is 'lm_head', expected the block of the weight of role HEAD"]),
+        ("OTHER_KEYS", ["shape().keys calls layers 'depht', expected a key of the model section (did you mean 'depth'",
+                        "shape().keys calls longest None"]),
+        ("NO_DEVIATION", ["shape().deviation is 0, expected a positive number"]),
+        ("TEXT", ["problems() of tests.families.broken.TextConfig gives 'all is lost' (str), expected a list of"]),
+        ("FAILING", ["FailingConfig, which 'model' is made of, fails in", "(ZeroDivisionError: integer"]),
+        ("WRONG_BIAS", ["stack.0.mix.ask.bias has role SHIFT beside a COLUMN weight, expected role COLUMN_SHIFT",
+                        "stack.1.", "stack.2."]),
+        ("GIVE_AS_COLUMN", ["the model makes stack.0.mix.give.weight by parts.row, its inventory lists it with role"
+                            " COLUMN; expected parts.column, or another role"]),
+    ],
+)  # fmt: skip
+def test_what_a_third_person_may_get_wrong_is_a_line_each(
+    path: str, name: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain_main([path, "--dry-run", f"model.family=tests.families.broken:{name}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 3 and all(line.startswith("error: ") for line in lines), lines
+    assert all(any(text in line for line in lines) for text in said), lines
+
+
+def test_roles_that_only_shards_break_are_refused_where_there_are_shards(path: str) -> None:
+    config = load_config(path)
+    assert contradictions(config.model, tensor=2) == []
+    llama = load_config(ROOT / "configs" / "9m.yaml").model
+    assert contradictions(llama, tensor=2) == []
+    narrow = load_config(path, ["model.family=tests.families.broken:NARROW_NORM"]).model
+    (line,) = contradictions(narrow, tensor=2)
+    assert "stack.0.between.scale of role SCALE has 8 elements, expected the stream's 32" in line
+
+
+def test_a_model_that_uses_a_column_product_as_a_row_product_does_not_compute_in_two(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its inventory and its parts agree, and in one process it trains."""
+    folder = tmp_path / "misused"
+    folder.mkdir()
+    tiny = ROOT / "tests" / "families" / "tiny"
+    model = (tiny / "model.py").read_text()
+    assert model.count("self.give = parts.row(") == 1
+    (folder / "model.py").write_text(model.replace("self.give = parts.row(", "self.give = parts.column("))
+    (folder / "hf.py").write_text((tiny / "hf.py").read_text())
+    (folder / "__init__.py").write_text(
+        "from dataclasses import replace\nfrom tests.families.broken import GIVE_AS_COLUMN\n"
+        "FAMILY = replace(GIVE_AS_COLUMN, package=__name__)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert pretrain_main([path, "--dry-run", "model.family=misused:FAMILY"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'misused:FAMILY' does not compute on 2 tensor-parallel ranks (RuntimeError: " in line
+
+
+def test_a_familys_own_test_can_ask_what_only_computing_tells(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(path)
+    Path(path).rename(tmp_path / "tiny.yaml")
+    monkeypatch.chdir(tmp_path)
+    exec(blocks("docs/families.md", "python")[0], {})
+    require_cut(config, ranks=4)
+    require_saved(load_config(ROOT / "configs" / "9m.yaml"))
+    with pytest.raises(ConfigError, match=r"saved\(\) gives 0 bytes per token for stack.0, autograd keeps [1-9]"):
+        require_saved(load_config("tiny.yaml", ["model.family=tests.families.broken:SAVES_ZERO"]))
+
+
 def test_blocks_in_another_order_than_the_inventorys_are_one_line(
     path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = ["model.family=tests.families.broken:REORDERED", "parallel.pipeline=2", "--world-size", "2"]
     assert pretrain_main([path, "--dry-run", *broken]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "are read, stack.0, stack.1, stack.2, last, guess, its inventory lists guess, last, stack.2" in line
+    assert "are read, stack.0, stack.1, stack.2, last, guess, its inventory lists read, stack.1, stack.0" in line
 
 
 def test_a_family_whose_config_is_none_is_said_when_it_is_made() -> None:
