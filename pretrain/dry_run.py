@@ -14,20 +14,26 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.config import RunConfig
+from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout
 from pretrain.lookup import require_found
+from pretrain.models import FAMILIES
 from pretrain.parallel.part import Builder, nest
+from pretrain.parallel.trial import require_cut
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
 from smet.bank import MaskBank
 from smet.distribution import active_tiles
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import TileGrid
+from smet.notices import run_notices
 from smet.patterns import selects
+from smet.say import note
 
 
+@settings_by_run_file()
 def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_json: bool = False) -> str:
     """Build rank ``rank`` of ``world_size`` ranks, and return what to print.
 
@@ -36,7 +42,7 @@ def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_
 
     Raises:
         LaunchError: a layout that cannot work, or a rank that is not in it.
-        ConfigError: a batch that does not divide, blocks that do not fit, or a name that means nothing.
+        ConfigError: a batch that does not divide, tiles that do not fit, or a name that means nothing.
     """
     require_found(config)
     shards = config.parallel.tensor * config.parallel.pipeline
@@ -46,10 +52,14 @@ def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_
         raise LaunchError(f"--rank is {rank}, expected 0 to {world - 1} of {world} ranks (--world-size)")
     layout = fake_layout(config, rank, world)
     try:
+        if config.model.family not in FAMILIES:
+            require_cut(config)
         model = build(config, layout)
         _require_as_planned(config, layout, model)
     finally:
         dist.destroy_process_group()
+    for notice in (*idle_in_run_file(config.sparsity), *run_notices(config.sparsity, config.train.steps)):
+        note(in_run_file(notice))
     return _report(config, layout, model, as_json)
 
 

@@ -7,18 +7,22 @@ from functools import partial
 
 from pretrain.callbacks.table import classes_of
 from pretrain.config import RunConfig
-from pretrain.errors import ConfigError
+from pretrain.config.names import settings_by_run_file
 from pretrain.formula import formula_of
+from pretrain.models import family_of
 from smet import criteria
 from smet.compute import backend
 from smet.errors import require_all
 
 
 def _criteria(config: RunConfig) -> None:
-    try:
+    with settings_by_run_file():
         criteria.require(config.sparsity)
-    except ConfigError as error:
-        raise ConfigError([f"sparsity.{text}" for text in error.problems]) from error
+
+
+def _family(config: RunConfig) -> None:
+    family = family_of(config.model)
+    require_all((lambda: family.model, lambda: family.hf))
 
 
 LOOKUPS: tuple[Callable[[RunConfig], object], ...] = (
@@ -26,6 +30,7 @@ LOOKUPS: tuple[Callable[[RunConfig], object], ...] = (
     _criteria,
     lambda config: backend(config.sparsity.compute, "sparsity.compute"),
     classes_of,
+    _family,
 )
 """Each raises ``ConfigError`` where a name means nothing."""
 

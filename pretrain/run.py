@@ -15,6 +15,7 @@ from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
+from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
 from pretrain.config.schema import Source, Stage
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
@@ -35,8 +36,10 @@ from pretrain.run_folder import RunFolder
 from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
 from smet import MaskBank, TopologyController, compute, kernels
+from smet.say import note
 
 
+@settings_by_run_file()
 def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
     """Train, from the beginning or from a checkpoint. Collective over all ranks.
 
@@ -59,6 +62,7 @@ def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> T
     return trainer
 
 
+@settings_by_run_file()
 def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
     """Set a run up to its first step: data, model, engine, checkpoint, run folder. Collective.
 
@@ -66,6 +70,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
     layout.agree(lambda: require_found(config))
+    for notice in idle_in_run_file(config.sparsity):
+        note(notice)
     operation = config.operation
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
@@ -113,8 +119,11 @@ def _topology(config: RunConfig, layout: Layout, engine: Engine) -> tuple[MaskBa
     """Masks, and what changes them. Collective over the data-parallel ranks, which fail together."""
     sparsity = config.sparsity
     bank = MaskBank(engine.model, layout.group, replicated=sparsity.mask_residency == "replicated")
-    place = layout.tensor_rank, layout.tensor_size
-    return bank, TopologyController(engine.model, sparsity, engine.store, bank, config.train.steps, *place)
+    topology = TopologyController(
+        engine.model, sparsity, engine.store, bank, config.train.steps, layout.tensor_rank, layout.tensor_size,
+        tell=lambda notice: note(in_run_file(notice)),
+    )  # fmt: skip
+    return bank, topology
 
 
 def _engine(

@@ -6,10 +6,10 @@ data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobo
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +28,10 @@ from smet.fields import shown
 from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
-from smet.notices import run_notices
+from smet.notices import tell_of_run
 from smet.optim.aged import TopologyPosition
 from smet.optim.ages import AgeTable
-from smet.say import say
+from smet.say import note
 from smet.schedule import TopologySchedule
 from smet.store import Fragment, ParameterStore
 from smet.topology import TopologyChange
@@ -55,6 +55,7 @@ class TopologyController:
         bank: serves the masks; sharded over ``store.group``.
         total_steps: length of the run in optimizer steps.
         shard, shards: which tensor-parallel part of how many the layers are.
+        tell: says what of the schedule is probably not meant.
 
     Raises:
         ConfigError: ``total_steps`` is no positive number; ``topology_ranges`` is not a multiple of ``shards``, or does
@@ -71,15 +72,11 @@ class TopologyController:
         total_steps: int,
         shard: int = 0,
         shards: int = 1,
+        tell: Callable[[str], object] = note,
     ):
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ConfigError(f"total_steps is {shown(total_steps)}, expected the run's number of optimizer steps")
-        failure: ConfigError | None = None
-        try:
-            for notice in run_notices(config, total_steps):
-                say(f"smet: note: {notice}", logging.WARNING)
-        except ConfigError as error:  # of a schedule of one's own, on this rank: told by all of them below
-            failure = error
+        failure = tell_of_run(config, total_steps, tell)
         self.config, self.store, self.bank = config, store, bank
         self.shard, self.shards = shard, shards
         self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards

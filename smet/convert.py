@@ -20,7 +20,7 @@ from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import TileGrid, count_active, pack, unpack
 from smet.named import problem
-from smet.notices import layer_notices
+from smet.notices import idle_notices, layer_notices
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.settings import remember, told
@@ -263,7 +263,7 @@ def _report(
         sparse + sum(one.weights for one in found.left), sparse, active, found.left,
     )  # fmt: skip
     tiles = {name: layer.grid.tiles * piece.shards for name, layer in report.layers.items()}
-    report.warnings += layer_notices(tiles, asked, config)
+    report.warnings += [*idle_notices(config), *layer_notices(tiles, asked, config)]
     if report.share < 0.5:
         report.warnings.append(
             f"only {report.share:.0%} of the model's matrix weights are in sparse layers: memory and time of the"

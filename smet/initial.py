@@ -34,6 +34,8 @@ def first_mask(name: str, tiles: int, active: int, config: SmetConfig, given: Ma
     Raises:
         ConfigError: the function that ``config`` names gives no such mask.
     """
+    if active == tiles:  # of which there is one
+        return torch.ones(tiles, dtype=torch.bool)
     if is_own(config.mask_init):  # which may write into what it is given
         given = {what: tensor.clone() for what, tensor in given.items()}
     try:

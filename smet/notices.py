@@ -2,11 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 
 from smet.config import SmetConfig
+from smet.criteria import GROW, MASKS, PRUNE
+from smet.criteria.needs import declared
 from smet.distribution import MAX_FACTOR, active_tiles, effective_density
+from smet.errors import ConfigError
 from smet.schedule import TopologySchedule
+
+OF_UPDATES = (
+    "prune", "prune_schedule", "prune_start", "prune_end", "growth", "protect_rounds", "topology_ranges",
+    "bias_correction", "update_interval", "stop_fraction",
+)  # fmt: skip
+"""Settings that decide something only where the topology changes."""
+OF_SPARSE_LAYERS = (
+    "distribution", "mask_init", "mask_residency", "lr_exponent", "fan_in_init", "seed",
+)  # fmt: skip
+"""Those that decide something only where a weight is inactive."""
+
+
+def idle_notices(config: SmetConfig, prefix: str = "") -> list[str]:
+    """Settings that were given and decide nothing beside the others, one line for each reason.
+
+    What is given as it would be anyway is not told: nothing would change without it.
+
+    Args:
+        prefix: of the settings' names, where the caller has others.
+    """
+    plain, found, told = SmetConfig(method=config.method), list[str](), set[str]()
+    given = [part.name for part in fields(config) if getattr(config, part.name) != getattr(plain, part.name)]
+    for reason, idle in _idle(config):
+        if names := [name for name in given if name in idle and name not in told]:
+            found.append(
+                f"{', '.join(prefix + name for name in names)} decide{'s' if len(names) == 1 else ''} nothing: {reason}"
+            )
+            told |= {*names}
+    if config.method == "static" and config.dynamic:
+        found.append(f"method 'static' is a label only: update_interval is {config.update_interval}, so masks change")
+    if config.method == "dense" and config.density < 1.0:
+        found.append(f"method 'dense' is a label only: density is {config.density:g}, so weights are left out")
+    return found
+
+
+def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(why, settings that decide nothing), whoever gave them."""
+    label = f", as method '{config.method}' has it" if config.method in ("dense", "static") else ""
+    everywhere = config.warmup_scope == "all"  # then weights that are there from the start are warmed up too
+    of_updates = (*OF_UPDATES, *(() if everywhere else ("warmup_steps", "warmup_scope")))
+    if config.density == 1.0:
+        yield f"density is 1{label}, every weight is active", (*OF_SPARSE_LAYERS, *of_updates)
+    elif config.update_interval == 0:
+        yield f"update_interval is 0{label}, the masks stay as they are", of_updates
+    elif config.stop_fraction == 0:
+        yield "stop_fraction is 0, the masks stay as they are", of_updates
+    elif config.prune_schedule == "constant":
+        yield "prune_schedule 'constant' stays at prune_start", ("prune_end",)
+    if config.warmup_steps == 0:
+        yield "warmup_steps is 0, nothing is warmed up", ("warmup_scope",)
+    if config.mask_init in MASKS and declared(MASKS[config.mask_init]):
+        yield f"mask_init '{config.mask_init}' keeps the weights that it chooses as they are", ("fan_in_init",)
+        if not config.dynamic:
+            yield f"mask_init '{config.mask_init}' draws nothing, and the masks stay as they are", ("seed",)
+        elif config.growth in GROW and config.growth != "random" and config.prune in PRUNE:
+            yield f"mask_init '{config.mask_init}' and growth '{config.growth}' draw nothing", ("seed",)
 
 
 def layer_notices(tiles: Mapping[str, int], densities: Mapping[str, float], config: SmetConfig) -> list[str]:
@@ -40,6 +100,17 @@ def layer_notices(tiles: Mapping[str, int], densities: Mapping[str, float], conf
 
 def _layers(count: int) -> str:
     return "1 layer has" if count == 1 else f"{count} layers have"
+
+
+def tell_of_run(config: SmetConfig, total_steps: int, tell: Callable[[str], object]) -> ConfigError | None:
+    """``tell`` all of ``run_notices``. A schedule that fails, maybe on this rank alone, is handed back: all ranks have
+    to learn of it."""
+    try:
+        for notice in run_notices(config, total_steps):
+            tell(notice)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def run_notices(config: SmetConfig, total_steps: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from smet.errors import ConfigError
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
-from smet.say import say
+from smet.say import note
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
 from smet.update import UpdateReport
@@ -127,7 +126,7 @@ def attach(
     if run.topology.gradients.needed:
         run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
     if bank.sharded:
-        say(f"smet: note: {INCOMPLETE}", logging.WARNING)
+        note(INCOMPLETE)
         run._ends.append(model.register_state_dict_pre_hook(_refuse_state_dict).remove)
     run.topology.before_step()
     _choose_products(run, tokens, dtype)

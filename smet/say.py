@@ -17,3 +17,8 @@ def say(text: str, level: int = logging.INFO) -> None:
         log.log(level, text)
     elif log.isEnabledFor(level) or log.level == logging.NOTSET:
         print(text, file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """``say`` what is allowed and probably not meant."""
+    say(f"smet: note: {text}", logging.WARNING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import RunConfig
+from pretrain.config.names import in_run_file
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.models import family_of, inventory_of
@@ -24,7 +24,7 @@ from smet.initial import first_mask
 from smet.mask import TileGrid, count_active, pack
 from smet.notices import layer_notices
 from smet.patterns import selects
-from smet.say import say
+from smet.say import note
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.masks import SavedMasks
@@ -65,7 +65,7 @@ class Builder:
         self.densities = dict(layer_densities(shapes, sparsity.density, sparsity.distribution))
         size = sparsity.block[0] * sparsity.block[1]
         for notice in layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity):
-            say(f"smet: note: {notice}", logging.WARNING)
+            note(in_run_file(notice))
 
     def whole(self) -> nn.Module:
         """All layers of this tensor-parallel rank, connected to the other ranks."""
@@ -102,6 +102,7 @@ class Builder:
         """Refuse a model that is not its family's inventory, from which all else is derived."""
         for name, parameter in model.named_parameters():
             listed = self.inventory.weight(name)
+            tensor.require_role(name, model.get_submodule(listed.module), listed.role)
             shape = tensor.whole_shape(listed.role, parameter.shape, self.layout)
             if tuple(shape) != listed.shape:
                 raise ConfigError(

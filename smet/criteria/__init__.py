@@ -98,8 +98,8 @@ def update_needs(config: SmetConfig) -> frozenset[str]:
 
 
 def mask_needs(config: SmetConfig) -> frozenset[str]:
-    """What the mask initialisation needs. May import its module."""
-    return declared(mask_of(config))
+    """What the mask initialisation needs, where there is anything to choose. May import its module."""
+    return declared(mask_of(config)) if config.density < 1.0 else frozenset()
 
 
 def require(config: SmetConfig) -> None:

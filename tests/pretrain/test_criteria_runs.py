@@ -143,7 +143,8 @@ def test_a_function_that_fails_on_one_shard_or_stage_stops_all_ranks_with_one_li
     assert first == second
     for line, setting in zip(first, SPLIT[split], strict=True):
         told = FAILING[setting][1].replace("layers.0", "layers.1" if split == "pipeline" else "layers.0")
-        assert line.startswith("rank 1 of 2: ") and told in line and "\n" not in line, setting
+        assert line.startswith("rank 1 of 2: sparsity.") and told in line and "\n" not in line, setting
+        assert f"sparsity.{setting} '{OWN}:" in line
 
 
 def test_tools_read_a_checkpoint_with_means_of_gradients(

@@ -75,6 +75,22 @@ def test_a_density_that_leaves_layers_with_one_weight_is_planned_and_said(caplog
     assert "fan_in_init would scale initial weights" in initial
 
 
+def test_settings_that_decide_nothing_are_named_as_in_the_run_file(caplog: pytest.LogCaptureFixture) -> None:
+    given = ["sparsity.method=static", "sparsity.growth=gradient", "sparsity.mask_init=snip", "sparsity.seed=3"]
+    assert main([*dry_run("9m.yaml"), *given]) == 0
+    assert [record.getMessage() for record in caplog.records if record.name == "smet"] == [
+        "smet: note: sparsity.growth decides nothing: sparsity.update_interval is 0, as sparsity.method 'static' has"
+        " it, the masks stay as they are",
+        "smet: note: sparsity.seed decides nothing: sparsity.mask_init 'snip' draws nothing, and the masks stay as they"
+        " are",
+    ]
+    caplog.clear()
+    assert main([*dry_run("9m.yaml"), "sparsity.prune_end=0.7"]) == 0
+    assert all("(sparsity.prune_" in record.getMessage() for record in caplog.records if record.name == "smet")
+    config = load_config(ROOT / "configs" / "9m.yaml", ["sparsity.method=dense", "sparsity.mask_init=snip"])
+    assert plan_rank(config, 1).before_training == 0, "no dense model computes for masks that hold every weight"
+
+
 def test_a_plan_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(ROOT / "configs" / "9m.yaml")
     planned = plan_rank(config, 8)

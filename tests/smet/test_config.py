@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import smet
 from smet import (
     ConfigError,
     LocalStore,
@@ -25,7 +26,9 @@ from smet import (
     parameter_groups,
     sparsify,
 )
+from smet.config import PRESETS
 from smet.distribution import MAX_FACTOR, active_tiles, density_factor, effective_density
+from smet.notices import idle_notices
 
 HINTS = typing.get_type_hints(SmetConfig)
 NUMBERS = [name for name, kind in HINTS.items() if kind in (int, float)]
@@ -164,3 +167,64 @@ def controller(given: dict[str, Any], steps: Any) -> TopologyController:
     model = sparsify(nn.Sequential(nn.Linear(8, 8)), config, quiet=True).model
     optimizer = SmetAdamW(parameter_groups(model, config))
     return TopologyController(model, config, LocalStore(optimizer), MaskBank(model), steps)
+
+
+OTHERS: dict[str, Any] = {
+    "distribution": "erk", "prune": "saliency", "prune_schedule": "linear", "prune_start": 0.5, "prune_end": 0.3,
+    "mask_init": "magnitude", "topology_ranges": 2, "protect_rounds": 1, "warmup_steps": 3,
+    "warmup_scope": "all", "lr_exponent": 0.25, "seed": 7, "update_interval": 3, "stop_fraction": 0.5,
+}  # fmt: skip
+FLIPPED: dict[str, dict[Any, Any]] = {
+    "bias_correction": {"local": "global", "global": "local"}, "fan_in_init": {True: False, False: True},
+    "growth": {"random": "gradient", "gradient": "random"},
+}  # fmt: skip
+ELSEWHERE = {
+    "method", "density", "block", "include", "exclude", "mask_residency", "weight_residency", "compute",
+}  # fmt: skip
+"""Settings of which layers are sparse, and of where things lie."""
+
+
+def trained(config: SmetConfig) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+    optimizer = smet.AdamW(smet.sparsify(model, config, quiet=True).model, lr=1e-2)
+    smet.attach(optimizer, 8)
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([layer.dense_weight().flatten() for layer in smet.sparse_layers(model).values()])
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_setting_is_said_to_decide_nothing_where_training_is_the_same_without_it(method: str) -> None:
+    plain = SmetConfig(method=method, **({} if PRESETS[method].get("update_interval") == 0 else {"update_interval": 2}))
+    assert idle_notices(plain) == []
+    assert {*OTHERS, *FLIPPED} | ELSEWHERE == {part.name for part in dataclasses.fields(SmetConfig)}
+    without = trained(plain)
+    for name in (*OTHERS, *FLIPPED):
+        value = OTHERS[name] if name in OTHERS else FLIPPED[name][getattr(plain, name)]
+        config = dataclasses.replace(plain, **{name: value})
+        told = [line for line in idle_notices(config) if line.startswith(f"{name} decides nothing: ")]
+        assert bool(told) == torch.equal(trained(config), without), (name, told)
+
+
+def test_all_that_decides_nothing_is_one_line_for_each_reason() -> None:
+    config = SmetConfig(method="static", growth="gradient", prune="saliency", warmup_scope="all", lr_exponent=0.5)
+    assert idle_notices(config) == [
+        "prune, growth decide nothing: update_interval is 0, as method 'static' has it, the masks stay as they are",
+        "warmup_scope decides nothing: warmup_steps is 0, nothing is warmed up",
+    ]
+    (line,) = smet.sparsify(nn.Sequential(nn.Linear(8, 8)), method="dense", mask_init="magnitude").warnings
+    assert line == "mask_init decides nothing: density is 1, as method 'dense' has it, every weight is active"
+    assert idle_notices(SmetConfig(method="static", update_interval=5)) == [
+        "method 'static' is a label only: update_interval is 5, so masks change"
+    ]
+    assert idle_notices(SmetConfig(method="dense", density=0.5))[0].startswith("method 'dense' is a label only")
+
+
+def test_nothing_is_computed_for_masks_that_hold_every_weight() -> None:
+    """SNIP would need a loss, and a function of one's own would be asked."""
+    for name in ("snip", "tests.smet.own_criteria:mask_fails_on_one"):
+        model = smet.sparsify(nn.Sequential(nn.Linear(8, 8)), method="dense", mask_init=name, quiet=True).model
+        assert model[0].is_full

@@ -13,8 +13,10 @@ import pytest
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.checks import DEEPSPEED_KEYS
+from pretrain.config.names import in_run_file
 from pretrain.config.run import NO_DATACLASS
 from pretrain.errors import ConfigError
+from smet.config import SmetConfig
 
 
 def make(**sections: dict[str, Any]) -> RunConfig:
@@ -160,3 +162,22 @@ def test_no_number_of_any_section_may_be_infinite_nan_text_or_a_truth_value(sect
 def test_rates_below_zero_and_betas_outside_their_range_are_refused(section: str, key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{section}.{key} is {value}, expected a (positive )?number"):
         make(**{section: {key: value}})
+
+
+@pytest.mark.parametrize("name", [part.name for part in dataclasses.fields(SmetConfig)])
+def test_the_librarys_messages_name_settings_as_run_files_do(name: str) -> None:
+    for text in (
+        f"{name} is 5, expected less", f"rank 1 of 2: {name} is 5", f"a ranks' {name} 'own:f' fails",
+        f"{name} [1, 2] is odd",
+    ):  # fmt: skip
+        told = in_run_file(text)
+        assert told == text.replace(name, f"sparsity.{name}", 1) and in_run_file(told) == told
+
+
+def test_words_that_are_no_settings_stay_as_they_are() -> None:
+    for text in (
+        "train.seed is 3, optimizer.warmup_steps is 5", "too few tiles for the density: 0 has 16", "a block is built",
+        "tests.own:prune fails", "the growth is slow", "include what you need", "the method is not there",
+        "my_seed is 3", "path/growth is a folder", "mask_initial 'x'", "warmup_steps_of 3",
+    ):  # fmt: skip
+        assert in_run_file(text) == text
