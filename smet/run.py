@@ -17,7 +17,7 @@ from smet.errors import ConfigError
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
-from smet.say import note
+from smet.say import note, say
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
 from smet.update import UpdateReport

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pretrain.models import inventory_of
+from pretrain.models import family_of, inventory_of
 from pretrain.models.family import FamilyConfig
 from pretrain.models.inventory import Inventory, Kind, Place, Role, Shape, Weight
 from smet.errors import ConfigError, nearest
@@ -28,7 +28,8 @@ def contradictions(model: FamilyConfig, tensor: int = 1) -> list[str]:
         inventory = inventory_of(model)
         if not isinstance(shape := inventory.shape, Shape):
             return [f"{who}: shape() gives a {type(shape).__name__}, expected a Shape (pretrain.models.inventory)"]
-        found = [*_of_shape(shape, model), *_of_weights(inventory.weights)]
+        found = [*_of_keys(family_of(model).function, model), *_of_shape(shape, model)]
+        found += _of_weights(inventory.weights)
         if not found:
             found = [*_of_blocks(inventory), *_of_biases(inventory)]
         if not found:
@@ -36,6 +37,14 @@ def contradictions(model: FamilyConfig, tensor: int = 1) -> list[str]:
     except ConfigError as error:
         return error.problems
     return [f"{who}: {text}" for text in found]
+
+
+def _of_keys(function: tuple[str, ...], model: FamilyConfig) -> Iterator[str]:
+    """Keys that are compared when a run goes on."""
+    known = [part.name for part in dataclasses.fields(model)]
+    for key in function:
+        if key not in known:
+            yield f"function has {key!r}, expected keys of the model section{nearest(str(key), known)}"
 
 
 def _of_shape(shape: Shape, model: FamilyConfig) -> Iterator[str]:

@@ -120,6 +120,7 @@ def test_an_inventory_that_contradicts_the_model_is_one_line(
         ("OTHER_HEAD", ["shape().head is 'lm_head', expected the block of the weight of role HEAD"]),
         ("OTHER_KEYS", ["shape().keys calls layers 'depht', expected a key of the model section (did you mean 'depth'",
                         "shape().keys calls longest None"]),
+        ("OTHER_FUNCTION", ["function has 'headz', expected keys of the model section (did you mean 'heads'?)"]),
         ("NO_DEVIATION", ["shape().deviation is 0, expected a positive number"]),
         ("TEXT", ["problems() of tests.families.broken.TextConfig gives 'all is lost' (str), expected a list of"]),
         ("FAILING", ["FailingConfig, which 'model' is made of, fails in", "(ZeroDivisionError: integer"]),
