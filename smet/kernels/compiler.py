@@ -101,7 +101,7 @@ def build(
     """The compiled kernels, from the cache or freshly built into it.
 
     Args:
-        source: the C++ file.
+        source: the C++ file, which may include headers whose names begin as its own does.
         folder: the cache; default ``cache_folder()``. If it cannot be written, nothing is kept.
         machine: flags that choose the instructions. A compiler that refuses them is asked without.
         more: flags that the source needs.
@@ -114,7 +114,8 @@ def build(
     """
     folder = cache_folder() if folder is None else folder
     command, version = compiler()
-    inputs = (source.read_bytes(), repr((command, version, machine, _flags(more), processor())).encode())
+    included = b"\0".join(path.read_bytes() for path in sorted(source.parent.glob(f"{source.stem}*.h")))
+    inputs = (source.read_bytes(), included, repr((command, version, machine, _flags(more), processor())).encode())
     key = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
     if (content := _cached(folder, f"{source.stem}-{key}")) is not None:
         return content

@@ -10,11 +10,13 @@
 // Where tiles are 32 x 32 or more, spread sums 12 tokens x 32 outputs over all active tiles of a row in 24 registers, with x
 // copied to panels of 12 tokens. Smaller ones have tokens across the registers: 8 outputs x 32 tokens, with x and y
 // transposed on the way. sample sums 8 rows x 48 columns, from as many tiles of the row as that takes, over tokens.
-// The order of every sum is fixed, so results do not depend on the number of threads.
+// The order of every sum is fixed, so results do not depend on the number of threads. On processors that have a matrix unit,
+// it multiplies bf16 where sides are multiples of 16: see tiles_amx.h.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -23,14 +25,6 @@
 #else
 #define SERVED 0
 #endif
-
-extern "C" int smet_tiles_served() {
-#if SERVED && defined(__AVX512BF16__)
-    return 2;
-#else
-    return SERVED;
-#endif
-}
 
 #if SERVED
 
@@ -298,6 +292,19 @@ void panels(const typename F::T* x, long tokens, long columns, long stride, u32*
         }
 }
 
+// The first row of tiles of a thread's share of n, which are even by tiles.
+inline long share(Index index, long n, int p, int team) {
+    return p == team ? n : std::lower_bound(index.begin, index.begin + n, long(index.begin[n]) * p / team) - index.begin;
+}
+
+// The strips of 16 columns of a row of tiles, and how many they are; `right` points at the panels.
+inline long strips_of(Range tiles, long r, long c, const u32* right, long stride, Column* columns) {
+    long count = 0;
+    for (long e = 0; e < tiles.count; ++e) for (long j = 0; j < c; j += 16)
+        columns[count++] = {right + (tiles.inner[e] * c + j) / 16 * stride, tiles.slots[e] * r * c + j};
+    return count;
+}
+
 // out = active tiles of a^T b for a (T x rows), b (T x cols).
 template <class F>
 void sample(const typename F::T* a, const typename F::T* b, typename F::T* out, long T, long rows, long cols, long r, long c,
@@ -305,9 +312,6 @@ void sample(const typename F::T* a, const typename F::T* b, typename F::T* out, 
     const long n = rows / r, longest = min(CHUNK, T), most = (longest + F::K - 1) / F::K;
     const long stride = most * 16 + 16;  // + 16: panels start in different cache sets
     u32 *left = scratch, *right = scratch + (rows + 31) / 16 * stride;
-    auto share = [&](int p) {  // evenly by tiles
-        return p == team ? n : std::lower_bound(index.begin, index.begin + n, long(index.begin[n]) * p / team) - index.begin;
-    };
     for (long t = 0; t < T; t += longest) {
         const long tokens = min(longest, T - t), steps = (tokens + F::K - 1) / F::K;
         const bool first = !t, last = t + tokens == T;
@@ -317,11 +321,8 @@ void sample(const typename F::T* a, const typename F::T* b, typename F::T* out, 
         });
         run(team, [&](int p) {
             std::vector<Column> columns(cols / 16);
-            for (long i = share(p); i < share(p + 1); ++i) {
-                const Range tiles = index[i];
-                long count = 0;
-                for (long e = 0; e < tiles.count; ++e) for (long j = 0; j < c; j += 16)
-                    columns[count++] = {right + (tiles.inner[e] * c + j) / 16 * stride, tiles.slots[e] * r * c + j};
+            for (long i = share(index, n, p, team); i < share(index, n, p + 1, team); ++i) {
+                const long count = strips_of(index[i], r, c, right, stride, columns.data());
                 for (long k = 0; k < count; k += 3) for (long m = 0; m < r; m += 8) {
                     const u32* words = left + (i * r + m) / 16 * stride + (i * r + m) % 16;
                     auto kernel = count - k > 2    ? sample_kernel<F, 3>
@@ -334,6 +335,29 @@ void sample(const typename F::T* a, const typename F::T* b, typename F::T* out, 
     }
 }
 
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define MATRIX_UNIT 1
+#include "tiles_amx.h"
+#else
+#define MATRIX_UNIT 0
+#endif
+
+template <class F, class... Given>
+void best_spread(Given... given) {
+#if MATRIX_UNIT
+    if constexpr (F::K == 2) if (amx::spread(given...)) return;
+#endif
+    spread<F>(given...);
+}
+
+template <class F, class... Given>
+void best_sample(Given... given) {
+#if MATRIX_UNIT
+    if constexpr (F::K == 2) if (amx::sample(given...)) return;
+#endif
+    sample<F>(given...);
+}
+
 }  // namespace
 
 // ---- interface ----------------------------------------------------------------------------------
@@ -342,17 +366,37 @@ void sample(const typename F::T* a, const typename F::T* b, typename F::T* out, 
     extern "C" void smet_spread_##NAME(const F::T* x, const F::T* values, F::T* y, long T, long inputs, long outputs, long r, \
                                        long c, int along, const int32_t* begin, const int32_t* inner, const int32_t* slots,  \
                                        u32* packed, u32* scratch, int team) {                                                \
-        spread<F>(x, values, y, T, inputs, outputs, r, c, along, {begin, inner, slots}, packed, scratch, team);              \
+        best_spread<F>(x, values, y, T, inputs, outputs, r, c, along, Index{begin, inner, slots}, packed, scratch, team);             \
     }                                                                                                                        \
     extern "C" void smet_sample_##NAME(const F::T* a, const F::T* b, F::T* out, long T, long rows, long cols, long r, long c, \
                                        const int32_t* begin, const int32_t* inner, const int32_t* slots, float* sums,        \
                                        u32* scratch, int team) {                                                             \
-        sample<F>(a, b, out, T, rows, cols, r, c, {begin, inner, slots}, sums, scratch, team);                               \
+        best_sample<F>(a, b, out, T, rows, cols, r, c, Index{begin, inner, slots}, sums, scratch, team);                               \
     }
 INTERFACE(fp32, Fp32)
 INTERFACE(bf16, Bf16)
 
 #endif
+
+// What bf16 is multiplied with: nothing, AVX-512, AVX-512 BF16, or AMX where tiles allow it.
+extern "C" int smet_tiles_served() {
+#if !SERVED
+    return 0;
+#elif MATRIX_UNIT
+    return amx::on && amx::permitted() ? 3 : 2;
+#elif defined(__AVX512BF16__)
+    return 2;
+#else
+    return 1;
+#endif
+}
+
+// Whether the matrix unit may be used, where there is one.
+extern "C" void smet_tiles_matrix_unit(int on) {
+#if SERVED && MATRIX_UNIT
+    amx::on = on;
+#endif
+}
 
 // For each row and each column of tiles its active tiles, from the packed mask; returns how many there are. Never writes
 // more than `most`, so a mask that does not fit its values costs no memory of others.

@@ -51,6 +51,7 @@ def library() -> ctypes.CDLL | None:
     built.smet_tiles_index.restype = count
     if not built.smet_tiles_served():
         return None
+    built.smet_tiles_matrix_unit.argtypes, built.smet_tiles_matrix_unit.restype = [integer], None
     for name in ("fp32", "bf16"):
         spread, sample = getattr(built, f"smet_spread_{name}"), getattr(built, f"smet_sample_{name}")
         spread.argtypes = [pointer] * 3 + [count] * 5 + [integer] + [pointer] * 5 + [integer]
@@ -60,9 +61,15 @@ def library() -> ctypes.CDLL | None:
 
 
 def instructions() -> str:
-    """What bf16 is multiplied with here: ``AVX-512 BF16``, ``AVX-512``, or nothing."""
+    """What bf16 is multiplied with here: ``AMX``, ``AVX-512 BF16``, ``AVX-512``, or nothing."""
     built = library()
-    return ("", "AVX-512", "AVX-512 BF16")[built.smet_tiles_served()] if built is not None else ""
+    return ("", "AVX-512", "AVX-512 BF16", "AMX")[built.smet_tiles_served()] if built is not None else ""
+
+
+def use_matrix_unit(allowed: bool) -> None:
+    """Let bf16 be multiplied on AMX where the processor has it, as it is unless told otherwise; for this process."""
+    if (built := library()) is not None:
+        built.smet_tiles_matrix_unit(int(allowed))
 
 
 def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
@@ -146,6 +153,7 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
         return sample(a.float(), b.float(), lists, groups, rows, cols).half()
     a, b, out, team = _ready(a), _ready(b), a.new_empty(size), torch.get_num_threads()
     steps = -(-min(CHUNK, tokens) * a.element_size() // 4)
+    steps = -(-steps // 16) * 16  # the matrix unit takes sixteen at a time
     words = ((a.shape[1] + 31) // 16 + (b.shape[1] + 31) // 16) * (steps * 16 + 16)
     getattr(library(), f"smet_sample_{DTYPES[a.dtype]}")(
         a.data_ptr(), b.data_ptr(), out.data_ptr(), tokens, a.shape[1], b.shape[1], rows, cols,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,9 +20,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 needs_kernels = pytest.mark.skipif(tiles_cpu.library() is None, reason="no AVX-512, or no C++ compiler")
 
 
-@pytest.fixture(autouse=True)
-def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+HAS_MATRIX_UNIT = tiles_cpu.instructions() == "AMX"
+
+
+@pytest.fixture(autouse=True, params=["with AMX", "without AMX"] if HAS_MATRIX_UNIT else [""])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SMET_COMPUTE", "tiles")
+    tiles_cpu.use_matrix_unit(request.param != "without AMX")
+    yield
+    tiles_cpu.use_matrix_unit(True)
 
 
 def cases(count: int, seed: int) -> list[tuple[int, int, tuple[int, int], int, float]]:
@@ -167,3 +174,30 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         tiles_cpu.sample(torch.randn(41, 64), torch.randn(40, 96), rows, {}, 16, 16)
     with pytest.raises(RuntimeError, match="a mask of 24 tiles is 3 bytes, got 2"):
         tiles_cpu.index(layer.mask[:2], layer.grid, layer.active)
+
+
+@needs_kernels
+@pytest.mark.skipif(not HAS_MATRIX_UNIT, reason="no AMX")
+def test_the_matrix_unit_takes_tiles_of_sixteens_and_leaves_its_registers_as_they_were() -> None:
+    taken = {}
+    x, grad = torch.randn(70, 96).bfloat16(), torch.randn(70, 96).bfloat16()
+    for block in ((16, 16), (32, 48), (48, 32), (96, 16), (8, 16)):
+        layer = layer_of(96, 96, block, 0.5, False, torch.bfloat16)
+        own = products(layer, x, grad)
+        dense = x @ x.t()  # torch's own products set the unit up for themselves, between ours
+        tiles_cpu.use_matrix_unit(False)
+        others = products(layer, x, grad)
+        tiles_cpu.use_matrix_unit(True)
+        assert torch.equal(dense, x @ x.t())
+        assert all(error(a, b) < 1e-2 for a, b in zip(own, others, strict=True))
+        taken[block] = not all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+    assert tiles_cpu.instructions() in ("AMX", "AVX-512 BF16")
+    assert taken[8, 16] is False, "whose sides are no sixteens"
+
+
+@needs_kernels
+@pytest.mark.parametrize("tokens", [31, 32, 33, 63, 64, 65, 1023, 1025, 1057])
+@pytest.mark.parametrize("block", [(16, 16), (16, 48), (48, 16), (32, 32), (64, 16), (96, 96)], ids=str)
+def test_every_remainder_of_tokens_and_strips(block: tuple[int, int], tokens: int) -> None:
+    for transposed in (False, True):
+        check_products(2 * block[0], 5 * block[1], block, tokens, 0.6, torch.bfloat16, transposed)
