@@ -84,6 +84,12 @@ def model_name() -> str:
     return _told().get("model name") or platform.processor() or platform.machine()
 
 
+def can(flag: str) -> bool:
+    """Whether this processor says that it has ``flag``, such as ``amx_bf16``."""
+    return flag in _told().get("flags", "").split()
+
+
+@functools.cache
 def _told() -> dict[str, str]:
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     found: dict[str, str] = {}

@@ -79,8 +79,11 @@ def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
 
 
 def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
-    """Whether that is likely faster than the dense product; see docs/performance.md for what was measured."""
-    return tokens >= FEWEST_TOKENS and density <= 0.75 and dtype != torch.float16
+    """Whether that is likely faster than the dense product, which has the matrix unit where there is one."""
+    most = 0.75
+    if dtype == torch.bfloat16 and compiler.can("amx_bf16"):
+        most = 0.4 if tile[0] % 16 == 0 and instructions() == "AMX" else 0.05
+    return tokens >= FEWEST_TOKENS and density <= most and dtype != torch.float16
 
 
 def index(bits: Tensor, grid: TileGrid, active: int) -> tuple[Lists, Lists]:
