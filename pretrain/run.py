@@ -70,8 +70,6 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
     layout.agree(lambda: require_found(config))
-    for notice in idle_in_run_file(config.sparsity):
-        note(notice)
     operation = config.operation
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
@@ -108,6 +106,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     remarks = folder.remarks(config, trainer.step) if layout.is_main else []
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()
+    for notice in idle_in_run_file(config.sparsity):
+        note(notice)
     weights = layout.gather_objects(_sparse_weights(trainer))
     if layout.is_main:
         remarks += [*measured, *(origin.what_bends(trainer) if origin else [])]

@@ -54,9 +54,11 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     if config.density == 1.0:
         yield f"density is 1{label}, every weight is active", (*OF_SPARSE_LAYERS, *of_updates)
     elif config.update_interval == 0:
-        yield f"update_interval is 0{label}, the masks stay as they are", of_updates
+        others = tuple(name for name in of_updates if name != "update_interval")
+        yield f"update_interval is 0{label}, the masks stay as they are", others
     elif config.stop_fraction == 0:
-        yield "stop_fraction is 0, the masks stay as they are", of_updates
+        others = tuple(name for name in of_updates if name != "stop_fraction")
+        yield "stop_fraction is 0, the masks stay as they are", others
     elif config.prune_schedule == "constant":
         yield "prune_schedule 'constant' stays at prune_start", ("prune_end",)
     if config.warmup_steps == 0:

@@ -215,6 +215,9 @@ def test_all_that_decides_nothing_is_one_line_for_each_reason() -> None:
         "prune, growth decide nothing: update_interval is 0, as method 'static' has it, the masks stay as they are",
         "warmup_scope decides nothing: warmup_steps is 0, nothing is warmed up",
     ]
+    for stops in ({"update_interval": 0}, {"stop_fraction": 0.0}):
+        (line,) = idle_notices(SmetConfig(growth="gradient", **stops))
+        assert line == f"growth decides nothing: {next(iter(stops))} is 0, the masks stay as they are"
     (line,) = smet.sparsify(nn.Sequential(nn.Linear(8, 8)), method="dense", mask_init="magnitude").warnings
     assert line == "mask_init decides nothing: density is 1, as method 'dense' has it, every weight is active"
     assert idle_notices(SmetConfig(method="static", update_interval=5)) == [
