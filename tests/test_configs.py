@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from pretrain.__main__ import main
 from pretrain.config import load_config
+from pretrain.errors import ConfigError
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.llama.model import LlamaForCausalLM
 
@@ -47,6 +51,35 @@ def test_run(path: Path) -> None:
     assert config.optimizer.warmup_steps < config.train.steps
     for ranks in (1, 2) if path.stem == "quickstart" else (1, 2, 4, 8):
         assert config.accumulation(ranks) >= 1
+
+
+TILED = sorted((CONFIGS / "tiles").glob("*.yaml"))
+DEGREES = (1, 2, 4, 8)
+
+
+def test_every_size_has_a_run_in_tiles() -> None:
+    assert {path.stem for path in TILED} == SIZES.keys() - {"quickstart"}
+
+
+@pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
+def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> None:
+    """And at no others; the run is that of the same size otherwise."""
+    (line,) = re.findall(r"^# Tensor degrees: (.*)\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    serves = []
+    for degree in DEGREES:
+        with contextlib.suppress(ConfigError):
+            load_config(path, [f"parallel.tensor={degree}", "parallel.sequence=false"])
+            serves.append(degree)
+    assert [int(word) for word in re.findall(r"\d+", line)] == serves
+    own, base = load_config(path).to_dict(), load_config(CONFIGS / path.name).to_dict()
+    assert min(own["sparsity"].pop("block")) >= 16 and own["train"].pop("output_dir") == f"runs/{path.stem}-tiles"
+    del base["sparsity"]["block"], base["train"]["output_dir"]
+    assert own == base
+
+
+@pytest.mark.parametrize("size", ["9m", "60m", "130m", "350m", "1b", "3b", "7b"])  # 13b and 70b take long to build
+def test_runs_in_tiles_build(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONFIGS / "tiles" / f"{size}.yaml"), "--dry-run", "--json"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "smet-rigl"])
