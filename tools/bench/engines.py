@@ -17,8 +17,10 @@ from pretrain.engine import Engine, PlainEngine
 from pretrain.layout import Layout
 from pretrain.models import family_of
 from pretrain.models.init import initialize
-from smet import MaskBank, TopologyController
+from pretrain.products import micro_batch
+from smet import MaskBank, TopologyController, compute
 from smet.linear import SparseLinear, sparse_layers
+from smet.measured import measure as measure_products
 from smet.memory import Table, measure
 from smet.patterns import selects
 from smet.zero import ZeroStore
@@ -31,6 +33,8 @@ class Side(ABC):
     """An engine that can be stepped and measured."""
 
     engine: Engine
+    products = "dense"
+    """Who multiplies."""
 
     @abstractmethod
     def step(self, batches: list[Tensor]) -> float:
@@ -52,6 +56,9 @@ class SparseSide(Side):
         self.topology = TopologyController(
             self.engine.model, config.sparsity, self.engine.store, self.bank, config.train.steps
         )
+        layers, inputs = self.layers.values(), micro_batch(config)
+        measure_products(layers, *inputs, layout.gather_objects, layout.is_main)
+        self.products = compute.describe(layers, *inputs)
 
     @property
     def layers(self) -> dict[str, SparseLinear]:

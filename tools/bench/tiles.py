@@ -1,10 +1,13 @@
-"""``python -m tools.bench tiles``: products over active tiles on this CPU against torch's dense ones."""
+"""``python -m tools.bench tiles``: products over active tiles on this CPU, and whole steps, against dense ones."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +20,8 @@ from tqdm import tqdm
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
-from smet.kernels import tiles_cpu
-from tools.bench import machine
+from smet.kernels import compiler, tiles_cpu
+from tools.bench import machine, whole
 from tools.bench.card.products import PRODUCTS, Sides
 from tools.bench.card.settings import Case
 from tools.bench.spread import quartiles, ratios
@@ -28,7 +31,11 @@ SHAPES = ((512, 512, 2048), (1376, 512, 2048), (2048, 2048, 2048), (512, 512, 51
 TILES = ((8, 16), (16, 16), (32, 32), (64, 64), (128, 128))
 DENSITIES = (0.1, 0.25, 0.5)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-SECONDS = 1.5
+FEW_TILES, FEW_DENSITIES = ((16, 16), (32, 32)), (0.25, 0.1)
+"""What is measured in fp32, and with dense products held to AVX-512."""
+HOLD = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+"""Read where torch is loaded: its products then leave the matrix unit alone."""
+SECONDS = 1.0
 """A case is repeated for so long, at least three times: alternately dense and over tiles."""
 
 
@@ -38,49 +45,102 @@ def main(arguments: list[str]) -> int:
         prog="python -m tools.bench tiles",
         description="Forward, gradient of the input and gradient of the values over active tiles on this CPU, each "
         "against torch's product with the whole matrix in the same run. CPU time with one thread (other programs do "
-        "not count), else wall time.",
+        "not count), else wall time. Where there is a matrix unit (AMX), once more with both sides held to AVX-512. "
+        "Then whole training steps of two ranks of one thread.",
     )
     parser.add_argument("--json", type=path_argument, help="write the result here, as it grows")
     parser.add_argument("--threads", type=int, default=1, help="threads of both sides (default: 1)")
+    parser.add_argument("--part", choices=("products", "steps"), help="measure only these (default: both)")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it works")
     given = parser.parse_args(arguments)
     if given.threads < 1:
         raise DataError(f"--threads is {given.threads}, expected 1 or more")
     if tiles_cpu.library() is None:
         raise DataError("products over tiles need AVX-512 and a C++ compiler; on this machine layers multiply densely")
-    result = measure(given.threads, given.quick, given.json)
-    if given.json is not None:
-        _publish(result, given.json)
-    print(table(result))
+    held = is_held()
+    tiles_cpu.use_matrix_unit(not held)
+    result = measure(given.threads, given.quick, given.part, held, given.json)
+    print(screen(result))
     return 0
 
 
-def measure(threads: int, quick: bool, path: Path | None = None) -> dict[str, Any]:
-    """All cases; ``path`` gets what is there after each."""
+def measure(threads: int, quick: bool, part: str | None, held: bool, path: Path | None = None) -> dict[str, Any]:
+    """All that was asked for; ``path`` gets what is there after each case.
+
+    Args:
+        part: ``products``, ``steps``, or None for both.
+        held: whether products are held to AVX-512; fewer cases then.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    cases = list(_cases(quick))
+    begin = time.perf_counter()
+    unit = tiles_cpu.instructions() == "AMX"
     result: dict[str, Any] = {
-        "kind": "tiles", "machine": {**machine.describe("cpu"), "tiles": tiles_cpu.instructions()},
-        "threads": threads, "load": [machine.load()], "rows": [],
+        "kind": "tiles",
+        "machine": {**machine.describe("cpu"), "tiles": tiles_cpu.instructions(), "dense": dense_uses()},
+        "threads": threads, "quick": quick, "load": [machine.load()], "rows": [], "held": [], "steps": [],
     }  # fmt: skip
-    for name, case in tqdm(cases, desc="products", disable=None, file=sys.stderr):
-        result["rows"].append(_measured(name, case, threads, quick))
+
+    def publish() -> None:
+        result["seconds"] = time.perf_counter() - begin
         if path is not None:
             _publish(result, path)
+
+    for name, case in tqdm(
+        list(_cases(quick, held)) if part != "steps" else [], desc="products", disable=None, file=sys.stderr
+    ):
+        result["rows"].append(_measured(name, case, threads, quick))
+        publish()
+    if unit and part is None:
+        result["held"] = _held(threads, quick)
+    for found in whole.measure(quick) if part != "products" else ():
+        result["steps"].append(found)
+        publish()
     result["load"].append(machine.load())
+    publish()
     return result
 
 
-def _cases(quick: bool) -> Iterator[tuple[str, Case]]:
+def is_held() -> bool:
+    """Whether torch's products in this process may use no more than AVX-512."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith("AVX512")
+
+
+def dense_uses() -> str:
+    """What torch's own products in bf16 run on here."""
+    if not is_held() and compiler.can("amx_bf16"):
+        return "AMX"
+    return "AVX-512 BF16" if compiler.can("avx512_bf16") else "AVX-512"
+
+
+def _held(threads: int, quick: bool) -> list[dict[str, Any]]:
+    """The rows of a process whose products, over tiles and dense, are held to AVX-512."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        found = Path(folder, "held.json")
+        command = [sys.executable, "-m", "tools.bench", "tiles", "--part", "products", "--threads", str(threads)]
+        command += ["--json", str(found), *(["--quick"] if quick else [])]
+        done = subprocess.run(command, env={**os.environ, **HOLD}, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise DataError(f"measuring with products held to AVX-512 failed: {' '.join(command)}")
+        rows: list[dict[str, Any]] = json.loads(found.read_text(encoding="utf-8"))["rows"]
+        return rows
+
+
+def _cases(quick: bool, held: bool = False) -> Iterator[tuple[str, Case]]:
     if quick:
-        yield from (("fp32", (64, 64, 64, (16, 16), 0.25)), ("bf16", (64, 64, 64, (32, 32), 0.25)))
+        yield "bf16", (64, 64, 64, (32, 32), 0.25)
+        if not held:
+            yield "fp32", (64, 64, 64, (16, 16), 0.25)
         return
     for name in DTYPES:
+        few = held or name == "fp32"
         for out, inputs, tokens in SHAPES:
-            for tile in TILES:
+            if few and tokens < 2048 or held and name == "fp32":
+                continue
+            for tile in FEW_TILES if few else TILES:
                 if out % tile[0] == inputs % tile[1] == 0:
-                    yield from ((name, (out, inputs, tokens, tile, density)) for density in DENSITIES)
+                    for density in FEW_DENSITIES if few else DENSITIES:
+                        yield name, (out, inputs, tokens, tile, density)
 
 
 def _measured(name: str, case: Case, threads: int, quick: bool) -> dict[str, Any]:
@@ -115,14 +175,14 @@ def _publish(result: dict[str, Any], path: Path) -> None:
     write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table, times over tiles by those of the whole matrix."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Cases as a Markdown table, times over tiles by those of the whole matrix."""
     lines = [
         "| type | out x in | tokens | tile | density | forward | input gradient | values gradient | all three | "
         "quartiles | dense ms | error |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
-    for row in result["rows"]:
+    for row in rows:
         each = " | ".join(f"{row['ratios'][product]['median']:.3f}" for product in (*PRODUCTS, "all"))
         low, high = row["ratios"]["all"]["quartiles"]
         lines.append(
@@ -133,17 +193,36 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def screen(result: dict[str, Any]) -> str:
+    """What was measured, in tables under headings."""
+    parts = []
+    at = result["machine"]
+    if result["rows"]:
+        parts += [f"## Products, dense on {at['dense']}, over tiles on {at['tiles']}", table(result["rows"])]
+    if result["held"]:
+        parts += ["## The same with both held to AVX-512 BF16", table(result["held"])]
+    if result["steps"]:
+        parts += ["## Whole steps", whole.table(result["steps"])]
+    return "\n\n".join(parts)
+
+
 def page(result: dict[str, Any]) -> str:
     """The page of a result."""
     at = result["machine"]
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    trial = " (a test run: sizes are tiny, times mean nothing)" * result["quick"]
     return (
-        "# Products over active tiles on a CPU\n\n"
+        f"# Products over active tiles on a CPU{trial}\n\n"
         "This page is made by `python -m tools.bench render RESULT.json PAGE.md` from the result of `python -m "
-        "tools.bench tiles --json RESULT.json`. Each figure is the time of a product over active tiles by the time of "
+        "tools.bench tiles --json RESULT.json`. Each figure of products is the time over active tiles by the time of "
         "torch's product with the whole matrix, alternately in one run (medians; quartiles of all three together); "
-        "below 1 tiles are faster. *Error* is the largest relative one against fp32, in the Frobenius norm.\n\n"
-        f"Machine: {at['processor']}, {at['cores']} cores, {at['tiles']}; torch {at['torch']}; {threads}; revision "
-        f"{at['revision']}; load {result['load'][0]} before and {result['load'][-1]} after.\n\n"
-        f"{table(result)}\n"
+        "below 1 tiles are faster. *Error* is the largest relative one against fp32, in the Frobenius norm. Whole "
+        "steps are those of engines that take turns in the same two ranks of one thread: bf16, ZeRO-2, 2,048 tokens "
+        "per rank, against ordinary layers with torch's fused AdamW; who multiplies is what `sparsity.compute: auto` "
+        "measured at its start.\n\n"
+        f"Machine: {at['processor']}, {at['cores']} cores; products over tiles on {at['tiles']}, torch's dense ones on "
+        f"{at['dense']} (bf16); torch {at['torch']}, DeepSpeed {at['deepspeed']}; {threads}; revision "
+        f"{at['revision']}; load {result['load'][0]} before and {result['load'][-1]} after; {result['seconds']:.0f} s "
+        "in all.\n\n"
+        f"{screen(result)}\n"
     )

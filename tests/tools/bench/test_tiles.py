@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from smet.kernels import tiles_cpu
+from tools.bench import whole
 from tools.bench.__main__ import main
-from tools.bench.tiles import DENSITIES, DTYPES, SHAPES, TILES, _cases
+from tools.bench.tiles import DENSITIES, SHAPES, TILES, _cases
 
 pytestmark = pytest.mark.skipif(tiles_cpu.library() is None, reason="no AVX-512, or no C++ compiler")
 
@@ -18,17 +20,37 @@ def test_a_quick_run_is_measured_and_rendered(tmp_path: Path, capsys: pytest.Cap
     result, page = tmp_path / "result.json", tmp_path / "page.md"
     assert main(["tiles", "--quick", "--json", str(result)]) == 0
     shown = capsys.readouterr().out
-    rows = json.loads(result.read_text())["rows"]
-    assert [row["dtype"] for row in rows] == ["fp32", "bf16"]
+    found = json.loads(result.read_text())
+    rows, unit = found["rows"], tiles_cpu.instructions() == "AMX"
+    assert [row["dtype"] for row in rows] == ["bf16", "fp32"]
     assert all(max(row["errors"].values()) < 0.01 and row["ratios"]["all"]["median"] > 0 for row in rows)
+    assert [row["dtype"] for row in found["held"]] == ["bf16"] * unit, "once more without the matrix unit"
+    assert found["machine"]["dense"] == ("AMX" if unit else found["machine"]["dense"])
+    (steps,) = found["steps"]
+    assert list(steps["steps"]) == ["dense", "SMET 16 x 16, density 0.25"] and steps["products"]["dense"] == "dense"
+    assert all(step["seconds"] > 0 for step in steps["steps"].values())
     assert main(["render", str(result), str(page)]) == 0
-    assert shown in page.read_text() and "AVX-512" in page.read_text()
+    text = page.read_text()
+    assert shown in text and f"torch's dense ones on {found['machine']['dense']}" in text and "a test run" in text
 
 
 def test_every_shape_tile_and_density_that_fits_is_a_case() -> None:
     cases = list(_cases(quick=False))
     fit = [(s, t) for s in SHAPES for t in TILES if s[0] % t[0] == s[1] % t[1] == 0]
-    assert len(cases) == len(set(cases)) == len(DTYPES) * len(fit) * len(DENSITIES)
+    assert len(cases) == len(set(cases))
+    assert sum(name == "bf16" for name, _ in cases) == len(fit) * len(DENSITIES)
+    held = list(_cases(quick=False, held=True))
+    assert set(held) < set(cases) and {name for name, _ in held} == {"bf16"}
+
+
+def test_whole_steps_are_those_of_tiles_that_divide() -> None:
+    made = list(whole.settings(quick=False))
+    assert {setting.title for setting in made} == {"60m", "8 layers of 350m", "2 layers of 1b"}
+    for setting in made:
+        for side in setting.sides:
+            block = side.block or (1, 1)
+            dataclasses.replace(setting, block=block, density=side.density).config(Path("unused"))
+        assert setting.micro_batch * setting.sequence == 2048
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,8 @@ class Setting(Options):
     sides: tuple[Side, ...] = ()
     rounds: int = 10
     ranks: int = 1
+    warm_up: int = 3
+    """Steps of an engine before it is timed."""
     folder: str = ""
     """Where runs that belong together write."""
 

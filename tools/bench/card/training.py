@@ -21,7 +21,6 @@ from tools.bench.clock import interleaved
 from tools.bench.ranks import Rank
 from tools.bench.spread import quartiles, ratios
 
-WARM_UP = 3
 DENSE_OPTIMIZER = engines.DENSE_OPTIMIZERS[0]
 
 
@@ -39,10 +38,11 @@ def job(rank: Rank) -> dict[str, Any]:
     begun = time.perf_counter()
     batches = engines.random_batches(setting, rank.layout)
     sides: dict[str, engines.Side] = {}
-    peaks, losses = {}, {}
+    peaks, losses, products = {}, {}, {}
     for kind in setting.sides:
         sides[kind.title], peaks[kind.title] = _built(kind, setting, rank, batches)
         losses[kind.title] = sides[kind.title].step(batches)
+        products[kind.title] = sides[kind.title].products
         rank.tick()
     built = time.perf_counter() - begun
     actions: dict[str, Callable[[], Any]] = {
@@ -55,7 +55,7 @@ def job(rank: Rank) -> dict[str, Any]:
         "title": setting.title, "zero_stage": setting.zero_stage, "dense": dense, "model": setting.shape,
         "tokens": setting.micro_batch * setting.sequence, "build_seconds": built,
         "steps": {name: _step(times, wall[dense]) for name, times in wall.items()},
-        "samples": wall, "losses": losses, "peaks": peaks,
+        "samples": wall, "losses": losses, "peaks": peaks, "products": products,
         "where": {name: profile.shares(action) for name, action in actions.items()},
     }  # fmt: skip
 
@@ -80,7 +80,7 @@ def _built(kind: Kind, setting: Setting, rank: Rank, batches: list[torch.Tensor]
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(WARM_UP - 1):
+    for _ in range(setting.warm_up - 1):
         side.step(batches)
     peak = torch.cuda.max_memory_allocated() - before if cuda else None
     config = here.config(Path("unused"))
