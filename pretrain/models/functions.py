@@ -1,6 +1,6 @@
-"""Two steps of a transformer as autograd functions, because autograd's own record of them costs more than they do.
+"""The steps of a transformer that are no products, as autograd functions: autograd's own record costs more than they do.
 
-Both give what the plain formulas in their docstrings give, to rounding.
+All give what the plain formulas in their docstrings give, to rounding; ``pretrain.models.fused`` does the work.
 """
 
 from __future__ import annotations
@@ -8,14 +8,87 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pretrain.models import fused
 
 IGNORED = -100
 """Token id of filler rows: predicting it costs nothing."""
-CHUNK = {"cpu": 1 << 20}
-"""Logits worked on at a time: on a CPU as many as stay in its cache ..."""
-LARGE_CHUNK = 1 << 24
-"""... and elsewhere as many as keep the device busy."""
+SCORES = 1 << 19
+"""Scores of attention that are worked on at a time on a CPU: as many as stay in its cache."""
+MOST_SCORES = 1 << 22
+"""With more for one head of keys, which cannot be split, torch's kernel is left to it."""
+
+
+class RMSNorm(nn.RMSNorm):
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., h) -> (..., h)"""
+        y: Tensor = Normed.apply(x, self.weight, self.eps)
+        return y
+
+
+class Normed(torch.autograd.Function):
+    """``x / sqrt(mean(x^2) + eps) * weight``; keeps ``x`` itself and one number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """(..., h), (h,) -> (..., h)"""
+        y, root = fused.steps(x, weight).norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, root)
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """(..., h) -> (..., h), (h,)"""
+        x, weight, root = ctx.saved_tensors
+        back, slope = fused.steps(x, weight, grads[0]).norm_gradient(grads[0], x, weight, root)
+        return back, slope, None
+
+
+class Gated(torch.autograd.Function):
+    """``silu(gate) * up``; keeps the two and nothing between them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """(..., i), (..., i) -> (..., i)"""
+        ctx.save_for_backward(gate, up)
+        y: Tensor = fused.steps(gate, up).gated(gate, up)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., i) -> (..., i), (..., i)"""
+        gate, up = ctx.saved_tensors
+        back, slope = fused.steps(gate, up, grads[0]).gated_gradient(grads[0], gate, up)
+        return back, slope
+
+
+class Rotate(torch.autograd.Function):
+    """``x * cos + cat(-second half of x, first half of x) * sin`` in fp32; its derivative turns the other way.
+
+    x: (b, heads, s, d); cos, sin: (s, d) in fp32, whose two halves are alike.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(b, heads, s, d) -> (b, heads, s, d)"""
+        ctx.save_for_backward(cos, sin)
+        y: Tensor = fused.steps(x).turn(x, cos, sin, 1.0)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """(b, heads, s, d) -> (b, heads, s, d)"""
+        cos, sin = ctx.saved_tensors
+        return fused.steps(grads[0]).turn(grads[0], cos, sin, -1.0), None, None
 
 
 class MeanCrossEntropy(torch.autograd.Function):
@@ -29,25 +102,14 @@ class MeanCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """(b, s, v), (b, s) -> scalar in fp32"""
         rows, wanted = logits.flatten(0, -2), targets.flatten()
-        keep = (wanted != IGNORED).unsqueeze(1)
-        place = wanted.masked_fill(~keep.squeeze(1), 0).unsqueeze(1)
-        grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        size = max(1, CHUNK.get(logits.device.type, LARGE_CHUNK) // rows.shape[1])
-        for lo in range(0, rows.shape[0], size):
-            here = slice(lo, lo + size)
-            logs = torch.log_softmax(rows[here].float(), dim=-1)
-            total -= (logs.gather(1, place[here]) * keep[here]).sum()
-            if grad is not None:
-                share = keep[here] / wanted.numel()
-                slope = logs.exp_().mul_(share)
-                slope.scatter_add_(1, place[here], -share)
-                grad[here] = slope
+        losses, grad = fused.steps(rows).entropy(rows, wanted, IGNORED, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad.view_as(logits))
-        return total / wanted.numel()
+        total: Tensor = losses.sum() / wanted.numel()
+        return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Scalar -> (b, s, v)"""
         (grad,) = ctx.saved_tensors
@@ -56,30 +118,62 @@ class MeanCrossEntropy(torch.autograd.Function):
         return grad * grads[0], None
 
 
-class Rotate(torch.autograd.Function):
-    """``x * cos + cat(-second half of x, first half of x) * sin`` in fp32; its derivative turns the other way.
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value; without a bias, causal. (b, q, s, d), twice (b, k, s, d),
+    (b, 1, s, s) -> (b, q, s, d)"""
+    shared, length = query.shape[1] // key.shape[1], query.shape[2]
+    version = fused.steps(query, key, value, *([] if bias is None else [bias]))
+    if hasattr(version, "attention_slope") and torch.is_grad_enabled() and shared * length**2 <= MOST_SCORES:
+        mixed: Tensor = Attended.apply(query, key, value, bias)
+        return mixed
+    return _attention(query, key, value, bias)
 
-    x: (b, heads, s, d); cos, sin: (s, d), whose two halves are alike.
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    shared = query.shape[1] // key.shape[1]
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared > 1)
+    if shared > 1:
+        # The memory-efficient kernel takes a bias, but no grouped queries; any other would store all the scores.
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+class Attended(torch.autograd.Function):
+    """Attention whose backward pass makes the scores again with matrix products, a few heads at a time.
+
+    torch's own kernel for that on a CPU takes some six times as long in bf16. Nothing but the operands is kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(b, heads, s, d) -> (b, heads, s, d)"""
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1.0)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """See ``attention``."""
+        ctx.save_for_backward(query, key, value, bias)
+        return _attention(query, key, value, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """(b, heads, s, d) -> (b, heads, s, d)"""
-        cos, sin = ctx.saved_tensors
-        return _turned(grads[0], cos, sin, -1.0), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    half = x.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.empty_like(x)
-    turned[..., :half] = (first * cos).addcmul_(second, sin, value=-direction)
-    turned[..., half:] = (second * cos).addcmul_(first, sin, value=direction)
-    return turned
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """(b, q, s, d) -> (b, q, s, d), twice (b, k, s, d)"""
+        query, key, value, bias = ctx.saved_tensors
+        batch, heads, length, width = key.shape
+        shared = query.shape[1] // heads
+        slope = fused.steps(query, grads[0]).attention_slope
+        dquery, dkey = query.new_empty(query.shape), key.new_empty(key.shape)
+        dvalue = value.new_empty(batch, length, heads, width).transpose(1, 2)
+        step = max(1, SCORES // (shared * length**2))
+        for b in range(batch):
+            own = None if bias is None else bias[b, 0]
+            for lo in range(0, heads, step):
+                some = slice(lo, lo + step)
+                here = slice(lo * shared, (lo + step) * shared)
+                # Queries that share a head of keys are rows of one matrix: their sums are that head's gradient.
+                q, grad = (x[b, here].reshape(-1, shared * length, width) for x in (query, grads[0]))
+                k, v = key[b, some].contiguous(), value[b, some].contiguous()
+                scores = torch.bmm(q.float(), k.float().transpose(1, 2))
+                back = torch.bmm(grad, v.transpose(1, 2))
+                p = slope(scores, own, back, length, width**-0.5)
+                dvalue[b, some] = torch.bmm(p.transpose(1, 2), grad)
+                dkey[b, some] = torch.bmm(back.transpose(1, 2), q)
+                dquery[b, here] = torch.bmm(back, k).view(-1, length, width)
+        return dquery, dkey, dvalue, None

@@ -12,7 +12,7 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
-from pretrain.models.functions import LARGE_CHUNK
+from pretrain.models.fused.plain import LARGE_CHUNK
 from pretrain.models.inventory import Kind, Place
 from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 from smet.bank import bucket_key

@@ -19,12 +19,11 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.data.boundaries import document_bias, document_numbers
-from pretrain.models.functions import Rotate
+from pretrain.models.functions import Gated, RMSNorm, Rotate, attention
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.parts import DENSE, Parts, split_sample
 
@@ -48,18 +47,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value; without a bias, causal. (b, q, s, d), twice (b, k, s, d),
-    (b, 1, s, s) -> (b, q, s, d)"""
-    shared = query.shape[1] // key.shape[1]
-    if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared > 1)
-    if shared > 1:
-        # The memory-efficient kernel takes a bias, but no grouped queries; any other would store all the scores.
-        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-
-
 class Attention(nn.Module):
     """Causal self-attention; each key and value head serves q / k query heads."""
 
@@ -79,8 +66,14 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         cos, sin = rotary_tables(query.shape[2], self.head_dim, self.theta, query.device)
-        mixed = attend(rotate(query, cos, sin), rotate(key, cos, sin), value, bias)  # (b, q, s, d)
+        mixed = attention(rotate(query, cos, sin), rotate(key, cos, sin), value, bias)  # (b, q, s, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, arXiv 2002.05202). Twice (b, s, i) -> (b, s, i)"""
+    mixed: Tensor = Gated.apply(gate, up)
+    return mixed
 
 
 class FeedForward(nn.Module):
@@ -94,7 +87,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, s, h) -> (b, s, h), by way of (b, s, i)"""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -102,9 +95,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: LlamaConfig, parts: Parts = DENSE):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, parts)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config, parts)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -134,7 +127,7 @@ def blocks(
     return [
         ("model.embed_tokens", partial(parts.embedding, config.vocab_size, config.hidden_size)),
         *((f"model.layers.{n}", partial(layer, config, parts)) for n in range(config.num_hidden_layers)),
-        ("model.norm", partial(nn.RMSNorm, config.hidden_size, eps=config.rms_norm_eps)),
+        ("model.norm", partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps)),
         ("lm_head", partial(parts.head, config.hidden_size, config.vocab_size)),
     ]
 
