@@ -1,4 +1,4 @@
-"""The steps of a transformer that are no products, as autograd functions: autograd's own record costs more than they do.
+"""The steps of a transformer that are no products, as autograd functions: its own record costs more than they do.
 
 All give what the plain formulas in their docstrings give, to rounding; ``pretrain.models.fused`` does the work.
 """
@@ -27,8 +27,18 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., h) -> (..., h)"""
+        if fused.steps(x, self.weight) is fused.plain:
+            return super().forward(x)
         y: Tensor = Normed.apply(x, self.weight, self.eps)
         return y
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, arXiv 2002.05202). Twice (..., i) -> (..., i)"""
+    if fused.steps(gate, up) is fused.plain:
+        return F.silu(gate) * up
+    y: Tensor = Gated.apply(gate, up)
+    return y
 
 
 class Normed(torch.autograd.Function):

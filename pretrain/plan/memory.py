@@ -12,7 +12,6 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
-from pretrain.models.fused.plain import LARGE_CHUNK
 from pretrain.models.inventory import Kind, Place
 from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 from smet.bank import bucket_key
@@ -189,11 +188,11 @@ def _asked_for(rank: Rank) -> dict[str, int]:
 
 
 def _loss_bytes(config: RunConfig, logits: int) -> int:
-    """Beside what the loss saves: the logits, and two fp32 copies of a chunk of them; of the split loss, whose
-    probabilities are fp32, their gradient, and the logits in both widths."""
+    """Beside what the loss saves: the logits; of the split loss, whose probabilities are fp32, their gradient, and the
+    logits in both widths."""
     if config.parallel.tensor > 1:
         return (4 + width_of(config)) * logits
-    return width_of(config) * logits + 8 * min(LARGE_CHUNK, logits)
+    return width_of(config) * logits
 
 
 def _two_buckets(rank: Rank) -> int:

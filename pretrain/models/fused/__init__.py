@@ -67,8 +67,8 @@ def _cpu() -> ModuleType:
 
 
 def _cuda() -> ModuleType:
+    # A pool of processes that compile would outlive its use, in every rank; the formulas are few.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     from pretrain.models.fused import compiled
 
-    x = torch.ones(2, 8, device="cuda", dtype=torch.bfloat16)
-    compiled.gated(x, x)  # whether there is a compiler that works
     return compiled

@@ -1,8 +1,13 @@
-"""The steps compiled by torch, which makes one kernel of each; the functions are those of ``plain``."""
+"""The steps compiled by torch, which makes one kernel of each; the functions are those of ``plain``.
+
+They are compiled for any number of rows, and again for another dtype. Where that fails, the formula does it.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,40 +16,72 @@ from torch import Tensor
 
 from pretrain.models.fused import plain
 
+log = logging.getLogger(__name__)
+COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
+
+class _Compiled:
+    """``formula``, compiled when it is first called; as it is from the first time on that this fails."""
+
+    def __init__(self, formula: Callable[..., Any]):
+        self.formula = formula
+        self.run = torch.compile(formula, fullgraph=True, dynamic=True)
+
+    def __call__(self, *operands: Any) -> Any:
+        try:
+            return self.run(*(x.detach() if isinstance(x, Tensor) else x for x in operands))
+        except Exception as error:
+            if self.run is self.formula or not type(error).__module__.startswith(COMPILERS):
+                raise  # of the formula itself, such as a lack of memory
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                log.warning("%s is not compiled but plain torch, because %s", self.formula.__name__, lines[0])
+            self.run = self.formula
+            return self.formula(*operands)
+
 
 @functools.cache
-def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(formula, fullgraph=True, dynamic=True)
+def _compiled(formula: Callable[..., Any]) -> _Compiled:
+    return _Compiled(formula)
+
+
+@functools.cache
+def _norm(eps: float) -> _Compiled:
+    def norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return plain.norm(x, weight, eps)
+
+    return _Compiled(norm)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See ``plain.norm``."""
-    found: tuple[Tensor, Tensor] = _compiled(plain.norm)(x, weight, eps)
-    return found
+    y, root = _norm(eps)(_rows(x), weight)
+    return y.view(x.shape), root.view(*x.shape[:-1], 1)
 
 
 def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """See ``plain.norm_gradient``."""
-    found: tuple[Tensor, Tensor] = _compiled(plain.norm_gradient)(grad, x, weight, root)
-    return found
+    back, slope = _compiled(plain.norm_gradient)(_rows(grad), _rows(x), weight, root.view(-1, 1))
+    return back.view(x.shape), slope
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """See ``plain.gated``."""
-    found: Tensor = _compiled(plain.gated)(gate, up)
-    return found
+    y: Tensor = _compiled(plain.gated)(_rows(gate), _rows(up)).view(gate.shape)
+    return y
 
 
 def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """See ``plain.gated_gradient``."""
-    found: tuple[Tensor, Tensor] = _compiled(plain.gated_gradient)(grad, gate, up)
-    return found
+    back, slope = _compiled(plain.gated_gradient)(_rows(grad), _rows(gate), _rows(up))
+    return back.view(gate.shape), slope.view(up.shape)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    """See ``plain.turn``; what is returned lies as ``x`` does."""
-    found: Tensor = _compiled(_turned)(x.transpose(1, 2), cos, sin if direction > 0 else -sin).transpose(1, 2)
-    return found
+    """See ``plain.turn``; what is returned lies token by token, as products make it and want it."""
+    lines = x.transpose(1, 2).contiguous()
+    y: Tensor = _compiled(_turned if direction > 0 else _turned_back)(lines, cos, sin).transpose(1, 2)
+    return y
 
 
 def entropy(logits: Tensor, wanted: Tensor, ignored: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -56,12 +93,20 @@ def entropy(logits: Tensor, wanted: Tensor, ignored: int, gradient: bool) -> tup
     return found
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x: (b, s, heads, d)"""
     half = x.shape[-1] // 2
     cosine, sine = cos[:, None, :half], sin[:, None, :half]
     first, second = x[..., :half].float(), x[..., half:].float()
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
+
+
+def _turned_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _turned(x, cos, -sin)
 
 
 def _losses(logits: Tensor, wanted: Tensor, ignored: int) -> Tensor:

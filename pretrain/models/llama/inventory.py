@@ -55,14 +55,15 @@ def _weight(block: str, size: tuple[int, ...], role: Role) -> Weight:
 
 
 def saved(model: LlamaConfig, block: Block, place: Place) -> float:
-    """Bytes per token: norms keep two fp32 copies, products their inputs, attention q, k, v, its output and a sum."""
+    """Bytes per token: norms keep their input and one number, products and gates their inputs, attention q, k, v, its
+    output and a sum."""
     width, tensor = place.width, place.tensor
-    norm = 8 * model.hidden_size / (tensor if place.sequence else 1) + 4
+    norm = width * model.hidden_size / (tensor if place.sequence else 1) + 4
     if block.kind is Kind.NORM:
         return norm + width * model.hidden_size
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     if place.documents:
         keys = queries  # the kernel that takes a bias knows no grouped queries
     attention = ((2 * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor
-    feed_forward = 4 * model.intermediate_size * width / tensor
+    feed_forward = 3 * model.intermediate_size * width / tensor
     return 2 * norm + 2 * model.hidden_size * width + attention + feed_forward

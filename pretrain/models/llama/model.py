@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.data.boundaries import document_bias, document_numbers
-from pretrain.models.functions import Gated, RMSNorm, Rotate, attention
+from pretrain.models.functions import RMSNorm, Rotate, attention, swiglu
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.parts import DENSE, Parts, split_sample
 
@@ -68,12 +68,6 @@ class Attention(nn.Module):
         cos, sin = rotary_tables(query.shape[2], self.head_dim, self.theta, query.device)
         mixed = attention(rotate(query, cos, sin), rotate(key, cos, sin), value, bias)  # (b, q, s, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer, arXiv 2002.05202). Twice (b, s, i) -> (b, s, i)"""
-    mixed: Tensor = Gated.apply(gate, up)
-    return mixed
 
 
 class FeedForward(nn.Module):

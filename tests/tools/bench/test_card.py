@@ -22,7 +22,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     path = tmp_path_factory.mktemp("card") / "result.json"
     command = [sys.executable, "-m", "tools.bench", "gpu", "--rehearse", "--json", str(path)]
     done = subprocess.run(
-        [*command, "--sections", "kernels,products,training,resume"],
+        [*command, "--sections", "kernels,formulas,products,training,resume"],
         cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -32,17 +32,20 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_every_section_is_measured_right_and_nothing_is_left_out(rehearsed: tuple[Path, str]):
     result = json.loads(rehearsed[0].read_text())
     assert result["failed"] == {} and result["left_out"] == [] and page.missed(result) == []
-    assert list(result["sections"]) == ["kernels", "products", "training", "resume"]
+    assert list(result["sections"]) == ["kernels", "products", "formulas", "training", "resume"]
     assert all(kernel["right"] for kernel in result["sections"]["kernels"]["kernels"].values())
+    formulas = result["sections"]["formulas"]
+    assert list(formulas) == ["norm", "gate", "rotation", "loss"] and all(step["right"] for step in formulas.values())
     rows = result["sections"]["products"]["rows"]
     assert len(rows) == 2 and all(row["right"] and row["ratios"]["all"]["median"] > 0 for row in rows)
 
 
 def test_engines_take_turns_and_peaks_have_a_plan_beside_them(rehearsed: tuple[Path, str]):
     [tiny] = json.loads(rehearsed[0].read_text())["sections"]["training"]
-    assert list(tiny["steps"]) == ["dense", "SMET 1 x 1, density 0.25", "SMET 16 x 16, density 0.25"]
+    smet = ["SMET 1 x 1, density 0.25", "SMET 16 x 16, density 0.25"]
+    assert list(tiny["steps"]) == ["dense", *smet, "dense, plain formulas"]
     assert tiny["steps"]["dense"]["ratio"] == 1.0 and all(len(times) == 2 for times in tiny["samples"].values())
-    assert all(peak["planned"] > 0 for peak in tiny["peaks"].values())
+    assert all(peak["planned"] > 0 for name, peak in tiny["peaks"].items() if "plain" not in name)
     losses = list(tiny["losses"].values())
     assert max(losses) - min(losses) < 0.5, "all start from the same kind of model"
 
@@ -69,6 +72,7 @@ def test_what_falls_short_is_said(rehearsed: tuple[Path, str]):
     result["rehearsal"] = False
     result["sections"]["kernels"]["kernels"]["Adam"].update(fraction=0.2, right=False)
     result["sections"]["products"]["rows"][0]["right"] = False
+    result["sections"]["formulas"]["gate"]["right"] = False
     result["sections"]["resume"]["equal"] = False
     result["sections"]["tests"] = {"passed": 3, "failed": 1, "output": "..."}
     result["failed"]["training"] = "RuntimeError: no"
@@ -76,7 +80,8 @@ def test_what_falls_short_is_said(rehearsed: tuple[Path, str]):
     text = page.page(result)
     for said in (
         "training failed (RuntimeError: no)", "1 tests", "Adam: wrong results", "Adam: 0.20 of a copy's bandwidth",
-        "1 cases of products are wrong", "differs from the uninterrupted", "350m, ZeRO-2", "NOT equal", "WRONG",
+        "gate: wrong results", "1 cases of products are wrong", "differs from the uninterrupted", "350m, ZeRO-2",
+        "NOT equal", "WRONG",
     ):  # fmt: skip
         assert said in text
 

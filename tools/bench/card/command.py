@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tools.bench.card.settings import Sizes
 
 ROOT = Path(__file__).parent.parent.parent.parent
-SECTIONS = ("kernels", "products", "training", "resume", "tests")
+SECTIONS = ("kernels", "products", "formulas", "training", "resume", "tests")
 SHARE = {"products": 0.4}
 """Of the time that is left when it begins; other sections take what they need."""
 NEEDED = 60.0
@@ -127,6 +127,11 @@ class Session:
         from tools.bench.card import moves
 
         return moves.measure(self.sizes)
+
+    def _formulas(self) -> dict[str, Any]:
+        from tools.bench.card import formulas
+
+        return formulas.measure(self.sizes)
 
     def _products(self) -> dict[str, Any]:
         from tools.bench.card import products

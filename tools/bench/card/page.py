@@ -51,6 +51,7 @@ def missed(result: Result) -> list[str]:
     wrong = sum(not row["right"] for row in sections.get("products", {}).get("rows", []))
     if wrong:
         found.append(f"{wrong} cases of products are wrong")
+    found += [f"{name}: wrong results" for name, step in sections.get("formulas", {}).items() if not step["right"]]
     if "resume" in sections and not sections["resume"]["equal"]:
         found.append("a resumed run differs from the uninterrupted one")
     return found
@@ -66,6 +67,9 @@ def _sections(result: Result) -> Iterator[str]:
     if "training" in sections:
         yield "## Whole steps"
         yield from _training(sections["training"])
+    if "formulas" in sections:
+        yield "## Norms, gates, rotations and the loss"
+        yield from _formulas(sections["formulas"])
     if "products" in sections:
         yield "## Products over active tiles against cuBLAS"
         yield from _products(sections["products"])
@@ -97,7 +101,7 @@ def _training(settings: list[dict[str, Any]]) -> Iterator[str]:
     for setting in settings:
         dense, busy = setting["peaks"][setting["dense"]]["bytes"], setting["where"][setting["dense"]].get("busy")
         for side, step in setting["steps"].items():
-            peak, own = setting["peaks"][side], setting["where"][side].get("busy")
+            peak, own = setting["peaks"][side] or {"bytes": None}, setting["where"][side].get("busy")
             rows.append(
                 [
                     f"{setting['title']}, ZeRO-{setting['zero_stage']}, {setting['tokens']:,} tokens", side,
@@ -140,6 +144,22 @@ def _where(setting: dict[str, Any]) -> Iterator[str]:
     place = f"{setting['title']}, ZeRO-{setting['zero_stage']}, {setting['tokens']:,} tokens"
     yield f"Milliseconds of one step on the GPU by kind of kernel, {place}:"
     yield table(["kernels", *names], rows)
+
+
+def _formulas(found: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        [
+            name, *(f"{step['microseconds'][which]:.0f} us" for which in ("plain", "fused")), _ratio(step, "ratio"),
+            f"{step['errors']['plain']:.4f}", f"{step['errors']['fused']:.4f}" + ("" if step["right"] else " WRONG"),
+        ]
+        for name, step in found.items()
+    ]  # fmt: skip
+    yield table(["step", "plain", "fused", "fused / plain", "error, plain", "error, fused"], rows)
+    yield (
+        "Forward and backward at the sizes of the 1b-shaped stack, bf16: as torch does them one after the other, and "
+        "fused by torch.compile; error: the largest relative one of result and gradients against fp32. In the table "
+        "of whole steps, *plain formulas* are the same engines without the fused ones."
+    )
 
 
 def _products(found: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.load import read_yaml
@@ -18,10 +18,17 @@ class Side:
 
     block: tuple[int, int] | None = None
     density: float = 0.25
+    plain: bool = False
+    """Whether norms, gates, rotations and the loss are plain formulas; it is another way to step the engine of the side
+    that is like it otherwise, which comes before it."""
 
     @property
     def title(self) -> str:
         """As in tables."""
+        return self._engine + ", plain formulas" * self.plain
+
+    @property
+    def _engine(self) -> str:
         return "dense" if self.block is None else f"SMET {self.block[0]} x {self.block[1]}, density {self.density:g}"
 
 
@@ -50,6 +57,18 @@ class Setting(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Sizes of the tensors that norms, gates, rotations and the loss are timed with."""
+
+    rows: int
+    length: int
+    heads: int
+    head_dim: int
+    inner: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Everything that differs between a measurement and its rehearsal."""
 
@@ -62,6 +81,7 @@ class Sizes:
     matrix: tuple[int, int]
     elements: int
     """Of the vectors that Adam steps over."""
+    shapes: Shapes
     settings: tuple[Setting, ...]
     resumed: Setting
 
@@ -75,19 +95,24 @@ def on_a_gpu() -> Sizes:
     """The sizes of docs/performance-gpu.md."""
     return Sizes(
         device="cuda", rehearsal=False, cases=_cases(), rounds=15, calls=4, matrix=(11008, 4096), elements=1 << 26,
+        shapes=Shapes(rows=16, length=1024, heads=32, head_dim=64, inner=5504, vocabulary=8000),
         settings=_settings(), resumed=_resumed("cuda", (32, 32), 128, 1024),
     )  # fmt: skip
 
 
 def on_a_cpu() -> Sizes:
     """Tiny: whether everything runs, not how fast."""
+    sides = (DENSE, Side(block=(1, 1)), Side(block=(16, 16)), replace(DENSE, plain=True))
     tiny = Setting(
-        title="tiny", shape=_tiny(32, 16), length=16, sides=(DENSE, Side(block=(1, 1)), Side(block=(16, 16))), rounds=2,
+        title="tiny", shape=_tiny(32, 16), length=16, sides=sides,
+        rounds=2,
         device="cpu", micro_batch=1, zero_stage=2,
     )  # fmt: skip
     return Sizes(
         device="cpu", rehearsal=True, cases=((64, 32, 40, (16, 16), 0.5), (32, 64, 16, (32, 32), 0.5)), rounds=2,
-        calls=1, matrix=(48, 32), elements=3000, settings=(tiny,), resumed=_resumed("cpu", (16, 16), 32, 16),
+        calls=1, matrix=(48, 32), elements=3000,
+        shapes=Shapes(rows=2, length=8, heads=2, head_dim=16, inner=40, vocabulary=50),
+        settings=(tiny,), resumed=_resumed("cpu", (16, 16), 32, 16),
     )  # fmt: skip
 
 
@@ -114,7 +139,12 @@ def _settings() -> tuple[Setting, ...]:
     one, tiles = Side(block=(1, 1)), Side(block=(128, 128))
     every = (DENSE, one, tiles, Side(block=(64, 64)), Side(block=(32, 32)), Side(block=(128, 128), density=0.1))
     name = "1b-shaped stack"
-    made = [(name, stack, 2, 16, every), ("350m", medium, 2, 8, every[:4]), (name, stack, 2, 4, every[:3])]
+    formulas = (replace(DENSE, plain=True), replace(tiles, plain=True))
+    made = [
+        (name, stack, 2, 16, (*every, *formulas)),
+        ("350m", medium, 2, 8, every[:4]),
+        (name, stack, 2, 4, every[:3]),
+    ]
     made += [(name, stack, stage, 16, every[:3]) for stage in (3, 1)]
     return tuple(
         Setting(title=title, shape=shape, sides=sides, device="cuda", micro_batch=rows, zero_stage=stage)

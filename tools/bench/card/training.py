@@ -6,12 +6,14 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from pretrain.models import fused
 from pretrain.plan import plan_rank
 from tools.bench import engines, ranks
 from tools.bench.card import profile
@@ -40,27 +42,38 @@ def job(rank: Rank) -> dict[str, Any]:
     sides: dict[str, engines.Side] = {}
     peaks, losses, products = {}, {}, {}
     for kind in setting.sides:
-        sides[kind.title], peaks[kind.title] = _built(kind, setting, rank, batches)
-        losses[kind.title] = sides[kind.title].step(batches)
+        if kind.plain:
+            sides[kind.title], peaks[kind.title] = sides[dataclasses.replace(kind, plain=False).title], None
+        else:
+            sides[kind.title], peaks[kind.title] = _built(kind, setting, rank, batches)
+        losses[kind.title] = _step(sides[kind.title], kind, batches)
         products[kind.title] = sides[kind.title].products
         rank.tick()
     built = time.perf_counter() - begun
     actions: dict[str, Callable[[], Any]] = {
-        name: (lambda side=side: side.step(batches))  # type: ignore[misc]
-        for name, side in sides.items()
+        kind.title: partial(_step, sides[kind.title], kind, batches) for kind in setting.sides
     }
     wall = interleaved(rank.layout, actions, setting.rounds, 2 if setting.device == "cuda" else 1, rank.tick).wall
     dense = next(iter(wall))
     return {
         "title": setting.title, "zero_stage": setting.zero_stage, "dense": dense, "model": setting.shape,
         "tokens": setting.micro_batch * setting.sequence, "build_seconds": built,
-        "steps": {name: _step(times, wall[dense]) for name, times in wall.items()},
+        "steps": {name: _times(times, wall[dense]) for name, times in wall.items()},
         "samples": wall, "losses": losses, "peaks": peaks, "products": products,
         "where": {name: profile.shares(action) for name, action in actions.items()},
     }  # fmt: skip
 
 
-def _step(own: list[float], dense: list[float]) -> dict[str, Any]:
+def _step(side: engines.Side, kind: Kind, batches: list[torch.Tensor]) -> float:
+    """One step with the formulas of ``kind``; its loss."""
+    fused.choose(fused.PLAIN if kind.plain else fused.FUSED)
+    try:
+        return side.step(batches)
+    finally:
+        fused.choose(fused.FUSED)
+
+
+def _times(own: list[float], dense: list[float]) -> dict[str, Any]:
     values = ratios(own, dense)
     return {"seconds": median(own), "ratio": median(values), "quartiles": list(quartiles(values))}
 
