@@ -27,7 +27,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., h) -> (..., h)"""
-        if fused.steps(x, self.weight) is fused.plain:
+        if self.eps is None or fused.steps(x, self.weight) is fused.plain:
             return super().forward(x)
         y: Tensor = Normed.apply(x, self.weight, self.eps)
         return y

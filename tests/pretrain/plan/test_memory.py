@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.boundaries import document_bias, document_numbers
+from pretrain.models import functions
 from pretrain.models.inventory import Role
 from pretrain.models.llama.model import LlamaForCausalLM
 from pretrain.models.parts import mean_cross_entropy
@@ -87,7 +88,10 @@ class WithinDocuments(nn.Module):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_all_layers_share_the_bias_that_keeps_documents_apart(checkpointing: bool) -> None:
+def test_all_layers_share_the_bias_that_keeps_documents_apart(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "MOST_SCORES", 0)  # attention as on a GPU
     run = config(data={"reset_attention": True, "eos_id": 2})
     model = LlamaForCausalLM(run.model, activation_checkpointing=checkpointing)
     layers = nn.Sequential(*sparsify(model, run.sparsity).model.model.layers).to(torch.bfloat16)
@@ -180,6 +184,7 @@ def test_the_loss_peaks_at_its_plan() -> None:
     planned = (
         activations(run, blocks, checkpointing=False, sequence=False).ends
         + transients(Rank(run, blocks, 1, 1))["logits"]
+        + 2 * ends.head.weight.numel()  # its gradient, before it is added to what exists
     )
     assert 0.8 * planned <= held.peak <= 1.2 * planned
 
