@@ -80,6 +80,7 @@ def measure(options: Options) -> dict[str, Any]:
         "missed": missed(figures),
         "weights": {"sparse": plan.sparse_total, "all": plan.total_weights},
         "where_time_goes": found["where"],
+        "operations": found["operations"],
         "batches": batches.table({str(options.micro_batch * options.sequence): seconds, **smaller}, dense),
         "bytes_sent": found["sent"],
         "bytes_at_rest": found["at_rest"],

@@ -52,6 +52,18 @@ PARTS = (
 )  # fmt: skip
 """What a step's time goes into; see ``breakdown``."""
 
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "loss": ("MeanCrossEntropy",),
+    "attention": ("scaled_dot_product", "Attended", "ScaledDotProduct"),
+    "rotation": ("Rotate",),
+    "norms": ("rms_norm", "Normed"),
+    "gates": ("silu", "Gated", "Silu"),
+    "products": ("aten::mm", "aten::addmm", "_SparseMatmul"),
+    "optimizer": ("Optimizer.step",),
+}
+"""Kinds of operations by parts of their names; see ``operations``."""
+REST = "copies, sums and all else"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:

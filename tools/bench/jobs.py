@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.bench import batches, breakdown, memory, optimizer, steps, traffic
+from tools.bench import batches, breakdown, memory, operations, optimizer, steps, traffic
 from tools.bench.options import Options
 from tools.bench.ranks import Rank
 from tools.bench.session import Session, dense_optimizers
@@ -18,6 +18,7 @@ def everything(rank: Rank) -> dict[str, Any]:
         "sent": traffic.measure(session),
         "at_rest": memory.at_rest(session),
         "where": breakdown.measure(session),
+        "operations": operations.measure(session),
         "optimizer": optimizer.measure(session),
     }
 
@@ -33,7 +34,7 @@ def _steps(session: Session) -> dict[str, Any]:
 
 def ticks(options: Options) -> int:
     """How often ``everything`` reports progress."""
-    return step_ticks(options) + _engines(options)
+    return step_ticks(options) + _engines(options) + 4
 
 
 def step_ticks(options: Options) -> int:

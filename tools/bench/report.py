@@ -51,6 +51,22 @@ def breakdown_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["part of a step", *names], rows
 
 
+def operation_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: milliseconds of each kind of operation, with fused steps and without."""
+    found = result["operations"]
+    names = list(found)
+    kinds = list(found[names[0]])
+    rows = [[kind, *(f"{1e3 * found[name][kind]:.0f}" for name in names)] for kind in kinds]
+    return ["operations", *names], [*rows, ["**all**", *(f"{1e3 * sum(found[name].values()):.0f}" for name in names)]]
+
+
+_OPERATIONS = (
+    "Milliseconds of CPU time in a step by kind of operation, from torch's profiler, which costs a little itself. "
+    "*plain*: norms, gates, rotations, attention and the loss as torch does them one after the other, where backward "
+    "passes of norms and gates are among all else; *fused*: each in one pass over memory, which is what runs."
+)
+
+
 def batch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: step times by the tokens of a step."""
     heads = ["tokens per rank and step", "dense step", "SMET / dense", "CPU time", "dense residency"]
@@ -144,6 +160,9 @@ def page(result: Result) -> str:
     quick = result["quickstart"]
     names = list(dict.fromkeys(name for side in quick.values() for name in side["parts"]))
     shares = [[name, *(f"{100 * side['parts'].get(name, 0.0):.1f} %" for side in quick.values())] for name in names]
+    operations = (
+        [table(*operation_rows(result)), _OPERATIONS] if "operations" in result else []
+    )  # older results lack it
     parts = [
         "# Performance",
         "This page is made by `python -m tools.bench render docs/performance.json docs/performance.md` from the result "
@@ -161,6 +180,7 @@ def page(result: Result) -> str:
         table(*breakdown_rows(result)),
         "Measured on rank 0 with clocks around each part, which cost a little themselves. `forward` and `backward` are "
         "products, attention, norms and the loss; waiting for a slower rank counts as the collective waited in.",
+        *operations,
         limits(result),
         table(*batch_rows(result)),
         "Medians and quartiles of the ratio round by round; the largest size is that of the figures above.",

@@ -58,6 +58,15 @@ def test_where_time_goes_adds_up(quick):
     )
 
 
+def test_operations_are_told_apart_with_fused_steps_and_without(quick):
+    result, _, _ = quick
+    sides = ("torch fused AdamW", "SMET")
+    assert list(result["operations"]) == [f"{side}, {which}" for side in sides for which in ("plain", "fused")]
+    for spent in result["operations"].values():
+        assert all(spent[kind] > 0 for kind in ("loss", "attention", "rotation", "norms", "gates", "products"))
+    assert "Milliseconds of CPU time in a step by kind of operation" in report.page(result)
+
+
 def test_smaller_steps_are_laid_beside_the_measured_one(quick):
     result, screen, _ = quick
     assert list(result["batches"]) == ["64", "32"], "tokens per rank: two sequences of 32, then one"
