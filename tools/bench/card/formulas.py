@@ -59,7 +59,7 @@ def steps(shapes: Shapes, device: str) -> Iterator[tuple[str, Step]]:
     norm = RMSNorm(stream[-1], eps=1e-6, device=device)
 
     def normed(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(norm, {"weight": weight}, (x,))  # type: ignore[no-any-return]
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
 
     yield "norm", Step(normed, (normal(*stream), 1 + 0.1 * normal(stream[-1])), normal(*stream))
     yield "gate", Step(swiglu, (normal(*inner), normal(*inner)), normal(*inner))

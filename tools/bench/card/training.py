@@ -40,7 +40,9 @@ def job(rank: Rank) -> dict[str, Any]:
     begun = time.perf_counter()
     batches = engines.random_batches(setting, rank.layout)
     sides: dict[str, engines.Side] = {}
-    peaks, losses, products = {}, {}, {}
+    peaks: dict[str, Any] = {}
+    losses: dict[str, float] = {}
+    products: dict[str, Any] = {}
     for kind in setting.sides:
         if kind.plain:
             sides[kind.title], peaks[kind.title] = sides[dataclasses.replace(kind, plain=False).title], None
