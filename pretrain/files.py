@@ -15,8 +15,11 @@ def write_atomically(path: Path, text: str) -> None:
     everybody else on the machine.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        with path.open("w") as device:
-            device.write(text)
+        try:
+            with path.open("w") as device:
+                device.write(text)
+        except OSError as error:  # writing does not know the name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_synced(temporary, text)

@@ -23,7 +23,7 @@ def on_screen(main: Callable[[], int]) -> int:
     """Call ``main``, and return the exit code of its program.
 
     A character that the terminal's encoding lacks is shown by its number (``\\u2192``); a closed pipe ends the program
-    without a word, with ``CLOSED``; an output that cannot be written (a full disk) is one line, and ``USER``.
+    without a word, with ``CLOSED``; an output or a file that cannot be written (a full disk) is one line, and ``USER``.
     """
     screens = [screen for name in ("stdout", "stderr") if (screen := _adopt(name)) is not None]
     try:
@@ -38,8 +38,10 @@ def on_screen(main: Callable[[], int]) -> int:
         return INTERRUPTED
     except OSError as error:
         broken = [screen for screen in screens if screen.trouble is not None]
+        if not broken and error.filename is not None:
+            return refuse(error)  # about a file that whoever called has named: a full disk, a folder without permission
         if not broken:
-            raise  # not about the screen
+            raise
         for screen in broken:
             screen.discard()
         if isinstance(broken[0].trouble, BrokenPipeError):

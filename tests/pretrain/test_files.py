@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from pretrain.files import write_atomically
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -36,6 +40,19 @@ def test_a_device_stays_one(tmp_path: Path) -> None:
     link.symlink_to("/dev/null")
     write_atomically(link, "text")
     assert link.is_symlink() and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+@pytest.mark.parametrize("page", ["tools.bench", "tools.ablate"])
+def test_a_device_without_room_is_one_line(page: str, tmp_path: Path) -> None:
+    results = {"tools.bench": "performance", "tools.ablate": "results"}[page]
+    link = tmp_path / "page.md"
+    link.symlink_to("/dev/full")
+    done = subprocess.run(
+        [sys.executable, "-m", page, "render", ROOT / "docs" / f"{results}.json", link],
+        cwd=ROOT, env={**os.environ, "MPLCONFIGDIR": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()) == (2, [f"error: [Errno 28] No space left on device: '{link}'"])
 
 
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
