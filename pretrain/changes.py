@@ -18,7 +18,7 @@ from pretrain.config import RunConfig
 from pretrain.config.load import config_from_dict
 from pretrain.errors import ConfigError
 from pretrain.schedule import learning_rate
-from smet.config import SmetConfig
+from smet.config import CHOICES, TILES_PRUNE_START, SmetConfig
 from smet.named import is_own
 from smet.schedule import TopologySchedule
 
@@ -46,6 +46,10 @@ QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", 
 
 SHAPES = tuple(f"sparsity.{name}" for name in ("method", "density", "block", "distribution", "include", "exclude"))
 """Settings that decide which weights there are."""
+
+
+BEFORE_BALANCE = "never"
+"""``sparsity.balance`` of settings that lack it: they are of a version that knew none."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,29 @@ def completed(settings: dict[str, Any], family: str) -> dict[str, Any]:
     return settings if config is None else config.to_dict()
 
 
+def settle(config: RunConfig, saved: dict[str, Any]) -> None:
+    """Let what the run file leaves to the program be as it was when the run began: its masks are those of then.
+
+    Args:
+        saved: settings of the run folder or checkpoint that is gone on from; empty where there is none.
+    """
+    own, before = config.sparsity, saved.get("sparsity")
+    if own.balance != "auto" or not isinstance(before, dict):
+        return
+    balance = before.get("balance", BEFORE_BALANCE)
+    if balance == "auto" or balance not in CHOICES["balance"]:
+        return
+    if own.is_balanced(own.block) and own.prune_start == TILES_PRUNE_START:
+        start = before.get("prune_start")
+        own.prune_start = start if isinstance(start, float) else own.prune_start
+    own.balance = balance
+
+
 def known(settings: dict[str, Any], family: str) -> RunConfig | None:
     """Saved settings as this version understands them, or None; ``family``: that of the run that asks."""
+    sparsity = settings.get("sparsity")
+    if isinstance(sparsity, dict):
+        settings = {**settings, "sparsity": {"balance": BEFORE_BALANCE, **sparsity}}
     try:
         return config_from_dict(settings, (family,))
     except ConfigError:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pretrain.changes import settle
 from pretrain.config import RunConfig
 from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
 from pretrain.environment import check_world
@@ -24,6 +25,7 @@ from pretrain.parallel.part import Builder, nest
 from pretrain.parallel.trial import require_cut
 from pretrain.plan import plan_rank, stages_of
 from pretrain.plan.table import layout_line, table
+from pretrain.run_folder import RunFolder
 from smet.bank import MaskBank
 from smet.distribution import active_tiles
 from smet.linear import SparseLinear, sparse_layers
@@ -45,6 +47,7 @@ def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_
         ConfigError: a batch that does not divide, tiles that do not fit, or a name that means nothing.
     """
     require_found(config)
+    settle(config, RunFolder(config.train.output_dir).settings())
     shards = config.parallel.tensor * config.parallel.pipeline
     world = shards if world_size is None else world_size
     check_world(world, config)

@@ -62,7 +62,9 @@ def _choose(config: RunConfig, corpus: Corpus) -> dict[str, Tensor]:
     for name, layer in sparse_layers(model).items():
         if name in densities:
             size, blocks = layer.grid.tile_size, layer.grid.tiles
-            weights[name] = DenseWeight(layer.values, _by_block(size), active_tiles(blocks, densities[name]))
+            weights[name] = DenseWeight(
+                layer.values, _by_block(size), layer.grid.shape, active_tiles(blocks, densities[name])
+            )
     flow = "flow" in mask_needs(config.sparsity)
     samples = [torch.from_numpy(corpus.sample(number)).long().unsqueeze(0) for number in range(1 if flow else SAMPLES)]
     losses = [_summed_outputs(sample) if flow else _loss(sample) for sample in samples]

@@ -11,6 +11,7 @@ from typing import Any
 from pretrain.build import build_engine, deepspeed_config
 from pretrain.callbacks.base import Callback
 from pretrain.callbacks.table import Parts, callbacks_of
+from pretrain.changes import settle
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
@@ -37,6 +38,7 @@ from pretrain.stopping import StopRequest
 from pretrain.trainer import Trainer
 from smet import MaskBank, TopologyController, compute, kernels
 from smet.say import note
+from smet.starved import empty, starved
 
 
 @settings_by_run_file()
@@ -70,6 +72,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
     layout.agree(lambda: require_found(config))
+    asked = config.sparsity.balance
     operation = config.operation
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
@@ -83,6 +86,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     heartbeat.mark("verifying checkpoints", 0)
     origin = origin_of(config, folder, layout, train_data.fingerprint)
     checkpoint = origin.path if origin else None
+    settle(config, origin.state["config"] if origin else {})
 
     heartbeat.mark("building the model", 0)
     settings = deepspeed_config(config, layout.dp_size)
@@ -109,8 +113,13 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     for notice in idle_in_run_file(config.sparsity):
         note(notice)
     weights = layout.gather_objects(_sparse_weights(trainer))
+    starved = _starved(trainer)
     if layout.is_main:
         remarks += [*measured, *(origin.what_bends(trainer) if origin else [])]
+        if config.sparsity.balance != asked and config.sparsity.block != (1, 1):
+            start = config.sparsity.prune_start
+            remarks.append(f"sparsity.balance is {config.sparsity.balance} and prune_start {start:g}, as the run began")
+        remarks += starved
         print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
     return trainer
 
@@ -159,6 +168,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
     assert train is not None
     if data.reset_attention:  # resolved here, so that the saved settings say all about the model
         data.eos_id = end_of_document([corpus for corpus in corpora if corpus is not None], data.eos_id)
+    settle(config, folder.settings())
     folder.require_same_run(config)
     return train, validation
 
@@ -188,6 +198,17 @@ def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
     """Active and all weights of this rank's sparse layers, 0 where another data-parallel rank counts them."""
     layers = trainer.topology.all_layers.values() if trainer.layout.is_first_replica else ()
     return sum(la.active * la.grid.tile_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
+
+
+def _starved(trainer: Trainer) -> list[str]:
+    """A line about rows and columns of tiles without any active one, over all tensor-parallel ranks. Collective."""
+    bank, layout = trainer.bank, trainer.layout
+    layers = trainer.topology.all_layers
+    own = {name: empty(bank.bits(la), la.grid) for name, la in layers.items()
+           if la.grid.tile_size > 1 and not la.is_full}  # fmt: skip
+    bank.release()
+    found = layout.gather_objects(own if layout.is_first_replica else {})
+    return [f"warning: {in_run_file(line)}" for line in starved(found)]
 
 
 def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:

@@ -18,6 +18,7 @@ from smet.named import problem
 
 CHOICES = {
     "distribution": ("uniform", "erk"),
+    "balance": ("auto", "always", "never"),
     "bias_correction": ("local", "global"),
     "warmup_scope": ("regrown", "all"),
     "mask_residency": ("sharded", "replicated"),
@@ -53,6 +54,9 @@ class SmetConfig:
     """Rows and columns of one mask tile, in the canonical orientation of the matrix."""
     distribution: str = "uniform"
     """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
+    balance: str = "auto"
+    """Whether rows and columns of tiles have equal numbers of active ones at first, and updates keep these: ``auto``
+    (where tiles are larger than 1 x 1), ``always``, ``never``."""
     include: tuple[str, ...] = ("*",)
     """Glob patterns of module names (whole dotted paths) that may become sparse."""
     exclude: tuple[str, ...] = ("*embed*", "*norm*", "*lm_head*")
@@ -70,7 +74,8 @@ class SmetConfig:
     """How the prune fraction goes from ``prune_start`` to ``prune_end``: ``cosine``, ``constant``, ``linear``, ``wsd``,
     or one's own."""
     prune_start: float = 0.2
-    """Fraction of a layer's active tiles replaced at the first update."""
+    """Fraction of a layer's active tiles replaced at the first update; where ``block`` and ``balance`` ask for balanced
+    tiles, 0.05 unless it is said."""
     prune_end: float = 0.005
     """The same at the last update."""
     growth: str = "random"
@@ -159,9 +164,13 @@ class SmetConfig:
 
     @staticmethod
     def with_preset(given: dict[str, Any]) -> dict[str, Any]:
-        """The keys of ``given`` on top of those of the preset that ``given["method"]`` names."""
+        """The keys of ``given`` on top of those of the preset that ``given["method"]`` names, and of what follows from
+        others of them."""
         method = given.get("method")
-        return {**(PRESETS.get(method, {}) if isinstance(method, str) else {}), **given}
+        found = {**(PRESETS.get(method, {}) if isinstance(method, str) else {}), **given}
+        if "prune_start" not in found and _balanced(found.get("balance", "auto"), found.get("block", (1, 1))):
+            found["prune_start"] = TILES_PRUNE_START
+        return found
 
     @classmethod
     def preset(cls, method: str, **changes: Any) -> SmetConfig:
@@ -174,6 +183,19 @@ class SmetConfig:
     def dynamic(self) -> bool:
         """Whether the topology ever changes."""
         return self.update_interval > 0 and self.density < 1.0 and self.stop_fraction > 0
+
+    def is_balanced(self, tile: tuple[int, int]) -> bool:
+        """Whether layers of such tiles have balanced masks."""
+        return _balanced(self.balance, tile)
+
+
+TILES_PRUNE_START = 0.05
+"""``prune_start`` of balanced tiles: replacing a fifth of few, whole tiles at once was found to hurt in long runs."""
+
+
+def _balanced(balance: Any, tile: Any) -> bool:
+    whole = isinstance(tile, (list, tuple)) and tuple(tile) != (1, 1)
+    return bool(balance == "always" or (balance == "auto" and whole))
 
 
 _NAIVE = {"bias_correction": "global", "warmup_steps": 0, "lr_exponent": 0.0, "fan_in_init": False}

@@ -125,9 +125,11 @@ class TopologyController:
                 f"topology_ranges is {self.ranges}, expected 1 or a multiple of the {self.shards} tensor-parallel ranks"
             )
         for name, layer in self.layers.items():
-            if not found and layer.grid.tiles % (self.ranges // self.shards):
+            whole = self.config.is_balanced(layer.grid.tile)
+            count = layer.grid.shape[0] if whole else layer.grid.tiles
+            if not found and count % (self.ranges // self.shards):
                 found.append(
-                    f"topology_ranges is {self.ranges}, which does not divide the {layer.grid.tiles} tiles "
+                    f"topology_ranges is {self.ranges}, which does not divide the {count} {'rows of ' * whole}tiles "
                     f"of {name}; choose 1 or a divisor"
                 )
         if found:
@@ -303,13 +305,12 @@ class TopologyController:
             given["ages"] = codes.ages.to(births.device)[births.long()]
         own = self.ranges // self.shards
         numbers = range(self.shard * own, (self.shard + 1) * own)
-        sites = self.decider.sites(
-            name, bits, layer.grid.tiles, master.view(-1, size), given, numbers, self.updates_done
-        )
+        sites = self.decider.sites(name, bits, layer.grid, master.view(-1, size), given, numbers, self.updates_done)
         shield = torch.isin(births, births.new_tensor(codes.young)).to(bits.device) if codes.young else None
         change = self.decider.decide(sites, report.fraction, shield)
         report.pruned += change.count
         report.grown += change.count
+        report.unmoved += change.unmoved
         if self.last_code:
             report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())
         self._move_state(fragment, change, size, self._ranges[name], codes.code, codes.recode)

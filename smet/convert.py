@@ -24,6 +24,7 @@ from smet.notices import idle_notices, layer_notices
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.settings import remember, told
+from smet.starved import empty, starved, unbalanced
 
 DenseSource = Callable[[str, nn.Module], Tensor]
 MaskSource = Callable[[str, TileGrid, int], Tensor | None]
@@ -110,7 +111,7 @@ def sparsify(
         densities = layer_densities(
             {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
         )
-    _check_layers(found, config, piece, dense_source)
+    _check_layers(found, densities, config, piece, dense_source)
     if needs_dense_model(config) and piece.masks is None:
         masks = _dense_masks(model, layers, densities, config, piece.transposed, loss, dense_source)
         piece = replace(piece, masks=masks, empty=False)
@@ -172,6 +173,7 @@ def _dense_masks(
         weights[name] = DenseWeight(
             parameter_of(layer),
             lambda t, grid=grid, flipped=flipped: grid.to_tiles(t.t() if flipped else t),  # type: ignore[misc]
+            grid.shape,
             active_tiles(grid.tiles, densities[name]),
         )
     masks = dense_masks(model, weights, config, [loss])
@@ -219,7 +221,9 @@ def _require_layers(found: Survey, config: SmetConfig) -> None:
     )
 
 
-def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: DenseSource | None) -> None:
+def _check_layers(
+    found: Survey, densities: Mapping[str, float], config: SmetConfig, piece: Piece, source: DenseSource | None
+) -> None:
     problems = []
     if piece.densities is not None:  # where the plan was made elsewhere, a layer that drops out of it is an error
         problems += [
@@ -231,8 +235,10 @@ def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: Dense
         problems.append(
             f"{named(unmade)} have no values yet (meta device), expected a model on a real device, or a dense_source"
         )
+    shapes = {}
     for name, layer in found.layers.items():
         rows, cols = _canonical_shape(layer, name in piece.transposed)
+        shapes[name] = rows * piece.shards, cols
         try:
             grid = TileGrid(rows, cols, config.block)
             if piece.shards > 1 and grid.tiles % 8:
@@ -242,6 +248,8 @@ def _check_layers(found: Survey, config: SmetConfig, piece: Piece, source: Dense
                 )
         except ConfigError as error:
             problems += [f"{name}: {text}" for text in error.problems]
+    if not problems and piece.masks is None:
+        problems += unbalanced(shapes, densities, config)
     if problems:
         raise ConfigError(problems)
 
@@ -264,6 +272,10 @@ def _report(
     )  # fmt: skip
     tiles = {name: layer.grid.tiles * piece.shards for name, layer in report.layers.items()}
     report.warnings += [*idle_notices(config), *layer_notices(tiles, asked, config)]
+    if piece.shards == 1:
+        report.warnings += starved(
+            [{n: empty(la.packed_mask(), la.grid) for n, la in report.layers.items() if la.grid.tile_size > 1}]
+        )
     if report.share < 0.5:
         report.warnings.append(
             f"only {report.share:.0%} of the model's matrix weights are in sparse layers: memory and time of the"
@@ -286,7 +298,8 @@ def _sparse_copy(
     if known is not None:
         mask = unpack(known, grid.tiles).to(weight.device)
     else:
-        chosen = first_mask(name, count, active, config, {"weights": tiles} if "weights" in needed else {})
+        shape = (grid.shape[0] * piece.shards, grid.shape[1])
+        chosen = first_mask(name, shape, active, config, {"weights": tiles} if "weights" in needed else {})
         mask = chosen.to(weight.device)[piece.shard * grid.tiles : (piece.shard + 1) * grid.tiles]
     bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and not needed:

@@ -14,8 +14,9 @@ from smet.agreement import fingerprint, raise_together
 from smet.config import SmetConfig
 from smet.criteria.sites import Site
 from smet.errors import ConfigError
-from smet.mask import unpack
+from smet.mask import TileGrid, unpack
 from smet.schedule import TopologySchedule
+from smet.swaps import swapped
 from smet.topology import TopologyChange, joined, prune, replaced
 
 PER_TILE = ("gradient", "moment")
@@ -41,7 +42,7 @@ class Decider:
         self.group = group if self.own and config.dynamic else None
 
     def sites(
-        self, layer: str, bits: Tensor, tiles: int, values: Tensor, given: Mapping[str, Tensor],
+        self, layer: str, bits: Tensor, grid: TileGrid, values: Tensor, given: Mapping[str, Tensor],
         numbers: Sequence[int], update: int,
     ) -> list[Site]:  # fmt: skip
         """A layer cut into equal ranges, each of which decides by itself.
@@ -49,11 +50,11 @@ class Decider:
         As long as tensor-parallel shards hold whole ranges, the decision does not depend on how many shards there are.
 
         Args:
-            bits: packed mask.
+            bits: packed mask of ``grid``.
             values: ``(active, tile_size)``.
             numbers: those of the ranges.
         """
-        masks = unpack(bits, tiles).chunk(len(numbers))
+        masks = unpack(bits, grid.tiles).chunk(len(numbers))
         counts = [int(mask.sum()) for mask in masks]
         cut = {
             name: whole.to(bits.device).chunk(len(numbers)) if name in PER_TILE else whole.to(bits.device).split(counts)
@@ -61,6 +62,7 @@ class Decider:
         }
         return [
             Site(layer=layer, number=number, update=update, seed=self.config.seed, mask=mask, values=part,
+                 columns=grid.shape[1], balanced=self.config.is_balanced(grid.tile),
                  given={name: parts[place] for name, parts in cut.items()})
             for place, (number, mask, part)
             in enumerate(zip(numbers, masks, values.to(bits.device).split(counts), strict=True))
@@ -84,7 +86,7 @@ class Decider:
         try:
             pieces = [self._range(site, int(fraction * n), shield) for site, n, shield in
                       zip(sites, counts, shields, strict=True)]  # fmt: skip
-            change = joined(pieces)
+            change = joined([piece for piece, _ in pieces], unmoved=sum(stay for _, stay in pieces))
         except (Exception, SystemExit) as error:
             if not self.own:
                 raise
@@ -132,7 +134,8 @@ class Decider:
         if failed:
             raise_together(failure, self.group)
 
-    def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+        """What is replaced in one range, and how many tiles stay for want of a place that keeps the degrees."""
         active = site.values.shape[0]
         pruned = torch.zeros(active, dtype=torch.bool, device=site.mask.device)
         grown_at = torch.zeros(0, dtype=torch.int64, device=site.mask.device)
@@ -142,10 +145,27 @@ class Decider:
             if self.own:
                 require_scores(f"prune '{self.config.prune}'", site, scores)
             pruned = prune(scores, count, protected)
-            grown_at = self.grow(site.copied() if self.own else site, int(pruned.sum()))
-            if self.own:
-                require_places(f"growth '{self.config.growth}'", site, grown_at, int(pruned.sum()))
-        return replaced(site.mask, pruned, grown_at)
+            if site.balanced:
+                return self._exchange(site, pruned)
+            grown_at = self._places(site, int(pruned.sum()))
+        return replaced(site.mask, pruned, grown_at), 0
+
+    def _exchange(self, site: Site, pruned: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+        """Replace ``pruned`` by tiles in the same rows and columns, those that the growth prefers first."""
+        inactive = site.inactive.nonzero().view(-1)
+        preferred = None
+        if (by := getattr(self.grow, "by", None)) is not None:
+            preferred = inactive[site.given[by][inactive].argsort(descending=True, stable=True)]
+        elif self.grow is not criteria.GROW["random"]:
+            preferred = self._places(site, int(pruned.sum()))
+        pruned, grown_at, stay = swapped(site.mask, site.columns, pruned, site.generator("swap"), preferred)
+        return replaced(site.mask, pruned, grown_at), stay
+
+    def _places(self, site: Site, count: int) -> Tensor:
+        places = self.grow(site.copied() if self.own else site, count)
+        if self.own:
+            require_places(f"growth '{self.config.growth}'", site, places, count)
+        return places
 
     def _compare(
         self, layer: str, change: TopologyChange | None, failure: BaseException | None, device: torch.device

@@ -25,21 +25,29 @@ def needs_dense_model(config: SmetConfig) -> bool:
     return bool(mask_needs(config) & DENSE)
 
 
-def first_mask(name: str, tiles: int, active: int, config: SmetConfig, given: Mapping[str, Tensor]) -> Tensor:
+def first_mask(
+    name: str, shape: tuple[int, int], active: int, config: SmetConfig, given: Mapping[str, Tensor]
+) -> Tensor:
     """Which tiles of a whole layer are active at first: bool ``(tiles,)``.
 
     Args:
+        shape: rows and columns of tiles.
         given: what ``mask_needs(config)`` names.
 
     Raises:
         ConfigError: the function that ``config`` names gives no such mask.
     """
+    tiles = shape[0] * shape[1]
     if active == tiles:  # of which there is one
         return torch.ones(tiles, dtype=torch.bool)
     if is_own(config.mask_init):  # which may write into what it is given
         given = {what: tensor.clone() for what, tensor in given.items()}
+    start = Start(
+        layer=name, tiles=tiles, columns=shape[1], balanced=config.is_balanced(config.block),
+        ranges=config.topology_ranges, seed=config.seed, given=given,
+    )  # fmt: skip
     try:
-        mask = mask_of(config)(Start(layer=name, tiles=tiles, seed=config.seed, given=given), active)
+        mask = mask_of(config)(start, active)
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError) or not is_own(config.mask_init):
             raise
@@ -63,6 +71,8 @@ class DenseWeight:
     parameter: nn.Parameter
     to_tiles: Callable[[Tensor], Tensor]
     """What is shaped like the parameter to ``(tiles, tile_size)``."""
+    shape: tuple[int, int]
+    """Rows and columns of tiles."""
     active: int
     """Tiles that are to be active in the end."""
 
@@ -84,7 +94,7 @@ def dense_masks(
     """
     function, needed = mask_of(config), mask_needs(config)
     kind, rounds = ("flow" if "flow" in needed else "gradient"), int(getattr(function, "rounds", 1))
-    masks = {name: torch.ones(_tiles(one), dtype=torch.bool) for name, one in weights.items()}
+    masks = {name: torch.ones(one.shape[0] * one.shape[1], dtype=torch.bool) for name, one in weights.items()}
     own = [one.parameter for one in weights.values()]
     changed = list(model.parameters()) if kind == "flow" else own if rounds > 1 else []
     with _borrowed(model, own, changed), torch.random.fork_rng():
@@ -94,18 +104,14 @@ def dense_masks(
             gradients = _gradients(model, weights, losses)
             for name, one in weights.items():
                 _require_reached(name, gradients[name], config)
-                tiles = _tiles(one)
+                tiles = one.shape[0] * one.shape[1]
                 share = (one.active / tiles) ** (number / rounds)
                 count = one.active if number == rounds else max(one.active, math.ceil(share * tiles))
                 given = {"weights": one.to_tiles(one.parameter.detach()), kind: gradients[name]}
-                masks[name] = first_mask(name, tiles, count, config, given).cpu()
+                masks[name] = first_mask(name, one.shape, count, config, given).cpu()
                 if number < rounds:
                     _zero(one, masks[name])
     return masks
-
-
-def _tiles(one: DenseWeight) -> int:
-    return one.to_tiles(one.parameter.detach()).shape[0]
 
 
 def _zero(one: DenseWeight, mask: Tensor) -> None:

@@ -45,6 +45,11 @@ class TileGrid:
         return (self.rows // self.tile[0]) * (self.cols // self.tile[1])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return self.rows // self.tile[0], self.cols // self.tile[1]
+
+    @property
     def tile_size(self) -> int:
         """Weights in one tile."""
         return self.tile[0] * self.tile[1]

@@ -18,7 +18,7 @@ OF_UPDATES = (
 )  # fmt: skip
 """Settings that decide something only where the topology changes."""
 OF_SPARSE_LAYERS = (
-    "distribution", "mask_init", "mask_residency", "lr_exponent", "fan_in_init", "seed",
+    "distribution", "balance", "mask_init", "mask_residency", "lr_exponent", "fan_in_init", "seed",
 )  # fmt: skip
 """Those that decide something only where a weight is inactive."""
 
@@ -31,7 +31,8 @@ def idle_notices(config: SmetConfig, prefix: str = "") -> list[str]:
     Args:
         prefix: of the settings' names, where the caller has others.
     """
-    plain, found, told = SmetConfig(method=config.method), list[str](), set[str]()
+    plain = SmetConfig(method=config.method, block=config.block)  # the default of prune_start goes by it
+    found, told = list[str](), set[str]()
     given = [part.name for part in fields(config) if getattr(config, part.name) != getattr(plain, part.name)]
     for reason, idle in _idle(config):
         if names := [name for name in given if name in idle and name not in told]:
@@ -49,8 +50,11 @@ def idle_notices(config: SmetConfig, prefix: str = "") -> list[str]:
 def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(why, settings that decide nothing), whoever gave them."""
     label = f", as method '{config.method}' has it" if config.method in ("dense", "static") else ""
+    balanced = config.is_balanced(config.block)  # by the ranges, and by chance where scores leave a choice
     everywhere = config.warmup_scope == "all"  # then weights that are there from the start are warmed up too
     of_updates = (*OF_UPDATES, *(() if everywhere else ("warmup_steps", "warmup_scope")))
+    if balanced and config.density < 1.0:
+        of_updates = tuple(name for name in of_updates if name != "topology_ranges")
     if config.density == 1.0:
         yield f"density is 1{label}, every weight is active", (*OF_SPARSE_LAYERS, *of_updates)
     elif config.update_interval == 0:
@@ -67,7 +71,7 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"mask_init '{config.mask_init}' keeps the weights that it chooses as they are", ("fan_in_init",)
         if not config.dynamic:
             yield f"mask_init '{config.mask_init}' draws nothing, and the masks stay as they are", ("seed",)
-        elif config.growth in GROW and config.growth != "random" and config.prune in PRUNE:
+        elif config.growth in GROW and config.growth != "random" and config.prune in PRUNE and not balanced:
             yield f"mask_init '{config.mask_init}' and growth '{config.growth}' draw nothing", ("seed",)
 
 

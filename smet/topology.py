@@ -24,6 +24,8 @@ class TopologyChange:
     bits: Tensor
     kept: Tensor
     grown: Tensor
+    unmoved: int = 0
+    """Tiles that were to be replaced and stay, for want of a place that keeps the degrees."""
 
     @property
     def count(self) -> int:
@@ -91,10 +93,10 @@ def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> tuple[Tensor, Te
     return new_mask, ~pruned, born[new_mask]
 
 
-def joined(changes: Sequence[tuple[Tensor, Tensor, Tensor]]) -> TopologyChange:
+def joined(changes: Sequence[tuple[Tensor, Tensor, Tensor]], unmoved: int = 0) -> TopologyChange:
     """The change of a layer from those of its ranges, in order."""
     mask, kept, grown = (torch.cat(pieces) for pieces in zip(*changes, strict=True))
-    return TopologyChange(bits=pack(mask), kept=kept, grown=grown)
+    return TopologyChange(bits=pack(mask), kept=kept, grown=grown, unmoved=unmoved)
 
 
 def random_active(tiles: int, active: int, rng: torch.Generator) -> Tensor:

@@ -20,6 +20,9 @@ class UpdateReport:
     grown: int = 0
     recycled: int = 0
     """Pruned tiles that had been grown at the update just before."""
+    unmoved: int = 0
+    """Tiles that were to be replaced and stay: no exchange with others was found that keeps rows and columns as they
+    are."""
     seconds: float = 0.0
     digest: str = ""
     density: dict[str, float] = field(default_factory=dict)
@@ -39,6 +42,7 @@ class UpdateReport:
             pruned=sum(report.pruned for report in reports),
             grown=sum(report.grown for report in reports),
             recycled=sum(report.recycled for report in reports),
+            unmoved=sum(report.unmoved for report in reports),
             seconds=max(report.seconds for report in reports),
             digest=combined_digest({str(shard): report.digest for shard, report in enumerate(reports)}),
             density={name: sum(values) / len(values) for name, values in density.items()},

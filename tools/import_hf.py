@@ -34,10 +34,12 @@ from pretrain.numbers import finite
 from pretrain.paths import path_argument, path_text
 from pretrain.screen import on_screen
 from smet import SmetConfig
+from smet.balance import chosen
 from smet.config import CHOICES, PRESETS
-from smet.mask import unpack
+from smet.mask import pack, unpack
 from smet.optim.ages import AgeTable
 from smet.spec import LayerSpec
+from smet.starved import unbalanced
 from smet.topology import magnitude_mask, tile_scores
 from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
 from tools.checkpoints.hf_config import read_config
@@ -61,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--distribution", choices=CHOICES["distribution"], default="uniform", help="of density over layers (uniform)"
+    )
+    parser.add_argument(
+        "--balance",
+        choices=CHOICES["balance"],
+        default="auto",
+        help="of rows and columns of tiles: see sparsity.balance",
     )
     parser.add_argument("--method", choices=tuple(PRESETS), help="default: smet, or dense at --density 1")
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
@@ -91,6 +99,10 @@ def import_model(options: argparse.Namespace) -> Report:
     dense.require_depth(inventory_of(model).shape.layers)
     weights = weights_of(model, sparsity)
     dense.require(weights, model)
+    specs = {weight.layer.name: weight.layer for weight in weights if weight.layer is not None}
+    sizes = {name: (spec.grid.rows, spec.grid.cols) for name, spec in specs.items() if spec.selected}
+    if wrong := unbalanced(sizes, {name: spec.density for name, spec in specs.items()}, sparsity):
+        raise ConfigError(wrong)
     dropping.require_used()
     origin = {
         "tool": "tools.import_hf",
@@ -123,8 +135,9 @@ def _sparsity(options: argparse.Namespace) -> SmetConfig:
     if method == "dense" and options.density != 1.0:
         raise ConfigError(f"--method is dense with --density {options.density}, expected density 1 or another method")
     return SmetConfig.preset(
-        method, density=options.density, block=tuple(options.block), distribution=options.distribution
-    ).check()
+        method, density=options.density, block=tuple(options.block), distribution=options.distribution,
+        balance=options.balance,
+    ).check()  # fmt: skip
 
 
 def vectors_of(weights: Sequence[SavedWeight], sparsity: SmetConfig, dense: Callable[[str], Tensor]) -> Vectors:
@@ -139,7 +152,7 @@ def vectors_of(weights: Sequence[SavedWeight], sparsity: SmetConfig, dense: Call
         if spec is None:
             vectors[weight.vector] = LazyVector(weight.numel, torch.float32, _flat(dense, weight.name))
         else:
-            layer = _SparseLayer(weight.name, spec, dense)
+            layer = _SparseLayer(weight.name, spec, dense, sparsity)
             vectors[weight.vector] = LazyVector(weight.stored, torch.float32, layer.values)
             if not spec.is_full:
                 vectors[spec.mask] = LazyVector(weight.mask_bytes, torch.uint8, layer.bits)
@@ -157,8 +170,8 @@ def _flat(dense: Callable[[str], Tensor], name: str) -> Callable[[], Tensor]:
 class _SparseLayer:
     """The tiles of largest L1 norm of one layer; read once for the two vectors that come of it."""
 
-    def __init__(self, name: str, spec: LayerSpec, dense: Callable[[str], Tensor]):
-        self.name, self.spec, self.dense = name, spec, dense
+    def __init__(self, name: str, spec: LayerSpec, dense: Callable[[str], Tensor], sparsity: SmetConfig):
+        self.name, self.spec, self.dense, self.sparsity = name, spec, dense, sparsity
         self._bits: Tensor | None = None
 
     def values(self) -> Tensor:
@@ -168,7 +181,10 @@ class _SparseLayer:
         if self.spec.is_full:
             return tiles.reshape(-1)
         scores = tile_scores(tiles.reshape(-1), grid.tile_size)
-        self._bits = magnitude_mask(scores, self.spec.active)
+        if self.sparsity.is_balanced(grid.tile):
+            self._bits = pack(chosen(scores, *grid.shape, self.spec.active, self.sparsity.topology_ranges))
+        else:
+            self._bits = magnitude_mask(scores, self.spec.active)
         return tiles[unpack(self._bits, grid.tiles)].reshape(-1)
 
     def bits(self) -> Tensor:
@@ -200,8 +216,9 @@ def _sections(model: FamilyConfig, sparsity: SmetConfig, tokenizer: Path | None)
 def _run_file(sections: dict[str, Any], options: argparse.Namespace) -> str:
     """``model.yaml``: the sections, without what the method's preset says anyway."""
     sparsity = sections["sparsity"]
-    preset = {**vars(SmetConfig()), **PRESETS[sparsity["method"]]}
+    preset = vars(SmetConfig.preset(sparsity["method"], block=tuple(sparsity["block"]), balance=sparsity["balance"]))
     kept = ("method", "density", "block", "distribution")
+    preset = {**preset, "balance": "auto"}
     brief = {key: value for key, value in sparsity.items() if key in kept or value != _plain(preset[key])}
     text = to_yaml({**sections, "sparsity": brief})
     return (

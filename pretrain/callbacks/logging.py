@@ -93,5 +93,8 @@ class ProgressCallback(Callback):
             )
         if "topology" in record:
             report = record["topology"]
-            parts.append(f"topology update {report.update}: {report.grown:,} tiles moved in {report.seconds:.2f} s")
+            stay = f", {report.unmoved:,} stay for want of a place" if report.unmoved else ""
+            parts.append(
+                f"topology update {report.update}: {report.grown:,} tiles moved{stay} in {report.seconds:.2f} s"
+            )
         return "  ".join(parts)

@@ -39,11 +39,10 @@ class TopologyCallback(Callback):
         # The controller counts applied steps; files count all, so that a resume cuts both at the same place.
         self.folder.append(TOPOLOGY, {**report.to_json(), "step": trainer.step})
         if report.grown == 0:
-            print(
-                f"warning: the topology update after step {trainer.step} changed nothing: prune fraction "
-                f"{report.fraction:.4g} is less than one tile per layer",
-                flush=True,
-            )
+            why = f"prune fraction {report.fraction:.4g} is less than one tile per layer"
+            if report.unmoved:
+                why = f"no exchange of tiles was found for {report.unmoved:,} that keeps rows and columns as they are"
+            print(f"warning: the topology update after step {trainer.step} changed nothing: {why}", flush=True)
 
     def _updated(self, trainer: Trainer) -> UpdateReport | None:
         """What the controller did. Data-parallel ranks end together by themselves, the others learn of it here."""

@@ -25,6 +25,7 @@ from smet.mask import TileGrid, count_active, pack
 from smet.notices import layer_notices
 from smet.patterns import selects
 from smet.say import note
+from smet.starved import unbalanced
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.masks import SavedMasks
@@ -63,6 +64,9 @@ class Builder:
             )
         sparsity = config.sparsity
         self.densities = dict(layer_densities(shapes, sparsity.density, sparsity.distribution))
+        turned = {name: (i, o) if name in self.inventory.transposed else (o, i) for name, (o, i) in shapes.items()}
+        if wrong := unbalanced(turned, self.densities, sparsity):
+            raise ConfigError([in_run_file(text) for text in wrong])
         size = sparsity.block[0] * sparsity.block[1]
         for notice in layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity):
             note(in_run_file(notice))
@@ -133,7 +137,9 @@ class Builder:
         """
         full = self._piece({name: 1.0 for name, _ in model.named_modules()})
         names = tuple(name for name, _ in model.named_modules() if name in self.inventory.transposed)
-        dense = replace(self.config.sparsity, include=names, exclude=(), block=(1, 1), mask_init="random")
+        dense = replace(
+            self.config.sparsity, include=names, exclude=(), block=(1, 1), mask_init="random", balance="never"
+        )
         sparsify(model, dense, dense_source=self._dense, piece=full, quiet=True)
 
     def _piece(self, densities: Mapping[str, float], masks: MaskSource | None = None) -> Piece:
@@ -156,7 +162,7 @@ class Builder:
         weight = self._whole(f"{name}.weight", shape[::-1] if transposed else shape)
         whole = TileGrid(*shape, grid.tile)
         tiles = whole.to_tiles(weight.t() if transposed else weight)
-        chosen = first_mask(name, whole.tiles, active, self.config.sparsity, {"weights": tiles})
+        chosen = first_mask(name, whole.shape, active, self.config.sparsity, {"weights": tiles})
         _require_shared_out(name, [int(part.sum()) for part in chosen.chunk(shards)], self.config)
         return pack(chosen[rank * grid.tiles : (rank + 1) * grid.tiles])
 

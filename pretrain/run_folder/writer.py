@@ -93,7 +93,7 @@ class RunFolder:
                 "train.output_dir, or set checkpoint.resume=auto to continue it"
             )
         family = config.model.family
-        before = completed(self._saved(), family)
+        before = completed(self.settings(), family)
         changed = [change for change in changes(before, config.to_dict()) if not change.allowed]
         if changed:
             more = "; ..." if len(changed) > 6 else ""
@@ -102,8 +102,12 @@ class RunFolder:
                 f"{self._ways_on(changed, family)}"
             )
 
-    def _saved(self) -> dict[str, Any]:
-        """The settings of the run that this folder holds; empty where it holds none."""
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that this folder holds; empty where it holds none.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
         saved = self.path / SETTINGS
         try:
             return read_yaml(saved) if saved.exists() else {}
@@ -111,7 +115,7 @@ class RunFolder:
             raise CheckpointError(f"{error}; choose another train.output_dir, or mend that file") from None
 
     def _ways_on(self, changed: list[Change], family: str) -> str:
-        if len(changed) > 12 or known(self._saved(), family) is None:
+        if len(changed) > 12 or known(self.settings(), family) is None:
             return "choose another train.output_dir, or set these back to continue it"
         newest = next(reversed(published(self.checkpoints)), None)
         branch = ""
@@ -130,7 +134,7 @@ class RunFolder:
         """
         if given in ("auto", "never") or not (self.path / SETTINGS).exists():
             return given
-        before = (self._saved().get("checkpoint") or {}).get("resume")
+        before = (self.settings().get("checkpoint") or {}).get("resume")
         own = published(self.checkpoints)
         same = isinstance(before, str) and os.path.realpath(before) == os.path.realpath(given)
         return "auto" if same and own and step_of(own[-1]) > step_of(Path(given)) else given

@@ -1,4 +1,8 @@
-"""Growth: ``count`` positions among the inactive tiles, int64 ``(count,)``, each once."""
+"""Growth: ``count`` positions among the inactive tiles, int64 ``(count,)``, each once.
+
+Where tiles are balanced, not all of these can be had. A growth ``by`` a need is then followed down its ranks; of any
+other one the positions are taken as they fit, and chance gives the rest.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,13 @@ def random(site: Site, count: int) -> Tensor:
     return grow_random(site.inactive, count, site.generator("grow"))
 
 
-@needs("gradient")
+@needs("gradient", by="gradient")
 def gradient(site: Site, count: int) -> Tensor:
     """Where the dense gradient is largest (RigL, Evci et al. 2020, arXiv 1911.11134); of equals the first."""
     return largest(site, site.gradient, count)
 
 
-@needs("moment")
+@needs("moment", by="moment")
 def momentum(site: Site, count: int) -> Tensor:
     """Where the mean of dense gradients is largest (SNFS, Dettmers and Zettlemoyer 2019, arXiv 1907.04840).
 

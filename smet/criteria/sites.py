@@ -29,6 +29,10 @@ class Site:
     seed: int
     mask: Tensor
     """bool ``(tiles,)``: which tiles are active, in the order of their places."""
+    columns: int = 1
+    """Columns of tiles: tile i lies in row ``i // columns``."""
+    balanced: bool = False
+    """Whether rows and columns of tiles keep their numbers of active ones."""
     values: Tensor
     """``(active, tile_size)``: fp32 master weights of the active tiles, in the same order."""
     given: Mapping[str, Tensor] = field(default_factory=dict)
@@ -91,6 +95,12 @@ class Start:
     """Module name of the layer."""
     tiles: int
     """Its tiles, over all tensor-parallel shards."""
+    columns: int = 1
+    """Columns of tiles: tile i lies in row ``i // columns``."""
+    balanced: bool = False
+    """Whether all rows and all columns of tiles are to have equally many active ones, or one more."""
+    ranges: int = 1
+    """Equal ranges of rows within which columns are balanced, too."""
     seed: int
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """What the function said that it needs, by name; each ``(tiles, tile_size)``."""

@@ -42,7 +42,9 @@ def job(corpus: str, folder: Path, block: tuple[int, int] = (8, 16), **changes: 
     given = settings(corpus, folder, **{"train__micro_batch_size": 4, "checkpoint__interval": 0, **changes})
     given["model"].update(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
     given["model"].update(vocab_size=98)
-    given["sparsity"]["block"] = list(block)
+    given["sparsity"] |= {"block": list(block), "prune_start": 0.2}
+    if block == (16, 16):  # fewer tiles than rows and columns of them
+        given["sparsity"]["balance"] = "never"
     return {**given, **({"parallel": whole} if whole else {})}
 
 

@@ -14,7 +14,13 @@ from smet import LocalStore, MaskBank, Remedies, SmetAdamW, SmetConfig, Topology
 from tests.releases.stored import FACTS, STORED, digest
 
 FOUND: dict[str, Any] = FACTS["library"]
-SETTINGS: dict[str, Any] = {"density": 0.25, "update_interval": 5, "warmup_steps": 4, "block": (1, 2)}
+SETTINGS: dict[str, Any] = {
+    "density": 0.25,
+    "update_interval": 5,
+    "warmup_steps": 4,
+    "block": (1, 2),
+    "balance": "never",
+}
 SAVED, STEPS, TOTAL = 12, 20, 40
 
 

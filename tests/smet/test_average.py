@@ -72,7 +72,7 @@ def dense(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("decay", [None, 0.5, 0.9])
-@pytest.mark.parametrize("settings", [{}, {"block": (2, 4)}, {"growth": "gradient"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"block": (2, 4), "prune_start": 0.2}, {"growth": "gradient"}], ids=str)
 def test_an_average_through_updates_is_that_of_the_dense_weights(decay: float | None, settings: dict) -> None:
     run = Run(**settings)
     average, expected, count = ModelAverage(run.model, decay), run.dense(), 1

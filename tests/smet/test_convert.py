@@ -196,7 +196,7 @@ def test_a_dtype_change_leaves_masks_alone() -> None:
 
 def test_the_smallest_density_keeps_one_block() -> None:
     (layer,) = sparse_layers(
-        sparsify(nn.Sequential(nn.Linear(8, 4)), SmetConfig(density=1e-4, block=(2, 2))).model
+        sparsify(nn.Sequential(nn.Linear(8, 4)), SmetConfig(density=1e-4, block=(2, 2), balance="never")).model
     ).values()
     assert layer.active == 1
     assert int(unpack(layer.packed_mask(), layer.grid.tiles).sum()) == 1
@@ -269,7 +269,8 @@ def test_magnitude_masks_of_a_shard_are_refused() -> None:
 
 def test_a_block_is_checked_in_the_canonical_orientation() -> None:
     """down_proj is 80 -> 48 and transposed: its canonical matrix is 80 x 48, so 16 x 1 fits and 1 x 80 does not."""
-    down, piece = SmetConfig(include=("*0.mlp.down_proj",)), Piece(transposed=("model.layers.0.mlp.down_proj",))
+    down = SmetConfig(include=("*0.mlp.down_proj",), balance="never")
+    piece = Piece(transposed=("model.layers.0.mlp.down_proj",))
     down.block = (80, 1)
     assert isinstance(sparsify(llama(), down, piece=piece).model.model.layers[0].mlp.down_proj, SparseLinear)
     down.block = (1, 80)

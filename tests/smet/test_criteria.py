@@ -135,7 +135,7 @@ class Loop:
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 4)])
 def test_pruning_by_saliency_takes_the_gradient_of_the_whole_step(block: tuple[int, int]) -> None:
-    loop = Loop(prune="saliency", block=block, prune_schedule="constant")
+    loop = Loop(prune="saliency", block=block, balance="never", prune_schedule="constant")
     for _ in range(2):
         loop.backward()
         loop.step()
@@ -334,7 +334,7 @@ def kept(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_snip_keeps_the_largest_weight_times_gradient(block: tuple[int, int]) -> None:
     dense, model = chain(), chain()
     model[2].requires_grad_(False)
-    smet.sparsify(model, mask_init="snip", loss=loss_of, density=0.3, block=block, quiet=True)
+    smet.sparsify(model, mask_init="snip", loss=loss_of, density=0.3, block=block, balance="never", quiet=True)
     loss_of(dense).backward()
     for name, mask in kept(model).items():
         layer, weight = model.get_submodule(name), dense.get_submodule(name).weight

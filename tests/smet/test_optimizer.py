@@ -54,7 +54,7 @@ def test_every_element_follows_the_formulas_through_topology_updates(
     config = SmetConfig(
         density=density, update_interval=5, stop_fraction=1.0, prune_schedule="constant", prune_start=0.3,
         block=(1, 1) if warmup != 3 else (2, 3), bias_correction=correction, warmup_steps=warmup, warmup_scope=scope,
-        lr_exponent=exponent,
+        lr_exponent=exponent, balance="never",
     )  # fmt: skip
     layer, optimizer, controller = build(config, decay)
     reference = DenseReference(

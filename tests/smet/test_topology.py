@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from smet.config import SmetConfig
 from smet.decisions import Decider
-from smet.mask import count_active, pack, unpack
+from smet.mask import TileGrid, count_active, pack, unpack
 from smet.seeds import generator
 from smet.topology import (
     TopologyChange,
@@ -30,7 +30,7 @@ def change_by_ranges(
     """What ranges ``numbers`` of a layer decide by L1 of weights ``scores``, growing at random or by ``gradients``."""
     decider = Decider(SmetConfig(growth="random" if gradients is None else "gradient"))
     given = {} if gradients is None else {"gradient": gradients}
-    sites = decider.sites("layer", bits, blocks, scores.view(-1, 1), given, numbers, update)
+    sites = decider.sites("layer", bits, TileGrid(1, blocks), scores.view(-1, 1), given, numbers, update)
     return decider.decide(sites, fraction, protected)
 
 

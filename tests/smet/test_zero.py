@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "block 1x1": {},
     "block 1x16": {"block": (1, 16)},
     "block 4x4": {"block": (4, 4)},
+    "balanced": {"block": (4, 4), "settings": (("balance", "always"), ("growth", "gradient"))},
     "tiles 8x16": {"block": (8, 16)},
     "gradient growth": {"settings": (("growth", "gradient"), ("distribution", "erk"))},
 }

@@ -57,6 +57,7 @@ class Case:
         base: dict[str, Any] = {
             "density": 0.23, "block": self.block, "update_interval": INTERVAL, "warmup_steps": 4,
             "stop_fraction": 1.0, "prune_schedule": "constant", "exclude": ("embed", "*norm", "head"),
+            "balance": "never", "prune_start": 0.2,
         }  # fmt: skip
         return SmetConfig(**{**base, **dict(self.settings)}).check()
 
