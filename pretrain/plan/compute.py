@@ -1,4 +1,4 @@
-"""FLOPs of one rank. A sparse layer's products are computed with its dense weight, so density changes none of it."""
+"""FLOPs of one rank. A sparse layer is multiplied over its active tiles, or whole, whatever its density."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind
-from pretrain.plan.sizes import Block, Rank
+from pretrain.plan.sizes import Block, PlannedWeight, Rank
+from smet.kernels import sides
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Flops:
     """Of the model's own products and attention scores."""
     hardware: int
     """With what activation checkpointing computes again."""
+    over_tiles: int = 0
+    """Of these, products over active tiles, which take longer for each operation."""
 
 
 def flops(rank: Rank) -> Flops:
@@ -27,12 +30,34 @@ def flops(rank: Rank) -> Flops:
     tokens = config.train.micro_batch_size * config.data.seq_length * rank.micro_batches
     layers = sum(layer_flops(config, block) for block in blocks if block.is_layer)
     head = sum(head_flops(config) for block in blocks if block.kind is Kind.HEAD)
-    again = layers if config.train.activation_checkpointing else 0
-    return Flops(round(tokens * 3 * (layers + head)), round(tokens * (3 * (layers + head) + again)))
+    over_tiles = [weight for weight in rank.sparse if is_over_tiles(config, weight)]
+    layers -= sum(2 * (weight.total - weight.stored) for weight in over_tiles)
+    passes = 4 if config.train.activation_checkpointing else 3
+    return Flops(
+        round(tokens * 3 * (layers + head)), round(tokens * (passes * layers + 3 * head)),
+        round(tokens * passes * sum(2 * weight.stored for weight in over_tiles)),
+    )  # fmt: skip
+
+
+def is_over_tiles(config: RunConfig, weight: PlannedWeight) -> bool:
+    """Whether only the active tiles of ``weight`` are multiplied.
+
+    The run file says so, or what is likely faster where it leaves that open. Backends of one's own are taken to
+    multiply whole matrices.
+    """
+    sparsity, on_cpu = config.sparsity, config.train.device == "cpu"
+    if not weight.sparse or weight.stored == weight.total or sparsity.compute not in ("auto", "tiles"):
+        return False
+    if not (sides.on_cpu if on_cpu else sides.on_gpu)(sparsity.block):
+        return False
+    density, tokens = weight.stored / weight.total, config.train.micro_batch_size * config.data.seq_length
+    likely = density <= sides.CPU_DENSEST if on_cpu else sides.worth_it_on_gpu(sparsity.block, density, tokens)
+    return sparsity.compute == "tiles" or likely
 
 
 def layer_flops(config: RunConfig, block: Block) -> float:
-    """Of one decoder layer's forward pass per token: products, and attention over half of the sequence (causal)."""
+    """Of one decoder layer's forward pass per token, were it dense: products, and attention over half of the sequence
+    (causal)."""
     products = 2 * sum(weight.total for weight in block.weights if weight.role.linear)
     mixed = inventory_of(config.model).shape.mixed / config.parallel.tensor
     return products + 2 * config.data.seq_length * mixed
@@ -45,7 +70,7 @@ def head_flops(config: RunConfig) -> float:
 
 
 def block_costs(config: RunConfig, blocks: Sequence[Block]) -> list[int]:
-    """FLOPs per token of each block, forward and backward, as the hardware computes them."""
+    """FLOPs per token of each block, forward and backward, were it dense: a cut is not to depend on what multiplies."""
     again = 4 if config.train.activation_checkpointing else 3
     head = round(3 * head_flops(config))
     return [

@@ -13,6 +13,7 @@ from typing import Any
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Place
+from pretrain.plan.compute import is_over_tiles
 from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 from smet.bank import bucket_key
 from smet.criteria import DENSE, mask_needs, update_needs
@@ -149,10 +150,16 @@ def transients(rank: Rank) -> dict[str, int]:
     config, width, sparse, zero = rank.config, width_of(rank.config), rank.sparse, zero_settings(rank.config)
     tokens = config.train.micro_batch_size * config.data.seq_length
     found: dict[str, int] = {}
-    # Backward of a sparse layer holds its dense weight and its dense gradient at once.
-    found["dense layer"] = 2 * width * max((weight.total for weight in sparse), default=0)
-    if sparse and config.sparsity.weight_residency == "dense":
-        found["dense weights kept"] = width * sum(weight.total for weight in sparse)
+    # Backward of a sparse layer holds its dense weight and its dense gradient at once; over tiles there is neither, but
+    # where a criterion asks for the gradient.
+    whole = [weight for weight in sparse if not is_over_tiles(config, weight)]
+    found["dense layer"] = 2 * width * max((weight.total for weight in whole), default=0)
+    if len(whole) < len(sparse):
+        found["layer over tiles"] = width * max(weight.stored for weight in sparse)
+        if update_needs(config.sparsity) & {"gradient", "moment"}:
+            found["dense gradient of a layer"] = width * max((weight.total for weight in rank.aged), default=0)
+    if whole and config.sparsity.weight_residency == "dense":
+        found["dense weights kept"] = width * sum(weight.total for weight in whole)
     found["gathered masks"] = _two_buckets(rank)
     if any(block.kind is Kind.HEAD for block in rank.blocks):
         vocabulary = inventory_of(config.model).shape.vocabulary

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.formula import state_width
-from pretrain.plan.compute import Flops, flops
+from pretrain.plan.compute import Flops, flops, is_over_tiles
 from pretrain.plan.cut import stage_bounds
 from pretrain.plan.memory import (
     Activations,
@@ -21,7 +21,7 @@ from pretrain.plan.memory import (
     transients,
 )
 from pretrain.plan.sending import sending, topology_sending
-from pretrain.plan.sizes import Block, Rank, blocks_of, stage_blocks
+from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of, stage_blocks
 from smet.memory import ADAMW_STATE, OFFLOADED, Table, plan
 
 
@@ -39,6 +39,8 @@ class RankPlan:
     sparse_total: int
     mask_bytes: int
     """Of all sparse layers of this rank, before data-parallel ranks share them."""
+    expanded: tuple[int, int, int]
+    """All elements, stored ones and mask bytes of those sparse layers whose dense weight is made."""
     at_rest: Table
     """part -> kind -> bytes, as in memory.json."""
     in_host_memory: tuple[str, ...]
@@ -78,17 +80,27 @@ class RankPlan:
     @property
     def peak(self) -> int:
         """Bytes at the fullest moment: of the backward pass, the optimizer step or a topology update."""
+        return self._peak(update=True)
+
+    @property
+    def peak_between_updates(self) -> int:
+        """The same of steps in which no criterion asks for gradients and no topology update follows."""
+        return self._peak(update=False)
+
+    def _peak(self, update: bool) -> int:
         now = self.transients
         always = self.rest + now.get("dense weights kept", 0) + now.get("gathered masks", 0)
-        asked = now.get("gradients to grow by", 0) + now.get("gradients to prune by", 0)
-        layer = now.get("dense layer", 0) + self.activations.recomputed
+        sums = ("gradients to grow by", "gradients to prune by")
+        asked = sum(now.get(name, 0) for name in sums) if update else 0
+        gradient = now.get("dense gradient of a layer", 0) if update else 0
+        layer = max(now.get("dense layer", 0), now.get("layer over tiles", 0) + gradient) + self.activations.recomputed
         passing = (
             self.in_flight * self.activations.layers
             + max(layer, self.activations.ends + now.get("logits", 0))
             + now.get("gradients in flight", 0) + now.get("gathered weights", 0)
             + asked + now.get("gradient on its way out", 0)
         )  # fmt: skip
-        growing = now.get("topology update", 0) + asked
+        growing = now.get("topology update", 0) + asked if update else 0
         return always + max(passing, now.get("optimizer step", 0), growing)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +112,14 @@ class RankPlan:
             "peak": self.peak,
             "sent_total": sum(self.sent.values()),
         }
+
+
+def _expanded(weights: Sequence[PlannedWeight]) -> tuple[int, int, int]:
+    return (
+        sum(weight.total for weight in weights),
+        sum(weight.stored for weight in weights),
+        sum(weight.mask_bytes for weight in weights),
+    )
 
 
 def stages_of(config: RunConfig) -> list[list[Block]]:
@@ -147,6 +167,7 @@ def plan_rank(
         sparse_stored=sum(weight.stored for weight in rank.sparse),
         sparse_total=sum(weight.total for weight in rank.sparse),
         mask_bytes=sum(weight.mask_bytes for weight in rank.sparse),
+        expanded=_expanded([weight for weight in rank.sparse if not is_over_tiles(config, weight)]),
         at_rest=at_rest,
         in_host_memory=OFFLOADED if offloaded(config) else (),
         activations=activations(config, blocks, config.train.activation_checkpointing, parallel.sequence),

@@ -53,11 +53,16 @@ def table(sparse: RankPlan, dense: RankPlan) -> str:
     rows.append(_row(in_flight, *(plan.in_flight * plan.activations.layers for plan in (dense, sparse))))
     rows += _all_of("transient", dense.transients, sparse.transients)
     rows.append(_row("**peak**", dense.peak, sparse.peak))
+    if sparse.peak_between_updates != sparse.peak:
+        between = (plan.peak_between_updates for plan in (dense, sparse))
+        rows.append(_row("peak of steps without a topology update", *between))
     rows += _all_of("sent per step", dense.sent, sparse.sent)
     rows.append(_row("**all sent per step**", sum(dense.sent.values()), sum(sparse.sent.values())))
     rows.append(_row("sent per topology update", dense.sent_per_update, sparse.sent_per_update))
-    for name, number in (("model", sparse.flops.model), ("hardware", sparse.flops.hardware)):
-        rows.append((f"{name} PFLOPs per step", f"{number / 1e15:.3g}", f"{number / 1e15:.3g}", "1"))
+    for name in ("model", "hardware"):
+        whole, own = getattr(dense.flops, name), getattr(sparse.flops, name)
+        share = f"{own / whole:.3g}"
+        rows.append((f"{name} PFLOPs per step", f"{whole / 1e15:.3g}", f"{own / 1e15:.3g}", share))
     lines = ["| per rank | dense AdamW | this run | ratio |", "| --- | ---: | ---: | ---: |"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 

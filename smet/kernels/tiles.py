@@ -18,20 +18,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from smet.kernels import sides
 from smet.kernels.checks import plain
 from smet.kernels.launch import aligned, on_device_of, run
 from smet.kernels.lists import Groups, Lists
 from smet.kernels.tuning import fastest
 
-SIDES = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-FEWEST_TOKENS = 512
-"""With fewer, the dense product is as fast or faster."""
-
-BREAK_EVEN = {16: 12.6, 32: 3.9, 64: 2.6, 128: 1.8}
-"""Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
-tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
 
 
 @triton.jit
@@ -147,12 +140,12 @@ class SampleConfig(NamedTuple):
 
 def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether tiles of this size and type can be multiplied here: sides that are powers of two."""
-    return dtype in DTYPES and all(side in SIDES for side in tile)
+    return dtype in DTYPES and sides.on_gpu(tile)
 
 
 def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
     """Whether that is likely faster than cuBLAS on the whole matrix."""
-    return tokens >= FEWEST_TOKENS and density * BREAK_EVEN[min(tile)] < 1
+    return sides.worth_it_on_gpu(tile, density, tokens)
 
 
 def spread_configs(width: int, inner: int, dtype: torch.dtype, tma: bool) -> list[SpreadConfig]:

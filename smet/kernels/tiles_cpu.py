@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smet.kernels import compiler
+from smet.kernels import compiler, sides
 from smet.kernels.checks import plain
 from smet.kernels.lists import Groups, Lists
 from smet.mask import TileGrid
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp32"}
 """Types that are served, and what they are multiplied as; fp16 goes through fp32."""
-LONGEST = 128
 FEWEST_TOKENS = 64
 """With fewer, the dense product is as fast or faster."""
 LEAST = 32
@@ -74,13 +73,12 @@ def use_matrix_unit(allowed: bool) -> None:
 
 def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether tiles of this size and type can be multiplied here: rows in eights, columns in sixteens."""
-    r, c = tile
-    return r % 8 == 0 and c % 16 == 0 and max(tile) <= LONGEST and dtype in DTYPES and library() is not None
+    return sides.on_cpu(tile) and dtype in DTYPES and library() is not None
 
 
 def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
     """Whether that is likely faster than the dense product, which has the matrix unit where there is one."""
-    most = 0.75
+    most = sides.CPU_DENSEST
     if dtype == torch.bfloat16 and compiler.can("amx_bf16"):
         most = 0.4 if tile[0] % 16 == 0 and instructions() == "AMX" else 0.05
     return tokens >= FEWEST_TOKENS and density <= most and dtype != torch.float16

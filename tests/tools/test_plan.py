@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import load_config
+from pretrain.plan import RankPlan, plan_rank
 from tools.planner import page
 from tools.planner.cli import main
 from tools.planner.search import search
@@ -111,7 +112,7 @@ def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_the_page_is_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     text = Path("docs/layouts.md").read_text(encoding="utf-8")
-    assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 8
+    assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 11
     for match in page.MARKED.finditer(text):
         assert f"`python -m tools.plan {match['arguments']}`" in text.replace("\n", " "), "shown as it is run"
     assert page.main(["docs/layouts.md", "--check"]) == 0, capsys.readouterr()
@@ -177,3 +178,46 @@ def test_a_memory_that_is_no_size_is_one_line(capsys, size: str) -> None:
         main(["configs/9m.yaml", "--search", "--gpus=2", f"--memory={size}"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"--memory: '{size}' is not a size in bytes, expected one such as 500k, 2G or 40GiB")
+
+
+def plan_of(*overrides: str) -> RankPlan:
+    return plan_rank(load_config("configs/7b.yaml", ["sparsity.block=[128, 128]", *overrides]), 64)
+
+
+def test_over_tiles_products_go_with_density_and_no_dense_weight_is_made() -> None:
+    tiles, whole = plan_of(), plan_of("sparsity.compute=dense")
+    dense = plan_rank(load_config("configs/7b.yaml"), 64, dense=True)
+    assert whole.flops == dense.flops and tiles.flops.hardware < 0.4 * dense.flops.hardware
+    less = 8 * (tiles.sparse_total - tiles.sparse_stored)  # three products and one that is made again, per token
+    tokens = 1024 * 4096 // 64
+    assert dense.flops.hardware - tiles.flops.hardware == pytest.approx(tokens * less, rel=1e-6)
+    assert tiles.flops.over_tiles == pytest.approx(tokens * 8 * tiles.sparse_stored, rel=1e-6)
+    assert "dense layer" in whole.transients and "dense layer" not in tiles.transients
+    assert tiles.expanded == (0, 0, 0) and whole.expanded == (whole.sparse_total, whole.sparse_stored, whole.mask_bytes)
+    assert "dense weights kept" not in plan_of("sparsity.weight_residency=dense").transients
+
+
+@pytest.mark.parametrize(
+    ("overrides", "over_tiles"),
+    [
+        ([], True),
+        (["sparsity.block=[32, 32]"], True),  # 0.25 * 3.9
+        (["sparsity.block=[16, 16]"], False),
+        (["sparsity.block=[16, 16]", "sparsity.compute=tiles"], True),
+        (["sparsity.block=[16, 16]", "train.device=cpu"], True),
+        (["sparsity.block=[1, 1]", "sparsity.compute=tiles"], False),
+        (["sparsity.density=0.6"], False),
+        (["sparsity.compute=smet.compute.dense:Dense"], False),
+    ],
+)
+def test_tiles_are_multiplied_where_that_is_likely_faster(overrides: list[str], over_tiles: bool) -> None:
+    assert bool(plan_of(*overrides).flops.over_tiles) is over_tiles
+
+
+def test_growth_by_gradients_has_its_peak_in_steps_with_an_update(capsys: pytest.CaptureFixture[str]) -> None:
+    plan, usual = plan_of("sparsity.growth=gradient"), plan_of()
+    assert plan.transients["dense gradient of a layer"] == 2 * 11008 * 4096
+    assert plan.peak - plan.peak_between_updates >= plan.transients["gradients to grow by"]
+    assert usual.peak_between_updates <= usual.peak and plan.peak_between_updates == usual.peak_between_updates
+    assert main(["configs/7b.yaml", "sparsity.block=[128, 128]", "sparsity.growth=gradient", "--world-size", "64"]) == 0
+    assert "| peak of steps without a topology update |" in capsys.readouterr().out

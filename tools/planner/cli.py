@@ -11,9 +11,11 @@ from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
 from pretrain.numbers import byte_size, finite
+from pretrain.plan import RankPlan
 from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import refuse
+from smet.kernels import sides
 from tools.planner.search import Found, search
 from tools.planner.timing import Machine, StepTime, slowest_stage
 
@@ -24,7 +26,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m tools.plan",
         description="Bytes, traffic and FLOPs of every rank, dense AdamW beside the run; or the layouts that fit.",
         epilog="Bytes sent are those of one rank under ring algorithms. Products are computed dense whatever the "
-        "density: it changes memory and traffic, not FLOPs. Times are predictions from the figures given here.",
+        "density, but for tiles (sparsity.block) large enough to be multiplied alone, where FLOPs go with it. Times "
+        "are predictions from the figures given here.",
     )
     parser.add_argument("config", help="run file (YAML), such as configs/7b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=2 sparsity.density=0.1")
@@ -69,18 +72,29 @@ def report(config: RunConfig, world: int, machine: Machine, as_json: bool) -> st
             cells = (str(plan.stage), blocks, human(plan.rest), human(plan.peak), human(dense.peak))
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", f"Stage {fullest.stage}, the fullest:", ""]
-    lines += [table(fullest, dense_plans[fullest.stage]), "", *times(config, time, dense_time, machine)]
+    lines += [table(fullest, dense_plans[fullest.stage]), "", *times(config, fullest, time, dense_time, machine)]
     return "\n".join(lines)
 
 
-def times(config: RunConfig, time: StepTime, dense: StepTime, machine: Machine) -> list[str]:
+def times(config: RunConfig, plan: RankPlan, time: StepTime, dense: StepTime, machine: Machine) -> list[str]:
     """The predicted step time of the slowest stage, by what it goes into."""
+    tiles_note = f" {over_tiles(config)}" if plan.flops.over_tiles else ""
     tokens = config.train.global_batch_size * config.data.seq_length
     lines = ["| predicted seconds per step | dense AdamW | this run |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {getattr(dense, name):.3g} | {value:.3g} |" for name, value in vars(time).items()]
     lines.append(f"| **all** | {dense.total:.3g} | {time.total:.3g} |")
     lines.append(f"| tokens per second, all GPUs | {tokens / dense.total:,.0f} | {tokens / time.total:,.0f} |")
-    return [*lines, "", machine.describe(offloaded(config))]
+    return [*lines, "", machine.describe(offloaded(config)) + tiles_note]
+
+
+def over_tiles(config: RunConfig) -> str:
+    """What products over tiles are reckoned with, in a sentence."""
+    rows, cols = config.sparsity.block
+    slower = sides.BREAK_EVEN[min(rows, cols)]
+    return (
+        f"Products over tiles of {rows} x {cols} take {slower:g} times as long for each operation as those of whole "
+        "matrices, as measured on one GPU (docs/performance-gpu.md)."
+    )
 
 
 def ranking(found: list[Found], top: int, config: RunConfig, machine: Machine) -> str:

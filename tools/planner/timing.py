@@ -10,6 +10,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.plan import RankPlan, plan_rank, stages_of
 from pretrain.plan.memory import width_of, zero_settings
+from smet.kernels import sides
 
 OPTIMIZER_BYTES = 31
 """Bytes that the fused optimizer reads and writes per weight of a partition: master and moments both ways,
@@ -91,13 +92,14 @@ class StepTime:
 def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, dense: bool = False) -> StepTime:
     """Predict from one stage's plan; the step takes as long as the slowest stage's.
 
-    Products run at ``machine.flops``; tensor- and pipeline-parallel traffic is never hidden, nor are ZeRO-1's and
-    2's gradients and weights unless ``overlap_comm`` is on; masks and ZeRO-3's traffic hide up to ``machine.overlap``.
+    Products run at ``machine.flops``, over tiles slower by as much as was measured; tensor- and pipeline-parallel
+    traffic is never hidden, nor are ZeRO-1's and 2's gradients and weights unless ``overlap_comm`` is on; masks and
+    ZeRO-3's traffic hide up to ``machine.overlap``.
     """
     parallel, sparsity = config.parallel, config.sparsity
     data = world // (parallel.tensor * parallel.pipeline)
     micro_batches = config.accumulation(data)
-    products = plan.flops.hardware / machine.flops
+    products = _products(config, plan) / machine.flops
     expanding = 0.0 if dense else _expanding(config, plan, micro_batches) / machine.memory_bandwidth
     tensor = plan.sent["tensor"] / _speed(parallel.tensor, machine)
     pipeline = plan.sent["pipeline"] / _speed(parallel.tensor * data + 1, machine)
@@ -121,6 +123,12 @@ def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, d
     )
 
 
+def _products(config: RunConfig, plan: RankPlan) -> float:
+    """FLOPs, those over tiles as many dense ones as take as long."""
+    slower = sides.BREAK_EVEN.get(min(config.sparsity.block), 1.0)
+    return plan.flops.hardware + (slower - 1) * plan.flops.over_tiles
+
+
 def _optimizing(plan: RankPlan, machine: Machine) -> float:
     """One pass over the partition; in host memory, fp32 gradients come down to it and weights go back up."""
     weights = plan.kinds["master"] / 4
@@ -135,9 +143,10 @@ def _speed(span: int, machine: Machine) -> float:
 
 
 def _expanding(config: RunConfig, plan: RankPlan, micro_batches: int) -> float:
-    """Bytes moved to expand every sparse layer for each product's use, and to compress its gradient."""
+    """Bytes moved to expand every sparse layer that is multiplied whole for each product's use, and to compress its
+    gradient."""
     width = width_of(config)
-    total, stored, masks = plan.sparse_total, plan.sparse_stored, plan.mask_bytes
+    total, stored, masks = plan.expanded
     once = width * (total + stored) + masks
     builds = 3 if config.train.activation_checkpointing else 2
     if config.sparsity.weight_residency == "dense":
