@@ -72,17 +72,17 @@ class Choices:
         if not self.seconds:
             return lines
         counts = Counter(self.chosen[case] for case in self.seconds)
-        shares = [
-            times[name] / times["dense"]
-            for times in self.seconds.values()
-            for name in times
-            if name != "dense" and "dense" in times
-        ]
+        fastest = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
         shapes = f"{len(self.seconds)} {'shape' if len(self.seconds) == 1 else 'shapes'}"
-        names = " and ".join(f"{name} in {count}" for name, count in counts.most_common())
-        spread = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (min(shares), max(shares)))) if shares else ""
-        ratio = f"; over tiles they take {spread} of the dense time" if shares else ""
-        return [*lines, f"products measured in {shapes}: {names} {'is' if len(counts) == 1 else 'are'} faster{ratio}"]
+        ratios: dict[str, list[float]] = {}
+        for times in self.seconds.values():
+            for name in times.keys() - {"dense"} if "dense" in times else ():
+                ratios.setdefault(name, []).append(times[name] / times["dense"])
+        taken = ""
+        for name, found in ratios.items():
+            spread = " to ".join(dict.fromkeys(f"{each:.2f}" for each in (min(found), max(found))))
+            taken += f"; by {name} they take {spread} of the dense time"
+        return [*lines, f"products measured in {shapes}, fastest by {fastest}{taken}"]
 
     def changes(self, before: Mapping[str, str]) -> int:
         """Shapes for which ``before`` had another backend."""

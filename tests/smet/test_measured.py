@@ -68,7 +68,7 @@ def test_the_faster_one_multiplies_what_it_was_measured_for(monkeypatch: pytest.
     assert asked[0] == "16 x 24 in tiles of 4 x 4 at 0.5, 8 tokens of float32 on cpu"
     (line,) = found.describe()
     assert line == (
-        f"products measured in 2 shapes: {fast} in 2 is faster; over tiles they take "
+        f"products measured in 2 shapes, fastest by {fast} (2); by other they take "
         f"{'0.50' if fast == 'other' else '2.00'} of the dense time"
     )
     layer, last = model[0], model[3]
