@@ -15,7 +15,7 @@ TILES = ((16, 16), (32, 32))
 DENSITIES = (0.25, 0.1)
 STACKS = {"60m": None, "350m": 8, "1b": 2}
 """Models, and how many of their layers five engines at a time have room for in 16 GB; None: all."""
-ROUNDS = 6
+ROUNDS = 5
 
 
 def settings(quick: bool) -> Iterator[Setting]:
