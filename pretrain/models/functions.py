@@ -169,8 +169,9 @@ class Attended(torch.autograd.Function):
         batch, heads, length, width = key.shape
         shared = query.shape[1] // heads
         slope = fused.steps(query, grads[0]).attention_slope
-        dquery, dkey = query.new_empty(query.shape), key.new_empty(key.shape)
-        dvalue = value.new_empty(batch, length, heads, width).transpose(1, 2)
+        dquery, dkey, dvalue = (  # token by token, as projections want them
+            x.new_empty(batch, length, x.shape[1], width).transpose(1, 2) for x in (query, key, value)
+        )
         step = max(1, SCORES // (shared * length**2))
         for b in range(batch):
             own = None if bias is None else bias[b, 0]
@@ -179,7 +180,7 @@ class Attended(torch.autograd.Function):
                 here = slice(lo * shared, (lo + step) * shared)
                 # Queries that share a head of keys are rows of one matrix: their sums are that head's gradient.
                 q, grad = (x[b, here].reshape(-1, shared * length, width) for x in (query, grads[0]))
-                k, v = key[b, some].contiguous(), value[b, some].contiguous()
+                k, v = (x[b, some].contiguous() for x in (key, value))
                 scores = torch.bmm(q.float(), k.float().transpose(1, 2))
                 back = torch.bmm(grad, v.transpose(1, 2))
                 p = slope(scores, own, back, length, width**-0.5)

@@ -76,12 +76,10 @@ def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    """See ``plain.turn``. What lies token by token is returned head by head, as attention wants it, and the other way
-    round."""
+    """See ``plain.turn``; what is returned lies as ``x`` does."""
     batch, heads, length, width = x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
-    by_token = x.stride(1) < x.stride(2)
-    y = x.new_empty(x.shape) if by_token else x.new_empty(batch, length, heads, width).transpose(1, 2)
+    y = torch.empty_like(x)
     strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (x, y)]
     _library("turn", x)(
         x.data_ptr(), strides[0], y.data_ptr(), strides[1], cos.data_ptr(), sin.data_ptr(), cos.stride(0), batch, heads,
