@@ -1,4 +1,4 @@
-"""The steps compiled by torch, which makes one kernel of each; the functions are those of ``plain``.
+"""The steps compiled by torch, which makes one kernel of each; the functions are those of ``plain``, less the norm's.
 
 They are compiled for any number of rows, and again for another dtype. Where that fails, the formula does it.
 """
@@ -43,26 +43,6 @@ class _Compiled:
 @functools.cache
 def _compiled(formula: Callable[..., Any]) -> _Compiled:
     return _Compiled(formula)
-
-
-@functools.cache
-def _norm(eps: float) -> _Compiled:
-    def norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return plain.norm(x, weight, eps)
-
-    return _Compiled(norm)
-
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See ``plain.norm``."""
-    y, root = _norm(eps)(_rows(x), weight)
-    return y.view(x.shape), root.view(*x.shape[:-1], 1)
-
-
-def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``plain.norm_gradient``."""
-    back, slope = _compiled(plain.norm_gradient)(_rows(grad), _rows(x), weight, root.view(-1, 1))
-    return back.view(x.shape), slope
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -230,8 +230,9 @@ def test_results_do_not_depend_on_threads() -> None:
 def test_every_step_is_there_for_every_type() -> None:
     assert isinstance(cpu.library(), ctypes.CDLL)
     names = ("norm", "norm_gradient", "gated", "gated_gradient", "turn", "entropy")
-    versions: tuple[ModuleType, ...] = (plain, cpu, compiled)
+    versions: tuple[ModuleType, ...] = (plain, cpu)
     assert all(callable(getattr(version, name)) for version in versions for name in names)
+    assert all(callable(getattr(compiled, name)) for name in names if "norm" not in name)  # torch's own is faster there
 
 
 @pytest.fixture
@@ -239,20 +240,18 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their formulas as they are: what a compiler makes of them is looked at where there is a GPU."""
     monkeypatch.setattr(torch, "compile", lambda formula, **_: formula)
     compiled._compiled.cache_clear()
-    compiled._norm.cache_clear()
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("dtype, tolerance", PAIRS)
 def test_formulas_that_are_compiled(dtype: torch.dtype, tolerance: float) -> None:
-    x, y, weight = (normal(*size, dtype=dtype, seed=n) for n, size in enumerate([(2, 5, 12), (2, 5, 12), (12,)]))
-    _, root = plain.norm(x, weight, 1e-6)
+    x, y = (normal(2, 5, 12, dtype=dtype, seed=seed) for seed in (0, 1))
     cos, sin = rotary_tables(5, 4, 10000.0, torch.device("cpu"))
     heads = x.view(2, 5, 3, 4).transpose(1, 2)
     targets = torch.tensor([3, IGNORED, 0, 11, 5] * 2)
     calls = {
-        "norm": (x, weight, 1e-6), "norm_gradient": (y, x, weight, root), "gated": (x, y),
-        "gated_gradient": (y, x, x), "turn": (heads, cos, sin, -1.0), "entropy": (x.flatten(0, 1), targets, -100, True),
+        "gated": (x, y), "gated_gradient": (y, x, x),
+        "turn": (heads, cos, sin, -1.0), "entropy": (x.flatten(0, 1), targets, -100, True),
     }  # fmt: skip
     for name, operands in calls.items():
         found, wanted = (getattr(version, name)(*operands) for version in (compiled, plain))
