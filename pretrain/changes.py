@@ -44,7 +44,10 @@ QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", 
 """Settings and sections that bend nothing."""
 
 
-SHAPES = tuple(f"sparsity.{name}" for name in ("method", "density", "block", "distribution", "include", "exclude"))
+SHAPES = tuple(
+    f"sparsity.{name}"
+    for name in ("method", "density", "initial_density", "block", "distribution", "include", "exclude")
+)
 """Settings that decide which weights there are."""
 
 
@@ -160,6 +163,8 @@ class Bend:
     """Learning rate of the next step by the old settings, and by the new."""
     fraction: tuple[float, float]
     """The same of the prune fraction of the next topology update that the new settings have; 0 = no update."""
+    density: tuple[float, float] | None = None
+    """The same of the density after that update, where it falls; NaN = unknown."""
 
     def event(self) -> dict[str, Any]:
         """For ``events.jsonl``."""
@@ -167,6 +172,7 @@ class Bend:
             "changed": {change.key: [change.old, change.new] for change in self.changed},
             "learning_rate": list(self.rate),
             "prune_fraction": [None if math.isnan(part) else part for part in self.fraction],
+            **({} if self.density is None else {"density": [None if math.isnan(d) else d for d in self.density]}),
         }
 
     def lines(self, checkpoint: Path) -> list[str]:
@@ -178,13 +184,17 @@ class Bend:
         if not _close(old_part, new_part):
             old = "unknown" if math.isnan(old_part) else f"{old_part:.3g}"
             found.append(f"  prune fraction of the next topology update: {old} -> {new_part:.3g} (0 = none)")
+        if self.density is not None and not _close(*self.density):
+            old, new = ("unknown" if math.isnan(density) else f"{density:.3g}" for density in self.density)
+            more = ": closed tiles are grown again" if self.density[1] > self.density[0] else ""
+            found.append(f"  density after the next topology update: {old} -> {new}{more}")
         if any(change.key == "train.steps" for change in self.changed) and new_rate > 1.01 * old_rate:
             found.append(
                 "  the schedule is laid out over train.steps, so more of them raise the rate again. To go on without "
                 "the jump, branch at the old rate: "
                 + again(
                     f"checkpoint.resume={checkpoint}", "train.output_dir=NEW", "optimizer.schedule=constant",
-                    f"optimizer.lr={old_rate:.4g}", *_same_updates(old_part),
+                    f"optimizer.lr={old_rate:.4g}", *(_same_updates(old_part) if self.density is None else ()),
                 )
                 + "; or from an earlier checkpoint. Under optimizer.schedule=constant, or wsd until its decay, more "
                 "steps change nothing."
@@ -206,7 +216,8 @@ def bend(saved: dict[str, Any], config: RunConfig, step: int) -> Bend | None:
     if not found:
         return None
     old = known(saved, config.model.family) or config
-    return Bend(found, (_rate(old, step), _rate(config, step)), _fractions(old, config, step))
+    densities = _densities(old, config, step) if config.sparsity.falls else None
+    return Bend(found, (_rate(old, step), _rate(config, step)), _fractions(old, config, step), densities)
 
 
 def _rate(config: RunConfig, step: int) -> float:
@@ -221,6 +232,17 @@ def _fractions(old: RunConfig, new: RunConfig, step: int) -> tuple[float, float]
         return 0.0, 0.0
     following = (step // interval + 1) * interval
     return _fraction(before, following, now.config), _fraction(now, following, now.config)
+
+
+def _densities(old: RunConfig, new: RunConfig, step: int) -> tuple[float, float]:
+    interval, trusted = new.sparsity.update_interval, new.sparsity.density_schedule
+    following, found = (step // interval + 1) * interval, list[float]()
+    for config in (old, new):
+        name = config.sparsity.density_schedule
+        unknown = is_own(name) and name != trusted
+        schedule = TopologySchedule(config.sparsity, config.train.steps)
+        found.append(math.nan if unknown else schedule.density(following))
+    return found[0], found[1]
 
 
 def _fraction(schedule: TopologySchedule, step: int, trusted: SmetConfig) -> float:

@@ -29,7 +29,7 @@ from pretrain.run_folder import RunFolder
 from smet.bank import MaskBank
 from smet.distribution import active_tiles
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import TileGrid
+from smet.mask import TileGrid, packed_bytes
 from smet.notices import run_notices
 from smet.patterns import selects
 from smet.say import note
@@ -106,7 +106,10 @@ class ShapeBuilder(Builder):
             active = round(active_tiles(grid.tiles * shards, self.densities[name]) / shards)
         bits = torch.empty(grid.mask_bytes, dtype=torch.uint8, device="meta")
         values = torch.empty(active * grid.tile_size, device="meta")
-        return SparseLinear(layer.in_features, layer.out_features, bits, values, grid.tile, transposed, layer.bias)
+        made = SparseLinear(layer.in_features, layer.out_features, bits, values, grid.tile, transposed, layer.bias)
+        if selected and self.finals.get(name, self.densities[name]) < self.densities[name]:
+            made.closed = torch.empty(packed_bytes(active), dtype=torch.uint8, device="meta")
+        return made
 
 
 def build(config: RunConfig, layout: Layout) -> nn.Module:
@@ -130,7 +133,8 @@ def _require_as_planned(config: RunConfig, layout: Layout, model: nn.Module) -> 
         raise RuntimeError(f"rank {layout.rank} was built with {built} stored weights, planned {plan.stored_weights}")
     replicated = config.sparsity.mask_residency == "replicated"
     bank = MaskBank(model, layout.group, replicated=replicated)
-    own = [layer.mask for layer in sparse_layers(model).values() if layer.mask is not None]
+    layers = sparse_layers(model).values()
+    own = [bits for layer in layers for bits in (layer.mask, layer.closed) if bits is not None]
     masks = sum(tensor.numel() for tensor in [*bank.tensors(), *own])
     if masks != plan.kinds["masks"]:
         raise RuntimeError(f"rank {layout.rank} was built with {masks} bytes of masks, planned {plan.kinds['masks']}")

@@ -211,6 +211,17 @@ def _starved(trainer: Trainer) -> list[str]:
     return [f"warning: {in_run_file(line)}" for line in starved(found)]
 
 
+def _density(trainer: Trainer, stored: float) -> str:
+    """How dense the sparse layers are, as the summary says it."""
+    sparsity = trainer.config.sparsity
+    if not sparsity.falls:
+        return f"active (density {stored:.4g}"
+    return (
+        f"stored (density {stored:.4g}, of which {trainer.topology.density:.4g} is open and {sparsity.density:g} will"
+        " be left; storage keeps its first size"
+    )
+
+
 def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     """One resolved line: what trains, how, on what. ``counts``: what ``_sparse_weights`` is on each rank."""
     config, layout = trainer.config, trainer.layout
@@ -223,7 +234,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     optimizer = "SmetAdamW" if formula == "adamw" else formula
     products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
     return (
-        f"SMET: {weights:,} of {total:,} sparse-layer weights active (density {weights / total:.4g}, block "
+        f"SMET: {weights:,} of {total:,} sparse-layer weights {_density(trainer, weights / total)}, block "
         f"{rows}x{cols}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "
         f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
         f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "

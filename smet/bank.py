@@ -120,6 +120,8 @@ class MaskBank:
 
     def bits(self, layer: SparseLinear) -> Tensor:
         """The whole packed mask of ``layer``. Collective over the group: all ranks ask in the same order."""
+        if layer.is_full:
+            return layer.packed_mask()
         if not self.sharded:
             assert layer.mask is not None
             return layer.mask
@@ -166,6 +168,8 @@ class MaskBank:
 
     def write(self, layer: SparseLinear, bits: Tensor) -> None:
         """Replace the mask of ``layer`` by ``bits`` (the whole packed mask, equal on all ranks)."""
+        if layer.is_full:
+            return  # what was stored, is; which of it is closed is no mask's business
         layer.mask_changed()
         if not self.sharded:
             assert layer.mask is not None

@@ -49,7 +49,15 @@ class SmetConfig:
     method: str | None = None
     """Name of the preset (see ``PRESETS``) that gives what is not said here; a label once loaded."""
     density: float = 0.25
-    """Fraction of tiles that stay active in the sparse layers, in (0, 1]."""
+    """Fraction of tiles that stay active in the sparse layers, in (0, 1]; where it falls, that at the end."""
+    initial_density: float | None = None
+    """Density at first, of which ``density`` is left in the end (GMP, GraNet); storage keeps its first size. None = it
+    never changes."""
+    density_schedule: str = "cubic"
+    """How density goes from ``initial_density`` to ``density``: ``cubic`` (GMP), an entry of ``prune_schedule``, or
+    one's own."""
+    density_end_fraction: float = 0.5
+    """Fraction of the run after which ``density`` is reached: at the last topology update until then."""
     block: tuple[int, int] = (1, 1)
     """Rows and columns of one mask tile, in the canonical orientation of the matrix."""
     distribution: str = "uniform"
@@ -72,7 +80,7 @@ class SmetConfig:
     ``smet.criteria``, also for the next ones. A name of one's own is ``package.module:function``."""
     prune_schedule: str = "cosine"
     """How the prune fraction goes from ``prune_start`` to ``prune_end``: ``cosine``, ``constant``, ``linear``, ``wsd``,
-    or one's own."""
+    ``cubic``, or one's own."""
     prune_start: float = 0.2
     """Fraction of a layer's active tiles replaced at the first update; where ``block`` and ``balance`` ask for balanced
     tiles, 0.05 unless it is said."""
@@ -138,6 +146,7 @@ class SmetConfig:
         found += [text for text in named if text is not None]
         if not 0.0 < self.density <= 1.0:
             found.append(f"density is {self.density}, expected a fraction in (0, 1], such as 0.25")
+        found += self._gradual_problems()
         if any(side < 1 for side in self.block):
             found.append(f"block is {list(self.block)}, expected two positive sizes, such as [1, 16]")
         for name in ("update_interval", "warmup_steps", "protect_rounds", "seed"):
@@ -156,6 +165,37 @@ class SmetConfig:
             found.append(f"lr_exponent is {self.lr_exponent}, expected 0 (off) to 2, such as 0.5")
         return found
 
+    def _gradual_problems(self) -> list[str]:
+        found, first = [], self.initial_density
+        if not 0.0 < self.density_end_fraction <= 1.0:
+            found.append(f"density_end_fraction is {self.density_end_fraction}, expected a fraction in (0, 1]")
+        if first is None:
+            return found
+        if not self.density <= first <= 1.0:
+            found.append(
+                f"initial_density is {first}, expected density {self.density} to 1, or null: density falls from the one"
+                " to the other"
+            )
+        if not self.falls:
+            return found
+        for name in ("update_interval", "stop_fraction"):
+            if getattr(self, name) == 0:
+                found.append(f"{name} is 0 with initial_density {first}, expected more: density falls at updates")
+        if self.density_end_fraction > self.stop_fraction > 0:
+            found.append(
+                f"density_end_fraction is {self.density_end_fraction}, expected at most stop_fraction"
+                f" {self.stop_fraction}: density falls at topology updates, and there are none later"
+            )
+        if self.balance == "always":
+            found.append(
+                f"balance is 'always' with initial_density {first}, expected auto or never: what closes goes by its"
+                " score alone, so rows and columns do not stay alike"
+            )
+        if self.density_schedule == "constant":
+            found.append("density_schedule is 'constant', with which density never falls, expected another, or no"
+                         " initial_density")  # fmt: skip
+        return found
+
     def check(self) -> SmetConfig:
         """Return self, or raise ``ConfigError`` with all problems."""
         if found := self.problems():
@@ -168,7 +208,8 @@ class SmetConfig:
         others of them."""
         method = given.get("method")
         found = {**(PRESETS.get(method, {}) if isinstance(method, str) else {}), **given}
-        if "prune_start" not in found and _balanced(found.get("balance", "auto"), found.get("block", (1, 1))):
+        block = (1, 1) if found.get("initial_density") is not None else found.get("block", (1, 1))  # falls: no balance
+        if "prune_start" not in found and _balanced(found.get("balance", "auto"), block):
             found["prune_start"] = TILES_PRUNE_START
         return found
 
@@ -180,13 +221,23 @@ class SmetConfig:
         return cls(method=method, **changes)
 
     @property
+    def first_density(self) -> float:
+        """The density before the first topology update: what is stored all along."""
+        return self.density if self.initial_density is None else self.initial_density
+
+    @property
+    def falls(self) -> bool:
+        """Whether density falls during the run."""
+        return self.first_density > self.density
+
+    @property
     def dynamic(self) -> bool:
         """Whether the topology ever changes."""
         return self.update_interval > 0 and self.density < 1.0 and self.stop_fraction > 0
 
     def is_balanced(self, tile: tuple[int, int]) -> bool:
         """Whether layers of such tiles have balanced masks."""
-        return _balanced(self.balance, tile)
+        return _balanced(self.balance, tile) and not self.falls
 
 
 TILES_PRUNE_START = 0.05
@@ -207,5 +258,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "set": dict(_NAIVE),
     "rigl": {"growth": "gradient", **_NAIVE},
     "smet-rigl": {"growth": "gradient"},
+    "gmp": {"initial_density": 1.0, "prune_start": 0.0, "prune_end": 0.0, **_NAIVE},
+    "granet": {"initial_density": 0.5, "growth": "gradient", "prune_start": 0.5, **_NAIVE},
 }
-"""Named methods. ``set`` and ``rigl`` are the naive baselines: global bias correction, no warm-up, e = 0."""
+"""Named methods. All but ``smet`` and ``smet-rigl`` are naive baselines: global bias correction, no warm-up, e = 0.
+
+``gmp`` prunes a dense model and grows nothing (Zhu and Gupta 2017, arXiv 1710.01878); ``granet`` starts at density 0.5,
+and replaces by gradients while density falls (Liu et al. 2021, arXiv 2106.10404).
+"""

@@ -6,11 +6,10 @@ data-parallel ranks of a layer reach the same mask at every ZeRO stage, and nobo
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,17 +19,19 @@ from smet import copies
 from smet.activity import TOPOLOGY, during
 from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
+from smet.births import Codes, open_codes, recode
 from smet.config import SmetConfig
 from smet.decisions import Decider
 from smet.errors import ConfigError
 from smet.exchange import Range, all_ranges, gather, redistribute
 from smet.fields import shown
+from smet.gradual import Room, Stored, follow_density, layer_digest, read_closed
 from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
 from smet.notices import tell_of_run
 from smet.optim.aged import TopologyPosition
-from smet.optim.ages import AgeTable
+from smet.optim.ages import CLOSED, AgeTable
 from smet.say import note
 from smet.schedule import TopologySchedule
 from smet.store import Fragment, ParameterStore
@@ -84,7 +85,9 @@ class TopologyController:
         all_layers = sparse_layers(model)
         self.all_layers = all_layers
         self.layers = {
-            name: layer for name, layer in all_layers.items() if layer.values.requires_grad and not layer.is_full
+            name: layer
+            for name, layer in all_layers.items()
+            if layer.values.requires_grad and (layer.falls or not layer.is_full)
         }
         self._check_ranges()
         dynamic = self.layers if config.dynamic else {}
@@ -152,6 +155,15 @@ class TopologyController:
     def last_code(self) -> int:
         """Birth code of the tiles grown at the last update; 0 before the first."""
         return self.store.optimizer.topology.last_code
+
+    @property
+    def density(self) -> float:
+        """Density that the last update has left open, by the settings; ``UpdateReport`` counts it in each layer."""
+        return self.schedule.density(self.store.optimizer.steps_done)
+
+    def density_of(self, group: dict[str, Any]) -> float:
+        """The same of one of the optimizer's groups whose density falls."""
+        return self.schedule.density(self.store.optimizer.steps_done, *group["densities"])
 
     def before_step(self) -> None:
         """Ask the layers for their gradients if a criterion needs those of this step.
@@ -226,6 +238,8 @@ class TopologyController:
             return
         self._require_own_masks()
         self.gradients.adopt(optimizer.topology.moments, self.layers)
+        read_closed(self.layers, self.store, self.config.falls)
+        follow_density(optimizer, self.schedule)
         self._known = optimizer.topology
         _ = self.updates_done  # now, where the state lacks it: an update that falls due before would be counted as done
 
@@ -266,23 +280,19 @@ class TopologyController:
             require_same_decisions(own, self.store.replicas)
         fraction = self.decider.fraction(self.schedule, step, self._device) if self.layers else 0.0
         report = UpdateReport(step, self.updates_done + 1, fraction)
-        young, ages = (
-            self._young_codes(step),
-            self._ages_by_code(step),
-        )  # before open(), which gives old codes out again
-        code, recode = self.ages.open(step)
-        codes = _Codes(code, recode, young, ages)
+        codes = open_codes(self.ages, step, self.config)
         digests = {}
         for name, layer in self.layers.items():
             if name not in trained:  # frozen since: codes that change hands do so here too
-                _recode(self.store.fragment(layer.values), recode)
+                recode(self.store.fragment(layer.values), codes.recode)
                 continue
             bits = self._update_layer(name, layer, codes, report)
-            digests[name] = digest(bits)
-            report.density[name] = layer.density
+            digests[name] = layer_digest(layer, bits)
+            report.density[name] = layer.open_tiles / layer.grid.tiles
+        follow_density(self.store.optimizer, self.schedule)
         self.store.publish()
         position = self.store.optimizer.topology
-        position.updates_done, position.last_code = report.update, code
+        position.updates_done, position.last_code = report.update, codes.code
         if position.masks:
             position.masks = self._all_masks()
         report.digest = combined_digest(digests)
@@ -294,7 +304,7 @@ class TopologyController:
     def _device(self) -> torch.device:
         return next(iter(self.layers.values())).values.device
 
-    def _update_layer(self, name: str, layer: SparseLinear, codes: _Codes, report: UpdateReport) -> Tensor:
+    def _update_layer(self, name: str, layer: SparseLinear, codes: Codes, report: UpdateReport) -> Tensor:
         fragment = self.store.fragment(layer.values)
         bits = self.bank.bits(layer)
         size = layer.grid.tile_size
@@ -303,43 +313,41 @@ class TopologyController:
         given = self.gradients.given(name, layer)
         if "ages" in self.decider.needed:
             given["ages"] = codes.ages.to(births.device)[births.long()]
+        shield = torch.isin(births, births.new_tensor(codes.young)).to(bits.device) if codes.young else None
         own = self.ranges // self.shards
         numbers = range(self.shard * own, (self.shard + 1) * own)
-        sites = self.decider.sites(name, bits, layer.grid, master.view(-1, size), given, numbers, self.updates_done)
-        shield = torch.isin(births, births.new_tensor(codes.young)).to(bits.device) if codes.young else None
-        change = self.decider.decide(sites, report.fraction, shield)
-        report.pruned += change.count
+        layout = Stored.of(layer, bits, births)
+        sites = self.decider.sites(
+            name, layout.open_bits, layer.grid, layout.opened(master.view(-1, size)),
+            layout.opened_of(given), numbers, self.updates_done,
+        )  # fmt: skip
+        room = Room(layer, layout.mask, self.shards, self.schedule, report.step) if layer.falls else None
+        change = self.decider.decide(sites, report.fraction, None if shield is None else layout.opened(shield), room)
+        report.pruned += sum(len(site.values) for site in sites) - int(change.kept.sum())
         report.grown += change.count
         report.unmoved += change.unmoved
         if self.last_code:
             report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())
-        self._move_state(fragment, change, size, self._ranges[name], codes.code, codes.recode)
+        self._move_state(fragment, change, size, self._ranges[name], codes)
         self.bank.write(layer, change.bits)
+        if layer.falls:
+            layer.close(change.closed.to(layer.values.device))
         return change.bits
 
-    def _ages_by_code(self, step: int) -> Tensor:
-        """Optimizer steps since the tiles of each birth code were grown."""
-        return torch.tensor([math.inf, *(math.nan if born is None else step - born for born in self.ages.births[1:])])
-
-    def _young_codes(self, step: int) -> list[int]:
-        """Birth codes of the tiles grown within the last ``protect_rounds`` updates."""
-        if self.config.protect_rounds == 0:
-            return []
-        horizon = step - self.config.protect_rounds * self.config.update_interval
-        return [code for code, birth in enumerate(self.ages.births) if code and birth is not None and birth >= horizon]
-
     def _move_state(
-        self, fragment: Fragment, change: TopologyChange, size: int, ranges: list[Range], code: int,
-        recode: dict[int, int],
-    ) -> None:  # fmt: skip
+        self, fragment: Fragment, change: TopologyChange, size: int, ranges: list[Range], codes: Codes
+    ) -> None:
         device = fragment.master.device
         kept = change.kept.repeat_interleave(size).to(device)
         grown = change.grown.repeat_interleave(size).to(device)
         own_grown = grown[fragment.start : fragment.start + fragment.master.numel()]
-        _recode(fragment, recode)
+        recode(fragment, codes.recode)
         for tensor in (fragment.master, *fragment.state.values()):
             tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
-        fragment.state["birth"][own_grown] = code
+        fragment.state["birth"][own_grown] = codes.code
+        if bool(change.closed.any()):
+            own_closed = change.closed.repeat_interleave(size).to(device)
+            fragment.state["birth"][own_closed[fragment.start : fragment.start + fragment.master.numel()]] = CLOSED
 
     def _whole_state(self) -> dict[str, list[Tensor]]:
         """Weights and their state by layer, where every rank has all of them."""
@@ -350,7 +358,7 @@ class TopologyController:
 
     def mask_digest(self) -> str:
         """Digest of all masks of this rank's layers. Collective where masks are sharded."""
-        digests = {name: digest(self.bank.bits(layer)) for name, layer in self.layers.items()}
+        digests = {name: layer_digest(layer, self.bank.bits(layer)) for name, layer in self.layers.items()}
         self.bank.release()
         return combined_digest(digests)
 
@@ -374,21 +382,3 @@ class TopologyController:
         )  # fmt: skip
         self.ages.load_state_dict(state["ages"])
         self._ticks = None  # an engine may have gone back too
-
-
-class _Codes(NamedTuple):
-    """What an update needs to know of birth codes."""
-
-    code: int
-    """Of what is grown now."""
-    recode: dict[int, int]
-    young: list[int]
-    """Of what ``protect_rounds`` protects."""
-    ages: Tensor
-    """``(256,)`` fp32."""
-
-
-def _recode(fragment: Fragment, recode: dict[int, int]) -> None:
-    """Give the weights of each old birth code its new one (see ``AgeTable.open``)."""
-    for old, new in recode.items():
-        fragment.state["birth"][fragment.state["birth"] == old] = new

@@ -14,16 +14,17 @@ from smet.candidates import Survey, is_stored_transposed, parameter_of, shape_of
 from smet.compute import backend
 from smet.config import SmetConfig
 from smet.criteria import MASKS, mask_needs
-from smet.distribution import active_tiles, density_factor, effective_density, layer_densities
+from smet.distribution import active_tiles, density_factor, effective_density
 from smet.errors import ConfigError
 from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense_model
-from smet.linear import SparseLinear, sparse_layers
+from smet.linear import SparseLinear, let_fall, sparse_layers
 from smet.mask import TileGrid, count_active, pack, unpack
 from smet.named import problem
 from smet.notices import idle_notices, layer_notices
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.settings import remember, told
+from smet.spec import first_and_final, group_name
 from smet.starved import empty, starved, unbalanced
 
 DenseSource = Callable[[str, nn.Module], Tensor]
@@ -43,7 +44,7 @@ class Piece:
     shards: int = 1
     """Tensor parallelism: this is part ``shard`` of ``shards`` of every selected layer's canonical rows."""
     densities: Mapping[str, float] | None = None
-    """Density of every selected layer of the whole model; None = work it out here."""
+    """Density at first of every selected layer of the whole model; None = work it out here."""
     transposed: Collection[str] = ()
     """Names of layers whose canonical matrix is ``(in, out)``: those that tensor parallelism splits over their inputs,
     so that a shard is a range of rows."""
@@ -51,6 +52,8 @@ class Piece:
     """Masks that are known already."""
     empty: bool = True
     """Whether ``masks`` are those of a model that is about to be loaded: its layers get zeros as values."""
+    finals: Mapping[str, float] | None = None
+    """Density in the end of those whose density falls; looked at where ``densities`` are given."""
 
 
 WHOLE = Piece()
@@ -105,17 +108,17 @@ def sparsify(
     backend(config.compute)
     found = survey(model, config)
     layers = found.layers
-    densities = piece.densities
+    densities, finals = piece.densities, piece.finals or {}
     if densities is None:
         _require_layers(found, config)
-        densities = layer_densities(
-            {name: shape_of(layer) for name, layer in layers.items()}, config.density, config.distribution
-        )
+        shapes = {name: shape_of(layer) for name, layer in layers.items()}
+        densities, finals = first_and_final(shapes, config)
     _check_layers(found, densities, config, piece, dense_source)
     if needs_dense_model(config) and piece.masks is None:
         masks = _dense_masks(model, layers, densities, config, piece.transposed, loss, dense_source)
         piece = replace(piece, masks=masks, empty=False)
     _swap(model, layers, densities, config, dense_source, piece)
+    let_fall(model, {name: finals[name] for name in layers if name in finals}, piece.shards)
     remember(model, config)
     report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
     if not quiet:
@@ -353,29 +356,30 @@ def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float =
     """Optimizer groups for ``SmetAdamW``.
 
     Sparse values form one group per density, with ``lr_factor = density_factor(density, lr_exponent)``,
-    whose names start with ``sparse``.
+    whose names start with ``sparse``. Where density falls, the factor follows it (``densities``: first and last).
     Dense matrices form one group; vectors (norms, biases) another without weight decay.
     Frozen parameters are left out.
     """
-    sparse: dict[float, list[nn.Parameter]] = {}
+    sparse: dict[tuple[float, float], list[nn.Parameter]] = {}
     owned = set()
     for layer in sparse_layers(model).values():
         owned.add(id(layer.values))
         if layer.values.requires_grad:
-            sparse.setdefault(layer.configured_density, []).append(layer.values)
+            sparse.setdefault((layer.configured_density, layer.last_density), []).append(layer.values)
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in owned]
     groups: list[dict[str, Any]] = [
         {"name": "dense", "params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
         {"name": "vectors", "params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    for density, params in sorted(sparse.items()):
+    for (density, final), params in sorted(sparse.items()):
         groups.append(
             {
-                "name": f"sparse-{density:.4g}",
+                "name": group_name(density, final),
                 "params": params,
                 "weight_decay": weight_decay,
                 "lr_factor": density_factor(density, config.lr_exponent),
-                "aged": config.dynamic and density < 1.0,
+                "aged": config.dynamic and final < 1.0,
+                **({"densities": (density, final)} if final < density else {}),
             }
         )
     return [group for group in groups if group["params"]]

@@ -14,13 +14,14 @@ from smet.agreement import fingerprint, raise_together
 from smet.config import SmetConfig
 from smet.criteria.sites import Site
 from smet.errors import ConfigError
+from smet.gradual import PER_TILE, Room
 from smet.mask import TileGrid, unpack
 from smet.schedule import TopologySchedule
 from smet.swaps import swapped
-from smet.topology import TopologyChange, joined, prune, replaced
+from smet.topology import Moves, TopologyChange, joined, prune, replaced, smallest
 
-PER_TILE = ("gradient", "moment")
-"""What is given by tile of the layer; everything else is by active tile."""
+SCHEDULED = ("prune_schedule", "density_schedule")
+"""Settings that name schedules."""
 
 
 class Decider:
@@ -68,13 +69,16 @@ class Decider:
             in enumerate(zip(numbers, masks, values.to(bits.device).split(counts), strict=True))
         ]  # fmt: skip
 
-    def decide(self, sites: Sequence[Site], fraction: float, protected: Tensor | None = None) -> TopologyChange:
+    def decide(
+        self, sites: Sequence[Site], fraction: float, protected: Tensor | None = None, room: Room | None = None
+    ) -> TopologyChange:
         """Replace ``floor(fraction * active tiles)`` of each range. Collective where own functions are compared.
 
-        Fewer are replaced where fewer are inactive or unprotected.
+        Fewer are replaced where fewer are inactive or unprotected. Where density falls, as many more are pruned.
 
         Args:
-            protected: bool ``(active,)`` of the layer; these are not pruned.
+            protected: bool ``(active,)`` of the layer; these are not pruned, unless density could not fall otherwise.
+            room: what is stored, and how much of it may be open; None = all of it, which are the active tiles.
 
         Raises:
             ConfigError: a function that is not built in fails, or gives what is no answer; on every rank.
@@ -84,8 +88,9 @@ class Decider:
         shields = [None] * len(sites) if protected is None else protected.split(counts)
         failure, change = None, None
         try:
-            pieces = [self._range(site, int(fraction * n), shield) for site, n, shield in
-                      zip(sites, counts, shields, strict=True)]  # fmt: skip
+            rooms = [(None, n) for n in counts] if room is None else room.ranges(len(sites))
+            pieces = [self._range(site, fraction, shield, stored, open_after)
+                      for site, shield, (stored, open_after) in zip(sites, shields, rooms, strict=True)]  # fmt: skip
             change = joined([piece for piece, _ in pieces], unmoved=sum(stay for _, stay in pieces))
         except (Exception, SystemExit) as error:
             if not self.own:
@@ -104,23 +109,23 @@ class Decider:
             ConfigError: a schedule that is not built in fails, gives no fraction, or another one on another rank; on
                 every rank.
         """
-        failure, found = None, 0.0
+        failure, found = None, [0.0, 0.0]
         try:
-            found = schedule.prune_fraction(step)
+            found = [schedule.prune_fraction(step), schedule.density(step)]
         except ConfigError as error:
             failure = error
         self.require_none_failed(failure, device)
         if self.group is None:
-            return found
-        both = torch.tensor([found, -found], dtype=torch.float64, device=device)
+            return found[0]
+        both = torch.tensor([*found, *(-one for one in found)], dtype=torch.float64, device=device)
         dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self.group)
-        most, least = both.tolist()
-        if most != -least:
-            raise ConfigError(
-                f"prune_schedule '{self.config.prune_schedule}' gives {-least:g} to {most:g} on the ranks at step"
-                f" {step}; make it a function of what it is given alone"
-            )
-        return found
+        for setting, most, least in zip(SCHEDULED, both[:2].tolist(), (-both[2:]).tolist(), strict=True):
+            if most != least:
+                raise ConfigError(
+                    f"{setting} '{getattr(self.config, setting)}' gives {least:g} to {most:g} on the ranks at step"
+                    f" {step}; make it a function of what it is given alone"
+                )
+        return found[0]
 
     def require_none_failed(self, failure: ConfigError | None, device: torch.device) -> None:
         """Raise on every rank where the schedule failed on one. Collective where own functions are compared.
@@ -134,23 +139,31 @@ class Decider:
         if failed:
             raise_together(failure, self.group)
 
-    def _range(self, site: Site, count: int, protected: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
-        """What is replaced in one range, and how many tiles stay for want of a place that keeps the degrees."""
-        active = site.values.shape[0]
+    def _range(
+        self, site: Site, fraction: float, protected: Tensor | None, stored: Tensor | None, open_after: int
+    ) -> tuple[Moves, int]:
+        """What is replaced in one range, so that ``open_after`` tiles of it are active, and how many tiles stay for
+        want of a place that keeps the degrees."""
+        active, tiles = site.values.shape[0], site.mask.numel()
         pruned = torch.zeros(active, dtype=torch.bool, device=site.mask.device)
         grown_at = torch.zeros(0, dtype=torch.int64, device=site.mask.device)
-        count = min(count, site.mask.numel() - active)
-        if count > 0:
+        fewer, more = max(0, active - open_after), max(0, open_after - active)
+        count = min(int(fraction * (active - fewer)), tiles - active - more)
+        if count + fewer > 0:
             scores = self.prune(site.copied() if self.own else site)
             if self.own:
                 require_scores(f"prune '{self.config.prune}'", site, scores)
-            pruned = prune(scores, count, protected)
-            if site.balanced:
+            pruned = prune(scores, count + fewer, protected)
+            if (missing := fewer - int(pruned.sum())) > 0:  # protection never keeps density from falling
+                left = (~pruned).nonzero().view(-1)
+                pruned[left[smallest(scores[left], missing)]] = True
+            if site.balanced:  # density that falls is not
                 return self._exchange(site, pruned)
-            grown_at = self._places(site, int(pruned.sum()))
-        return replaced(site.mask, pruned, grown_at), 0
+        if (growing := int(pruned.sum()) - fewer + more) > 0:
+            grown_at = self._places(site, growing)
+        return replaced(site.mask, pruned, grown_at, stored), 0
 
-    def _exchange(self, site: Site, pruned: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+    def _exchange(self, site: Site, pruned: Tensor) -> tuple[Moves, int]:
         """Replace ``pruned`` by tiles in the same rows and columns, those that the growth prefers first."""
         inactive = site.inactive.nonzero().view(-1)
         preferred = None
@@ -173,7 +186,7 @@ class Decider:
         """Let all ranks go on with one decision, or none. Without it they would wait in different collectives."""
         state = torch.tensor([failure is not None, 0, 0], dtype=torch.int64)
         if change is not None:
-            state[1:] = fingerprint([change.bits, change.kept, change.grown]).cpu()
+            state[1:] = fingerprint([change.bits, change.kept, change.grown, change.closed]).cpu()
         if self.group is not None:
             both = torch.cat([state, -state]).to(device)
             dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self.group)

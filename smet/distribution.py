@@ -35,6 +35,21 @@ def active_tiles(tiles: int, density: float) -> int:
     return max(1, min(tiles, round(tiles * density)))
 
 
+def open_tiles(stored: int, tiles: int, first: float, now: float) -> int:
+    """Tiles of a range of a layer that are open at density ``now``: of its share of those stored, and at least one.
+
+    A range keeps its share, so that nobody has to know the other ranges: where it is the whole layer,
+    ``active_tiles(tiles, now)``.
+
+    Args:
+        stored: tiles that the range stores.
+        tiles: of the whole layer, over all ranges and tensor-parallel shards.
+        first: the layer's density at first, by which tiles were stored.
+    """
+    share = (2 * active_tiles(tiles, now) * stored + active_tiles(tiles, first)) // (2 * active_tiles(tiles, first))
+    return min(stored, max(1, share))
+
+
 def effective_density(tiles: int, density: float) -> float:
     """The density that decides learning rate and initial scale: what was asked for, or what is really active.
 

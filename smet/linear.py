@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smet import compute, copies, kernels, loading
-from smet.mask import TileGrid, count_active, pack
+from smet.distribution import effective_density
+from smet.mask import TileGrid, count_active, pack, unpack
 from smet.weight import readable_weight
 
 
@@ -31,6 +32,12 @@ class SparseLinear(nn.Module):
 
     values: nn.Parameter
     mask: Tensor | None
+    final_density: float | None = None
+    """What its density falls to; None = it stays. Storage keeps its first size."""
+    closed: Tensor | None = None
+    """Packed, a bit per stored tile: which are closed (``smet.gradual``). None where density does not fall."""
+    closed_tiles = 0
+    """How many of them are."""
     _version = loading.VERSION
 
     def __init__(
@@ -75,13 +82,40 @@ class SparseLinear(nn.Module):
 
     @property
     def density(self) -> float:
-        """Active fraction of the tiles."""
+        """Stored fraction of the tiles: the active ones, and those that a falling density has closed."""
         return self.active / self.grid.tiles
 
     @property
     def is_full(self) -> bool:
-        """Whether every tile is active; such a layer stores no mask."""
+        """Whether every tile is stored; such a layer stores no mask."""
         return self.active == self.grid.tiles
+
+    @property
+    def last_density(self) -> float:
+        """What the settings leave in the end; beside ``configured_density``, what they begin with."""
+        last = self.configured_density if self.final_density is None else self.final_density
+        return min(self.configured_density, last)
+
+    @property
+    def falls(self) -> bool:
+        """Whether its density falls."""
+        return self.last_density < self.configured_density
+
+    @property
+    def open_tiles(self) -> int:
+        """Stored tiles that are trained: all, but for those that a falling density has closed."""
+        return self.active - self.closed_tiles
+
+    def close(self, closed: Tensor) -> None:
+        """Say which of the stored tiles are closed: bool ``(active,)``. Their values are 0, and get no gradient."""
+        self.closed, self.closed_tiles = pack(closed), int(closed.sum())
+
+    def without_closed(self, gradient: Tensor) -> Tensor:
+        """The gradient of the values, 0 in closed tiles."""
+        if not self.closed_tiles or self.closed is None:
+            return gradient
+        closed = unpack(self.closed.to(gradient.device), self.active)
+        return gradient.view(self.active, -1).masked_fill(closed.unsqueeze(1), 0).view(-1)
 
     @property
     def weight(self) -> Tensor:
@@ -237,7 +271,7 @@ class _SparseMatmul(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # Whoever grows weights by the dense gradient needs all of it, which only the dense backend makes.
             by = chosen if layer.gradient_sink is None else compute.dense_backend()
-            grad_values = by.values_gradient(layer, x, grad)
+            grad_values = layer.without_closed(by.values_gradient(layer, x, grad))
             if layer.values_sink is not None:
                 layer.values_sink(layer, grad_values)
         return grad_x, grad_values, None
@@ -246,3 +280,11 @@ class _SparseMatmul(torch.autograd.Function):
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     """Every ``SparseLinear`` of ``model`` by its module name, in module order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+
+
+def let_fall(model: nn.Module, finals: Mapping[str, float], shards: int) -> None:
+    """Tell sparse layers, by name, to which density theirs is to fall; ``shards``: tensor-parallel ones of each."""
+    for name, final in finals.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SparseLinear)
+        layer.final_density = effective_density(layer.grid.tiles * shards, final)

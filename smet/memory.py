@@ -41,8 +41,8 @@ def measure(
         table[part][kind] += _bytes(tensor, seen)
     for tensor in means:
         table["sparse"]["moments"] += _bytes(tensor, seen)
-    own_masks = [layer.mask for layer in layers.values() if layer.mask is not None]
-    for tensor in [*own_masks, *bank.tensors()]:
+    own = [bits for layer in layers.values() for bits in (layer.mask, layer.closed) if bits is not None]
+    for tensor in [*own, *bank.tensors()]:
         table["sparse"]["masks"] += _bytes(tensor, seen)
     return table
 
@@ -67,6 +67,8 @@ class Part:
     """Bytes of the packed masks that are sharded together."""
     means: tuple[tuple[int, int], ...] = ()
     """Tiles of each layer whose mean dense gradient is kept, and weights in a tile."""
+    closed: int = 0
+    """Bytes that say which stored tiles are closed, where density falls; whole on every rank."""
     persistent: int = 0
     """ZeRO-3 keeps parameters of at most so many elements whole on every rank, beside their partitions."""
 
@@ -119,5 +121,5 @@ def plan(
         planned["moments"] += state * share
         planned["ages"] += share if aged else 0
     planned["moments"] += sum(part_bytes(tiles, size, ranks) for tiles, size in part.means)
-    planned["masks"] = sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)
+    planned["masks"] = part.closed + sum(-(-size // ranks) if masks_sharded else size for size in part.buckets)
     return planned

@@ -65,6 +65,8 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "stop_fraction is 0, the masks stay as they are", others
     elif config.prune_schedule == "constant":
         yield "prune_schedule 'constant' stays at prune_start", ("prune_end",)
+    if not config.falls:
+        yield "density does not fall without initial_density", ("density_schedule", "density_end_fraction")
     if config.warmup_steps == 0:
         yield "warmup_steps is 0, nothing is warmed up", ("warmup_scope",)
     if config.mask_init in MASKS and declared(MASKS[config.mask_init]):
@@ -123,20 +125,23 @@ def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
     """What is odd about the schedule in a run of ``total_steps`` optimizer steps.
 
     Raises:
-        ConfigError: a schedule of one's own fails, or gives no fraction.
+        ConfigError: a schedule of one's own fails, or gives what it cannot mean.
     """
     if config.update_interval == 0 or config.density == 1.0:
         return []
     schedule, found = TopologySchedule(config, total_steps), list[str]()
+    falling = _falling_notices(schedule) if config.falls else []
     last = schedule.last_step
     if last < config.update_interval:
+        stays = f", and density stays {config.first_density:g}" if config.falls else ""
         return [
-            f"the topology never changes: the first update is due after step {config.update_interval} (update_interval)"
-            f" and none happens after step {last} (stop_fraction {config.stop_fraction:g} of {total_steps} steps)"
+            f"the topology never changes{stays}: the first update is due after step {config.update_interval}"
+            f" (update_interval) and none happens after step {last} (stop_fraction {config.stop_fraction:g} of"
+            f" {total_steps} steps)"
         ]
     fractions = [schedule.prune_fraction(round(last * part / 100)) for part in range(101)]
     if max(fractions) == 0.0:
-        return ["the topology never changes: prune_start and prune_end are 0"]
+        return falling if config.falls else ["the topology never changes: prune_start and prune_end are 0"]
     if max(fractions) > 0.5 + 1e-9:
         found.append(
             f"an update replaces up to {max(fractions):.0%} of a layer's active weights by zeros (prune_start)"
@@ -147,5 +152,25 @@ def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
         found.append(
             f"no regrown weight reaches its full rate: warmup_steps is {config.warmup_steps}, the run has"
             f" {total_steps} steps"
+        )
+    return found + falling
+
+
+def _falling_notices(schedule: TopologySchedule) -> list[str]:
+    """What is odd about a density that falls; a schedule of one's own is asked at each update.
+
+    Raises:
+        ConfigError: it fails, gives no density between the two, or does not end at the final one.
+    """
+    config, found = schedule.config, []
+    steps = range(0, schedule.density_end + 1, config.update_interval)
+    densities = [schedule.density(step) for step in steps]
+    schedule.require_end()
+    if any(later > earlier + 1e-9 for earlier, later in zip(densities, densities[1:], strict=False)):
+        found.append("density rises between updates (density_schedule): closed tiles are grown again")
+    if len(densities) == 2:
+        found.append(
+            f"density falls at once, from {config.first_density:g} to {config.density:g} after step"
+            f" {schedule.density_end}; for less at a time lower update_interval, or raise density_end_fraction"
         )
     return found

@@ -23,7 +23,7 @@ WRAPPERS = {
 """Class of a wrapper, to its attribute that is the model."""
 
 OF_LAYERS = (
-    "method", "density", "block", "distribution", "include", "exclude", "fan_in_init", "mask_init",
+    "method", "density", "initial_density", "block", "distribution", "include", "exclude", "fan_in_init", "mask_init",
     "weight_residency", "compute",
 )  # fmt: skip
 """What is said of single layers, so that a second ``sparsify`` may say something else."""
@@ -80,4 +80,8 @@ def settings_of(model: nn.Module) -> SmetConfig:
     ]
     if problems:
         raise ConfigError(problems)
-    return replace(first, density=min(config.density for config in found))  # its topology changes if any layer's does
+    # Its topology changes, and density falls, if any layer's does.
+    firsts = [config.initial_density for config in found if config.initial_density is not None]
+    return replace(
+        first, density=min(config.density for config in found), initial_density=max(firsts) if firsts else None
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from smet.config import SmetConfig
 from smet.distribution import active_tiles, effective_density, layer_densities
-from smet.mask import TileGrid
+from smet.mask import TileGrid, packed_bytes
 from smet.patterns import selects
 
 
@@ -27,7 +27,9 @@ class LayerSpec:
     selected: bool
     """Whether the settings make it sparse; transposed layers that they leave dense are stored as full ones."""
     aged: bool
-    """Whether its weights are ever regrown."""
+    """Whether its weights are ever regrown, or closed."""
+    final: float
+    """What its density falls to; ``density`` where it stays."""
     shards: int = 1
     """Tensor-parallel ranks that its canonical rows are cut over."""
 
@@ -54,13 +56,25 @@ class LayerSpec:
     @property
     def group(self) -> str:
         """Optimizer group, as ``smet.parameter_groups`` names it."""
-        return f"sparse-{self.density:.4g}"
+        return group_name(self.density, self.final)
+
+    @property
+    def closed_bytes(self) -> int:
+        """Bytes that say which stored tiles are closed; 0 where density stays."""
+        return packed_bytes(round(self.active / self.shards)) if self.final < self.density else 0
 
 
-def densities(linears: Iterable[tuple[str, tuple[int, int]]], config: SmetConfig) -> dict[str, float]:
-    """Density of every selected one of the layers ``linears``: (name, (out, in)) of whole layers."""
-    chosen = {name: shape for name, shape in linears if selects(name, config)}
-    return layer_densities(chosen, config.density, config.distribution) if chosen else {}
+def first_and_final(
+    shapes: Mapping[str, tuple[int, int]], config: SmetConfig
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Density at first of each of the layers ``shapes``, and that in the end where density falls."""
+    first = layer_densities(shapes, config.first_density, config.distribution) if shapes else {}
+    return first, layer_densities(shapes, config.density, config.distribution) if shapes and config.falls else {}
+
+
+def group_name(density: float, final: float) -> str:
+    """Name of the optimizer group of sparse layers of one density, or one that falls alike."""
+    return f"sparse-{density:.4g}" + (f"-to-{final:.4g}" if final < density else "")
 
 
 def layer_specs(
@@ -76,7 +90,7 @@ def layer_specs(
     Raises:
         ConfigError: a tile does not divide a layer.
     """
-    asked = densities(linears.items(), config)
+    asked, finals = first_and_final({name: shape for name, shape in linears.items() if selects(name, config)}, config)
     found = {}
     for name, (outputs, inputs) in linears.items():
         turned, selected = name in transposed, name in asked
@@ -86,8 +100,9 @@ def layer_specs(
         grid = TileGrid(rows // shards, cols, config.block if selected else (1, 1))
         tiles, density = grid.tiles * shards, asked.get(name, 1.0)
         active, density = active_tiles(tiles, density), effective_density(tiles, density)
+        final = min(density, effective_density(tiles, finals[name])) if name in finals else density
         found[name] = LayerSpec(
             name=name, grid=grid, transposed=turned, density=density, active=active, selected=selected,
-            aged=selected and config.dynamic and density < 1.0, shards=shards,
+            aged=selected and config.dynamic and final < 1.0, final=final, shards=shards,
         )  # fmt: skip
     return found

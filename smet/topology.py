@@ -18,19 +18,23 @@ class TopologyChange:
 
     ``kept`` says for each old active tile, in stored order, whether it survives; ``grown`` says
     for each new active tile whether it is new. The survivors, in order, fill the places of the
-    new order that are not ``grown``. Both are bool vectors of the (constant) number of active tiles.
+    new order that are not ``grown``. All are bool vectors of the (constant) number of stored tiles.
+
+    Where density falls, some of the stored tiles are ``closed``: they are among ``grown`` (their values are 0), and
+    not trained.
     """
 
     bits: Tensor
     kept: Tensor
     grown: Tensor
+    closed: Tensor
     unmoved: int = 0
     """Tiles that were to be replaced and stay, for want of a place that keeps the degrees."""
 
     @property
     def count(self) -> int:
-        """Number of tiles replaced."""
-        return int(self.grown.sum())
+        """Number of tiles that are new and trained."""
+        return int((self.grown & ~self.closed).sum())
 
 
 def tile_scores(values: Tensor, tile_size: int) -> Tensor:
@@ -77,26 +81,38 @@ def grow_by_score(inactive: Tensor, count: int, scores: Tensor) -> Tensor:
     return positions[smallest(-scores[positions], count)]
 
 
-def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """New mask, kept and grown; see ``TopologyChange``.
+Moves = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Mask of what is stored, kept, grown and closed; see ``TopologyChange``."""
+
+
+def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor, stored: Tensor | None = None) -> Moves:
+    """What is stored of one range after an update.
+
+    As many tiles stay stored as were. Where fewer are open than that, the first of the stored ones that are not open
+    any more fill the places, closed.
 
     Args:
-        mask: bool ``(tiles,)``.
-        pruned: bool ``(active,)``: which active tiles go.
-        grown_at: as many inactive places.
+        mask: bool ``(tiles,)``: the open ones.
+        pruned: bool ``(open,)``: which of them go.
+        grown_at: places that are not open, to be opened.
+        stored: bool ``(tiles,)``: all that are stored; None = the open ones.
     """
-    new_mask = mask.clone()
-    new_mask[mask.nonzero().view(-1)[pruned]] = False
-    new_mask[grown_at] = True
-    born = torch.zeros_like(mask)
-    born[grown_at] = True
-    return new_mask, ~pruned, born[new_mask]
+    stored = mask if stored is None else stored
+    survives = mask.clone()
+    survives[mask.nonzero().view(-1)[pruned]] = False
+    opened = survives.clone()
+    opened[grown_at] = True
+    fill = (stored & ~opened).nonzero().view(-1)[: int(stored.sum()) - int(opened.sum())]
+    closed = torch.zeros_like(mask)
+    closed[fill] = True
+    now = opened | closed
+    return now, survives[stored], ~survives[now], closed[now]
 
 
-def joined(changes: Sequence[tuple[Tensor, Tensor, Tensor]], unmoved: int = 0) -> TopologyChange:
+def joined(changes: Sequence[Moves], unmoved: int = 0) -> TopologyChange:
     """The change of a layer from those of its ranges, in order."""
-    mask, kept, grown = (torch.cat(pieces) for pieces in zip(*changes, strict=True))
-    return TopologyChange(bits=pack(mask), kept=kept, grown=grown, unmoved=unmoved)
+    mask, kept, grown, closed = (torch.cat(pieces) for pieces in zip(*changes, strict=True))
+    return TopologyChange(bits=pack(mask), kept=kept, grown=grown, closed=closed, unmoved=unmoved)
 
 
 def random_active(tiles: int, active: int, rng: torch.Generator) -> Tensor:

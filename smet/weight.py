@@ -55,4 +55,6 @@ class _DenseWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         grad = grads[0]
-        return ctx.layer.compress_gradient((grad.t() if ctx.layer.transposed else grad).contiguous()), None
+        layer = ctx.layer
+        values = layer.compress_gradient((grad.t() if layer.transposed else grad).contiguous())
+        return layer.without_closed(values), None

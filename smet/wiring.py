@@ -62,7 +62,7 @@ def require_served(layers: Mapping[str, SparseLinear], bank: Any) -> None:
     if not isinstance(bank, MaskBank):
         raise ConfigError(f"bank is a {type(bank).__name__}, expected MaskBank(model)")
     for name, layer in layers.items():
-        if layer.source is not (bank if bank.sharded else None):
+        if not layer.is_full and layer.source is not (bank if bank.sharded else None):
             raise ConfigError(f"the mask of {name} is served by another MaskBank; make one of this model")
 
 

@@ -40,14 +40,18 @@ def test_its_functions_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(tmp_path)
     scope: dict[str, object] = {}
     exec(compile(first, PAGE, "exec"), scope)
-    (run_file,) = (yaml.safe_load(text) for text in blocks(PAGE, "yaml"))
-    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
-    smet.sparsify(model, **run_file["sparsity"], update_interval=5, stop_fraction=1.0, quiet=True)
-    for trained, updates in ((model, 4), (scope["model"], 3)):
+    models = []
+    for text in blocks(PAGE, "yaml"):
+        model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+        smet.sparsify(model, **yaml.safe_load(text)["sparsity"], update_interval=5, stop_fraction=1.0, quiet=True)
+        models.append(model)
+    for trained, updates in ((models[0], 4), (models[1], 4), (scope["model"], 3)):
         optimizer = smet.AdamW(trained, lr=1e-3)  # type: ignore[arg-type]
         run = smet.attach(optimizer, 20)
         for _ in range(20):
             trained(torch.randn(4, 16)).sum().backward()  # type: ignore[operator]
             optimizer.step()
             optimizer.zero_grad()
-        assert run.updates_done == updates and run.last_report is not None and run.last_report.grown > 0
+        assert run.updates_done == updates and run.last_report is not None
+        assert trained is models[0] or run.last_report.grown > 0
+    assert [layer.open_tiles for layer in smet.sparse_layers(models[0]).values()] == [102, 51]

@@ -98,7 +98,11 @@ def export(options: argparse.Namespace) -> Report:
 
 def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     dense = sum(weight.numel for weight in checkpoint.weights if weight.is_sparse)
-    active = sum(weight.stored for weight in checkpoint.weights if weight.is_sparse)
+    active = sum(
+        checkpoint.open_tiles(weight) * weight.layer.grid.tile_size
+        for weight in checkpoint.weights
+        if weight.layer and weight.is_sparse
+    )
     return {
         "tool": "tools.export_hf",
         "checkpoint": str(checkpoint.folder),
@@ -150,30 +154,31 @@ def _write_weights(folder: Path, entries: Sequence[Entry], limit: int) -> int:
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
     """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
-    sparse = [weight for weight in checkpoint.weights if weight.mask_bytes]
+    sparse = [w for w in checkpoint.weights if w.layer and (w.mask_bytes or w.layer.final < w.layer.density)]
     if sparse:
         name_of = checkpoint.family.hf.file_name
         layers = {
-            name_of(weight.name).removesuffix(".weight"): _description(weight.layer)
+            name_of(weight.name).removesuffix(".weight"): _description(weight.layer, checkpoint.open_tiles(weight))
             for weight in sparse
             if weight.layer
         }
         metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
         entries = [
-            Entry(layer, (weight.mask_bytes,), torch.uint8, partial(checkpoint.mask, weight))
+            Entry(layer, (weight.layer.grid.mask_bytes,), torch.uint8, partial(checkpoint.open_mask, weight))
             for layer, weight in zip(layers, sparse, strict=True)
+            if weight.layer
         ]
         stream.write(folder / "masks.safetensors", entries, metadata)
     return len(sparse)
 
 
-def _description(spec: LayerSpec) -> dict[str, Any]:
+def _description(spec: LayerSpec, active: int) -> dict[str, Any]:
     return {
         "rows": spec.grid.rows,
         "cols": spec.grid.cols,
         "block": list(spec.grid.tile),
         "transposed": spec.transposed,
-        "active": spec.active,
+        "active": active,
     }
 
 

@@ -107,7 +107,7 @@ def import_model(options: argparse.Namespace) -> Report:
     origin = {
         "tool": "tools.import_hf",
         "model": options.model,
-        "density": sparsity.density,
+        "density": sparsity.first_density,
         "block": list(sparsity.block),
         "parameters": sum(weight.numel for weight in weights),
         "parameters_stored": sum(weight.stored for weight in weights),

@@ -16,6 +16,7 @@ import torch
 from pretrain.errors import CheckpointError
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen
+from smet.optim.ages import CLOSED
 from smet.store import state_kind
 from tools.checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
 from tools.checkpoints.reader import Checkpoint
@@ -40,8 +41,10 @@ def inspect(options: argparse.Namespace) -> Report:
     """
     checkpoint = Checkpoint(options.checkpoint, options.family)
     manifest, state = checkpoint.manifest, checkpoint.state
-    density = {w.layer.name: w.stored / w.numel for w in checkpoint.weights if w.layer and w.is_sparse}
-    dense = sum(w.numel for w in checkpoint.weights if w.is_sparse)
+    sparse = [weight for weight in checkpoint.weights if weight.layer and weight.is_sparse]
+    opened = {w.name: checkpoint.open_tiles(w) * w.layer.grid.tile_size for w in sparse if w.layer}
+    density = {w.layer.name: opened[w.name] / w.numel for w in sparse if w.layer}
+    dense = sum(w.numel for w in sparse)
     return {
         "checkpoint": str(checkpoint.folder),
         "verified": True,
@@ -54,7 +57,8 @@ def inspect(options: argparse.Namespace) -> Report:
         "topology_updates": state["topology"]["updates_done"],
         "parameters": sum(w.numel for w in checkpoint.weights),
         "parameters_stored": sum(w.stored for w in checkpoint.weights),
-        "density_overall": sum(w.stored for w in checkpoint.weights if w.is_sparse) / dense if dense else 1.0,
+        "density_overall": sum(opened.values()) / dense if dense else 1.0,
+        "closed": sum(w.stored for w in sparse) - sum(opened.values()),
         "density": density,
         "block": list(checkpoint.sparsity.block),
         "ages": ages(checkpoint),
@@ -71,6 +75,8 @@ def ages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     counts = torch.zeros(256, dtype=torch.int64)
     for name in names:
         counts += checkpoint.vector(f"{name}/birth").bincount(minlength=256)
+    if checkpoint.sparsity.falls:
+        counts[CLOSED] = 0
     # A layer whose topology never changes stores no births: all its weights are as old as the run.
     unborn = sum(w.stored for w in checkpoint.weights if w.is_sparse and w.vector not in names)
     births = checkpoint.state["topology"]["ages"]["births"]
@@ -115,7 +121,8 @@ def describe(report: Report) -> str:
         f"step {report['step']}, {report['consumed_samples']:,} samples, {report['topology_updates']} topology updates",
         f"written {report['written']} by {ranks} ({degrees}); {versions}; git {(report['git'] or 'unknown')[:12]}",
         f"{report['parameters']:,} parameters, {report['parameters_stored']:,} stored; sparse layers at density "
-        f"{report['density_overall']:.4g}, block {report['block'][0]}x{report['block'][1]}",
+        f"{report['density_overall']:.4g}, block {report['block'][0]}x{report['block'][1]}"
+        + (f"; {report['closed']:,} weights of closed tiles are stored beside that" if report["closed"] else ""),
         *_density_lines(report["density"]),
         *_age_lines(report["ages"]),
         "bytes: " + ", ".join(f"{kind} {byte_count(size)}" for kind, size in report["bytes"].items()),

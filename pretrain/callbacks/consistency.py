@@ -46,6 +46,8 @@ def replicas(trainer: Trainer) -> dict[Key, Any]:
                 found[f"{name} (master weights {fragment.start} to {end})", -1] = checksum(fragment.master)
     for name, layer in trainer.topology.layers.items():
         found[f"{name}.mask", shard] = checksum(trainer.bank.bits(layer))
+        if layer.closed is not None:
+            found[f"{name}.closed", shard] = checksum(layer.closed)
     trainer.bank.release()
     return found
 

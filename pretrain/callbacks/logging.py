@@ -93,8 +93,11 @@ class ProgressCallback(Callback):
             )
         if "topology" in record:
             report = record["topology"]
+            closed = f"{report.pruned - report.grown:,} tiles closed, " if report.pruned > report.grown else ""
             stay = f", {report.unmoved:,} stay for want of a place" if report.unmoved else ""
+            now = f", density {record['density']:.3g}" if "density" in record else ""
             parts.append(
-                f"topology update {report.update}: {report.grown:,} tiles moved{stay} in {report.seconds:.2f} s"
+                f"topology update {report.update}: {closed}{report.grown:,} tiles moved{stay} in"
+                f" {report.seconds:.2f} s{now}"
             )
         return "  ".join(parts)

@@ -11,6 +11,7 @@ from pretrain.run_folder.reader import MEMORY
 from smet import parameter_groups
 from smet.bank import bucket_key
 from smet.linear import SparseLinear, sparse_layers
+from smet.mask import packed_bytes
 from smet.memory import OFFLOADED, Part, Table, measure, plan
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _parts(trainer: Trainer, layers: dict[str, SparseLinear]) -> dict[str, Part]
             groups=tuple(value for name, value in lengths.items() if name.startswith("sparse") == (part == "sparse")),
             buckets=tuple(buckets.values()) if part == "sparse" else (),
             means=kept if part == "sparse" else (),
+            closed=sum(packed_bytes(layer.active) for layer in layers.values() if layer.falls) * (part == "sparse"),
             persistent=trainer.engine.kept_whole,
         )
         for part in ("sparse", "dense")
@@ -110,7 +112,7 @@ def report(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "zero_stage": config.parallel.zero_stage,
         "precision": config.train.precision,
         "in_host_memory": list(OFFLOADED) if offloaded(config) else [],
-        "density": config.sparsity.density,
+        "density": config.sparsity.first_density,
         "measured_at_step": trainer.step,
         "sparse_layers": {
             "weights": fullest["sparse_weights"],

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class TopologyCallback(Callback):
-    """One line of ``topology.jsonl`` per update; a warning when an update changed nothing."""
+    """One line of ``topology.jsonl`` per update; a warning when an update changed nothing. Where density falls, each
+    step's record has it."""
 
     name = "topology"
 
@@ -28,6 +29,9 @@ class TopologyCallback(Callback):
     def after_step(self, trainer: Trainer, record: Record) -> None:
         """Advance ages; update the topology if that is due."""
         report = self._updated(trainer)
+        falls = trainer.config.sparsity.falls
+        if falls:
+            record["density"] = trainer.topology.density
         if report is None:
             return
         if trainer.layout.tensor_size * trainer.layout.stages > 1:
@@ -38,7 +42,7 @@ class TopologyCallback(Callback):
             return
         # The controller counts applied steps; files count all, so that a resume cuts both at the same place.
         self.folder.append(TOPOLOGY, {**report.to_json(), "step": trainer.step})
-        if report.grown == 0:
+        if report.grown == report.pruned == 0 and not (falls and report.fraction == 0.0):
             why = f"prune fraction {report.fraction:.4g} is less than one tile per layer"
             if report.unmoved:
                 why = f"no exchange of tiles was found for {report.unmoved:,} that keeps rows and columns as they are"

@@ -18,6 +18,7 @@ from pretrain.layout import Layout
 from smet.bank import MaskBank
 from smet.linear import sparse_layers
 from smet.mask import count_active, has_spare_bits
+from smet.optim.ages import CLOSED
 
 _NO_COUNT = 1 << 40
 """Added to the count of a mask with bits beyond its last tile, so that it fits nothing."""
@@ -35,7 +36,10 @@ def require_sound(
     Raises:
         CheckpointError: they do not fit; raised on every rank.
     """
-    wrong = _masks(model, bank, layout) + _births(vectors, state["topology"]["ages"]["births"])
+    births = list(state["topology"]["ages"]["births"])
+    if any(layer.falls for layer in sparse_layers(model).values()) and births[CLOSED] is None:
+        births[CLOSED] = 0  # of tiles that are stored and closed
+    wrong = _masks(model, bank, layout) + _births(vectors, births)
     layout.agree(lambda: _require_none(wrong, path))
 
 

@@ -58,7 +58,8 @@ def _sparse_shards(
 
 
 def _shards_hold_whole_bytes(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
-    if parallel.tensor < 2 or sparsity.density == 1.0 or _tiles_fit(model, sparsity, parallel) or model.problems():
+    full = sparsity.first_density == 1.0
+    if parallel.tensor < 2 or full or _tiles_fit(model, sparsity, parallel) or model.problems():
         return []
     size = sparsity.block[0] * sparsity.block[1]
     misfits = [

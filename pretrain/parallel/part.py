@@ -19,12 +19,12 @@ from pretrain.parallel import tensor
 from smet import sparsify
 from smet.convert import MaskSource, Piece
 from smet.criteria import mask_needs
-from smet.distribution import layer_densities
 from smet.initial import first_mask
 from smet.mask import TileGrid, count_active, pack
 from smet.notices import layer_notices
 from smet.patterns import selects
 from smet.say import note
+from smet.spec import first_and_final
 from smet.starved import unbalanced
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Builder:
                 "selects no linear layer; loosen the patterns"
             )
         sparsity = config.sparsity
-        self.densities = dict(layer_densities(shapes, sparsity.density, sparsity.distribution))
+        self.densities, self.finals = first_and_final(shapes, sparsity)
         turned = {name: (i, o) if name in self.inventory.transposed else (o, i) for name, (o, i) in shapes.items()}
         if wrong := unbalanced(turned, self.densities, sparsity):
             raise ConfigError([in_run_file(text) for text in wrong])
@@ -119,7 +119,7 @@ class Builder:
         masks: MaskSource | None = None if self.saved is None else self._saved_mask
         if masks is None and mask_needs(self.config.sparsity):
             masks = self._first_mask
-        piece = self._piece(self.densities, masks)
+        piece = replace(self._piece(self.densities, masks), finals=self.finals)
         sparsify(model, self.config.sparsity, dense_source=self._dense, piece=piece, quiet=True)
         self._store_transposed(model)
         made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied

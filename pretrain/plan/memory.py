@@ -100,6 +100,7 @@ def parts_of(rank: Rank) -> dict[str, Part]:
             ),
             buckets=tuple(buckets.values()) if part == "sparse" else (),
             means=tuple(means) if part == "sparse" else (),
+            closed=sum(weight.closed_bytes for weight in rank.sparse) if part == "sparse" else 0,
             persistent=threshold,
         )
         for part in ("sparse", "dense")
@@ -236,6 +237,7 @@ def topology_update(config: RunConfig, sparse: Sequence[PlannedWeight], ranks: i
         deciding = 10.2 * blocks + 15 * active + 10 * (weight.stored - active)
         moving = 25 * weight.stored
         gathered = 5 * weight.stored if ranks > 1 else 0  # whole master weights and birth rounds
+        gathered += 5 * weight.stored if weight.closed_bytes else 0  # what criteria see: the open part of it
         if ranks > 1 and "active_gradient" in update_needs(config.sparsity):
             gathered += 4 * weight.stored
         peak = max(peak, round(max(deciding, moving) + gathered))

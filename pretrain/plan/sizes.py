@@ -26,6 +26,8 @@ class PlannedWeight:
     """Optimizer group, as ``smet.parameter_groups`` names it."""
     role: Role
     mask_bytes: int = 0
+    closed_bytes: int = 0
+    """Of what says which stored tiles are closed, where density falls."""
     aged: bool = False
 
     @property
@@ -95,7 +97,7 @@ def _weight(weight: models.Weight, spec: LayerSpec | None, tensor: int) -> Plann
         return PlannedWeight(name=name, total=total, stored=total, group=group, role=weight.role)
     return PlannedWeight(
         name=name, total=total, stored=spec.stored, group=spec.group, mask_bytes=spec.mask_bytes, aged=spec.aged,
-        role=weight.role,
+        closed_bytes=spec.closed_bytes, role=weight.role,
     )  # fmt: skip
 
 

@@ -19,12 +19,14 @@ def human(size: float) -> str:
 
 def layout_line(config: RunConfig, world_size: int) -> str:
     """The layout and the batch in words."""
-    parallel, train = config.parallel, config.train
+    parallel, train, sparsity = config.parallel, config.train, config.sparsity
+    falling = f"density {sparsity.first_density:g} to {sparsity.density:g} in storage of its first size"
     data = world_size // (parallel.tensor * parallel.pipeline)
     extras = [
         *([describe(config)] if parallel.pipeline > 1 else []),
         *(["sequence parallel"] if parallel.sequence else []),
         *(["activation checkpointing"] if train.activation_checkpointing else []),
+        *([falling] if sparsity.falls else []),
     ]
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return (

@@ -2,7 +2,7 @@
 
     PRUNE      scores of the active tiles at an update; the smallest are pruned
     GROW       which inactive tiles take their places
-    SCHEDULES  how the prune fraction goes from its first to its last value
+    SCHEDULES  how the prune fraction, and a density that falls, go from their first to their last values
     MASKS      which tiles are active at first
 
 A name is an entry of the table, or ``package.module:function`` of a module of one's own. A function says by
@@ -50,6 +50,7 @@ SCHEDULES: dict[str, Schedule] = {
     "constant": schedules.constant,
     "linear": schedules.linear,
     "wsd": schedules.wsd,
+    "cubic": schedules.cubic,
 }
 MASKS: dict[str, Mask] = {
     "random": masks.random,
@@ -59,7 +60,7 @@ MASKS: dict[str, Mask] = {
 }
 
 TABLES: dict[str, dict[str, Any]] = {
-    "prune": PRUNE, "growth": GROW, "prune_schedule": SCHEDULES, "mask_init": MASKS,
+    "prune": PRUNE, "growth": GROW, "prune_schedule": SCHEDULES, "density_schedule": SCHEDULES, "mask_init": MASKS,
 }  # fmt: skip
 """Setting of ``SmetConfig`` to the table that it names an entry of."""
 
@@ -85,9 +86,9 @@ def mask_of(config: SmetConfig) -> Mask:
     return _found("mask_init", config.mask_init, MASKS)
 
 
-def schedule_of(config: SmetConfig) -> Schedule:
-    """The schedule that ``config`` names; see ``prune_of``."""
-    return find("prune_schedule", config.prune_schedule, SCHEDULES)
+def schedule_of(config: SmetConfig, setting: str = "prune_schedule") -> Schedule:
+    """The schedule that a setting of ``config`` names; see ``prune_of``."""
+    return find(setting, getattr(config, setting), SCHEDULES)
 
 
 def update_needs(config: SmetConfig) -> frozenset[str]:
@@ -108,12 +109,14 @@ def require(config: SmetConfig) -> None:
     Raises:
         ConfigError: with all that cannot be had.
     """
-    require_all(partial(look_up, config) for look_up in (prune_of, grow_of, schedule_of, mask_of))
+    falling = partial(schedule_of, setting="density_schedule")
+    require_all(partial(look_up, config) for look_up in (prune_of, grow_of, schedule_of, falling, mask_of))
 
 
 def has_own(config: SmetConfig) -> bool:
     """Whether an update asks a function that is none of this package, whose decisions have to be compared."""
-    return is_own(config.prune) or is_own(config.growth) or is_own(config.prune_schedule)
+    asked = [config.prune, config.growth, config.prune_schedule, *([config.density_schedule] if config.falls else [])]
+    return any(is_own(name) for name in asked)
 
 
 def _found(setting: str, name: str, table: dict[str, F]) -> F:

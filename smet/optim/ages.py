@@ -17,6 +17,8 @@ from smet.errors import ConfigError, nearest
 from smet.fields import wrong_types
 
 CODES = 256
+CLOSED = CODES - 1
+"""Code of weights that are stored and not trained, where density falls (``smet.gradual``); nobody is born with it."""
 
 Betas = tuple[float, float]
 Averages = tuple[tuple[float, float], ...]
@@ -71,6 +73,8 @@ class AgeTable:
     births: list[float | None] = field(default_factory=lambda: [0] + [None] * (CODES - 1))
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
     """First and last birth of the weights of each code that two or more births share."""
+    closes: bool = False
+    """Whether the code ``CLOSED`` is kept for weights that are closed."""
 
     def clock(self, code: int, step: int) -> tuple[float, float] | None:
         """What an update in step ``step`` (from 1) asks of the weights of ``code``; None where there are none.
@@ -104,7 +108,8 @@ class AgeTable:
             corrections differ least.
         """
         recode = {code: 0 for code in range(1, CODES) if self.births[code] is not None and self._mature(code, step)}
-        if None not in self.births[1:] and not recode:
+        usable = self.births[1:CLOSED] if self.closes else self.births[1:]
+        if None not in usable and not recode:
             young, old = self._closest_pair(step)
             recode = {young: old}
             first, last = self._span(old)[0], self._span(young)[1]
@@ -152,9 +157,11 @@ class AgeTable:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {"births": list(self.births), "spans": [[code, *span] for code, span in sorted(self.spans.items())]}
+        plain = {"births": list(self.births), "spans": [[code, *span] for code, span in sorted(self.spans.items())]}
+        return {**plain, "closes": True} if self.closes else plain
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``; those of the first release know no spans."""
         self.births = list(state["births"])
         self.spans = {int(code): (first, last) for code, first, last in state.get("spans", [])}
+        self.closes = bool(state.get("closes", False))

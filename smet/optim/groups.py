@@ -10,7 +10,7 @@ from typing import Any
 from smet.errors import ConfigError
 from smet.optim.formula import Formula
 
-KNOWN = ("params", "param_names", "name", "lr", "weight_decay", "lr_factor", "aged", "initial_lr")
+KNOWN = ("params", "param_names", "name", "lr", "weight_decay", "lr_factor", "aged", "densities", "initial_lr")
 NOT_OFFERED = ("amsgrad", "maximize")
 """Options of torch's optimizers that change the formula; those that only choose an implementation are passed over."""
 

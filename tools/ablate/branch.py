@@ -61,7 +61,8 @@ class Variant:
         for group in trainer.store.optimizer.param_groups:
             kind, _, density = str(group.get("name", "")).partition("-")
             if kind == "sparse":
-                group["lr_factor"] = float(density) ** -self.lr_exponent
+                now = trainer.topology.density_of(group) if "densities" in group else float(density)
+                group["lr_factor"] = now**-self.lr_exponent
 
 
 class Branches(Callback):

@@ -21,9 +21,10 @@ from pretrain.models import family, inventory_of, known_family
 from pretrain.models.family import Family, FamilyConfig
 from smet import SmetConfig
 from smet.linear import SparseLinear
-from smet.mask import count_active, has_spare_bits, pack
+from smet.mask import count_active, has_spare_bits, pack, unpack
 from smet.named import is_own
 from smet.optim import FORMULAS, find
+from smet.optim.ages import CLOSED
 from tools.checkpoints.layers import SavedWeight, weights_of
 
 
@@ -142,7 +143,7 @@ class Checkpoint:
         """Every vector that the settings ask for is there, and nothing else is."""
         values = {weight.vector: weight.stored for weight in self.weights}
         masks = {w.layer.mask: w.mask_bytes for w in self.weights if w.layer and w.mask_bytes}
-        means = {f"{w.layer.name}.mean_gradient": w.numel for w in self.weights if w.layer and w.mask_bytes}
+        means = {f"{w.layer.name}.mean_gradient": w.numel for w in self.weights if w.layer and w.layer.aged}
         for name, length in {**values, **masks}.items():
             found, kind = self.vectors.get(name, (None, None))
             if found != length:
@@ -197,6 +198,35 @@ class Checkpoint:
                 f"checkpoint {self.folder}: {spec.mask} has {found} active tiles, expected {spec.active}"
             )
         return bits
+
+    def closed(self, weight: SavedWeight) -> Tensor | None:
+        """Which stored tiles of a weight a falling density has closed, bool; None where density stays.
+
+        Raises:
+            CheckpointError: some of their weights are not 0.
+        """
+        spec = weight.layer
+        if spec is None or spec.final == spec.density or f"{weight.vector}/birth" not in self.vectors:
+            return None
+        closed = self.vector(f"{weight.vector}/birth") == CLOSED
+        if bool(self.vector(weight.vector)[closed].any()):
+            raise CheckpointError(f"checkpoint {self.folder}: {weight.vector} is not 0 in tiles that are closed")
+        return closed[:: spec.grid.tile_size]
+
+    def open_tiles(self, weight: SavedWeight) -> int:
+        """Tiles of a sparse weight that are trained: all that are stored, but for those that are closed."""
+        assert weight.layer is not None
+        closed = self.closed(weight)
+        return weight.layer.active - (0 if closed is None else int(closed.sum()))
+
+    def open_mask(self, weight: SavedWeight) -> Tensor:
+        """Packed mask of a sparse weight, without tiles that are closed; see ``mask``."""
+        bits, closed = self.mask(weight), self.closed(weight)
+        if closed is None or weight.layer is None:
+            return bits
+        stored = unpack(bits, weight.layer.grid.tiles)
+        stored[stored.nonzero().view(-1)[closed]] = False
+        return pack(stored)
 
     def dense_weight(self, weight: SavedWeight) -> Tensor:
         """One weight as the model computes with it, fp32; inactive entries are exactly 0.
