@@ -42,7 +42,7 @@ def test_every_section_is_measured_right_and_nothing_is_left_out(rehearsed: tupl
 
 def test_engines_take_turns_and_peaks_have_a_plan_beside_them(rehearsed: tuple[Path, str]):
     [tiny] = json.loads(rehearsed[0].read_text())["sections"]["training"]
-    smet = ["SMET 1 x 1, density 0.25", "SMET 16 x 16, density 0.25"]
+    smet = ["SMET 1 x 1, density 0.25", "SMET 16 x 16, density 0.5"]
     assert list(tiny["steps"]) == ["dense", *smet, "dense, plain formulas"]
     assert tiny["steps"]["dense"]["ratio"] == 1.0 and all(len(times) == 2 for times in tiny["samples"].values())
     assert all(peak["planned"] > 0 for name, peak in tiny["peaks"].items() if "plain" not in name)

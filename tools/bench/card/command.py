@@ -23,12 +23,12 @@ from pretrain.numbers import finite
 from pretrain.paths import path_argument
 from tools.bench import machine
 from tools.bench.card import page
+from tools.bench.card.page import SECTIONS
 
 if TYPE_CHECKING:
     from tools.bench.card.settings import Sizes
 
 ROOT = Path(__file__).parent.parent.parent.parent
-SECTIONS = ("kernels", "products", "formulas", "training", "resume", "tests")
 SHARE = {"products": 0.4}
 """Of the time that is left when it begins; other sections take what they need."""
 NEEDED = 60.0

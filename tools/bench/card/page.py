@@ -7,6 +7,9 @@ from typing import Any
 
 from tools.bench.report import table
 
+SECTIONS = ("kernels", "products", "formulas", "training", "resume", "tests")
+"""Of a result, in the order in which they are measured."""
+
 BANDWIDTH = 0.7
 """The fraction of a copy's bandwidth that expand, compress and Adam are to reach."""
 Result = dict[str, Any]
@@ -59,7 +62,10 @@ def missed(result: Result) -> list[str]:
 
 def _verdict(result: Result) -> str:
     short, left = missed(result), result["left_out"]
-    return f"Missed: {'; '.join(short) or 'nothing'}. Left out for want of time: {', '.join(left) or 'nothing'}."
+    absent = [name for name in SECTIONS if not {name} & {*result["sections"], *result["failed"], *left}]
+    return f"Missed: {'; '.join(short) or 'nothing'}. Left out for want of time: {', '.join(left) or 'nothing'}." + (
+        f" Not asked for, or cut off: {', '.join(absent)}." if absent else ""
+    )
 
 
 def _sections(result: Result) -> Iterator[str]:
@@ -205,8 +211,8 @@ def _limits(rows: list[dict[str, Any]]) -> str:
         f"{dense:.0f} TFLOP/s, as its programs are 128 to 256 wide. What would help: wider tiles, or masks in which "
         "neighbouring rows of tiles share their columns, so that a program can serve several with one read. Where a "
         "matrix has fewer active tiles than the GPU has multiprocessors (350m; 2048 x 2048 with tiles of 128), the "
-        "gradient of the values leaves some idle unless its sum over the tokens is split, which revisions from "
-        "2026-11-27 on try where it may pay."
+        "gradient of the values leaves some idle unless its sum over the tokens is split, which is tried where it "
+        "may pay."
     )
 
 

@@ -102,7 +102,7 @@ def on_a_gpu() -> Sizes:
 
 def on_a_cpu() -> Sizes:
     """Tiny: whether everything runs, not how fast."""
-    sides = (DENSE, Side(block=(1, 1)), Side(block=(16, 16)), replace(DENSE, plain=True))
+    sides = (DENSE, Side(block=(1, 1)), Side(block=(16, 16), density=0.5), replace(DENSE, plain=True))
     tiny = Setting(
         title="tiny", shape=_tiny(32, 16), length=16, sides=sides,
         rounds=2,
