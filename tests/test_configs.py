@@ -15,6 +15,7 @@ from pretrain.config import load_config
 from pretrain.errors import ConfigError
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.llama.model import LlamaForCausalLM
+from smet.config import TILES_PRUNE_START
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -73,6 +74,7 @@ def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> N
     assert [int(word) for word in re.findall(r"\d+", line)] == serves
     own, base = load_config(path).to_dict(), load_config(CONFIGS / path.name).to_dict()
     assert min(own["sparsity"].pop("block")) >= 16 and own["train"].pop("output_dir") == f"runs/{path.stem}-tiles"
+    assert own["sparsity"].pop("prune_start") == TILES_PRUNE_START < base["sparsity"].pop("prune_start")
     del base["sparsity"]["block"], base["train"]["output_dir"]
     assert own == base
 

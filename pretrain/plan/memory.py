@@ -227,14 +227,16 @@ def _gradients_in_flight(rank: Rank, stored: int) -> int:
 def topology_update(config: RunConfig, sparse: Sequence[PlannedWeight], ranks: int) -> int:
     """Peak bytes of a topology update: that of the largest layer, since layers are worked off one by one.
 
-    Deciding holds masks and places to grow at, per block, and scores, per active tile; moving state holds
+    Deciding holds masks and places to grow at, per tile, and scores, per active tile; moving state holds
     what has to move where, per active weight. Coefficients are measured; a test measures them again.
     """
     size = config.sparsity.block[0] * config.sparsity.block[1]
     peak = 0
     for weight in (weight for weight in sparse if weight.aged):
-        blocks, active = weight.total // size, weight.stored // size
-        deciding = 10.2 * blocks + 15 * active + 10 * (weight.stored - active)
+        tiles, active = weight.total // size, weight.stored // size
+        deciding = 10.2 * tiles + 15 * active + 10 * (weight.stored - active)
+        if config.sparsity.is_balanced(config.sparsity.block):
+            deciding += 4 * tiles + 9 * active  # places that are taken, and rows and columns of those that move
         moving = 25 * weight.stored
         gathered = 5 * weight.stored if ranks > 1 else 0  # whole master weights and birth rounds
         gathered += 5 * weight.stored if weight.closed_bytes else 0  # what criteria see: the open part of it

@@ -29,7 +29,13 @@ def jobs(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
     varied: dict[str, dict[str, Any]] = {
         "grouped": {},
         "tied": {**mha, "model__tie_word_embeddings": True, "model__rope_theta": 500.0, "sparsity__block": [1, 4]},
-        "blocks": {**mha, "model__head_dim": 10, "sparsity__block": [2, 3], "sparsity__distribution": "erk"},
+        "blocks": {
+            **mha,
+            "model__head_dim": 10,
+            "sparsity__block": [2, 3],
+            "sparsity__distribution": "erk",
+            "sparsity__prune_start": 0.2,
+        },
         "partly": {**mha, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.self_attn.o_proj"]},
         "dense": {**mha, "sparsity": {"method": "dense"}},
         "tensor": {**even, "parallel__tensor": 2, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.mlp.down_proj"]},
