@@ -21,7 +21,9 @@ ROUNDS = 5
 def settings(quick: bool) -> Iterator[Setting]:
     """One for each set of engines that take turns: 2,048 tokens per rank, ZeRO-2."""
     if quick:
-        yield dataclasses.replace(on_a_cpu().settings[0], ranks=2, warm_up=1, sides=(DENSE, Side(block=(16, 16))))
+        yield dataclasses.replace(
+            on_a_cpu().settings[0], ranks=2, warm_up=1, sides=(DENSE, Side(block=(16, 16), density=0.5))
+        )
         return
     sides = (DENSE, *(Side(block=tile, density=density) for density in DENSITIES for tile in TILES))
     for name, layers in STACKS.items():

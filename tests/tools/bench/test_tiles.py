@@ -27,7 +27,7 @@ def test_a_quick_run_is_measured_and_rendered(tmp_path: Path, capsys: pytest.Cap
     assert [row["dtype"] for row in found["held"]] == ["bf16"] * unit, "once more without the matrix unit"
     assert found["machine"]["dense"] == ("AMX" if unit else found["machine"]["dense"])
     (steps,) = found["steps"]
-    assert list(steps["steps"]) == ["dense", "SMET 16 x 16, density 0.25"] and steps["products"]["dense"] == "dense"
+    assert list(steps["steps"]) == ["dense", "SMET 16 x 16, density 0.5"] and steps["products"]["dense"] == "dense"
     assert all(step["seconds"] > 0 for step in steps["steps"].values())
     assert main(["render", str(result), str(page)]) == 0
     text = page.read_text()
