@@ -27,7 +27,9 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., h) -> (..., h)"""
-        if self.eps is None or x.is_cuda or fused.steps(x, self.weight) is fused.plain:
+        if self.eps is None or self.weight is None or len(self.normalized_shape) != 1:
+            return super().forward(x)
+        if x.is_cuda or fused.steps(x, self.weight) is fused.plain:
             return super().forward(x)  # on GPUs torch has a kernel of its own, faster than what it compiles
         y: Tensor = Normed.apply(x, self.weight, self.eps)
         return y
@@ -35,7 +37,7 @@ class RMSNorm(nn.RMSNorm):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, arXiv 2002.05202). Twice (..., i) -> (..., i)"""
-    if fused.steps(gate, up) is fused.plain:
+    if gate.shape != up.shape or fused.steps(gate, up) is fused.plain:
         return F.silu(gate) * up
     y: Tensor = Gated.apply(gate, up)
     return y
@@ -133,9 +135,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) ->
     (b, 1, s, s) -> (b, q, s, d)"""
     shared, length = query.shape[1] // key.shape[1], query.shape[2]
     version = fused.steps(query, key, value, *([] if bias is None else [bias]))
-    if hasattr(version, "attention_slope") and torch.is_grad_enabled() and shared * length**2 <= MOST_SCORES:
-        mixed: Tensor = Attended.apply(query, key, value, bias)
-        return mixed
+    if hasattr(version, "attention_slope") and torch.is_grad_enabled() and 0 < shared * length**2 <= MOST_SCORES:
+        shape = (query.shape[0], 1, length, length)
+        fixed = bias is None or (bias.shape == shape and not bias.requires_grad)
+        if fixed and key.shape[2] == length and not torch.is_autocast_enabled(query.device.type):
+            mixed: Tensor = Attended.apply(query, key, value, bias)
+            return mixed
     return _attention(query, key, value, bias)
 
 

@@ -302,7 +302,7 @@ int64_t entropy(const T* logits, const int64_t* wanted, int64_t ignored, float* 
                 }
             }
             const float all_of_it = sum(total + blocked);
-            losses[row] = std::log(all_of_it) + top - load(in + target, 1)[0];
+            losses[row] = std::log(all_of_it) - (load(in + target, 1)[0] - top);  // large numbers meet first, and cancel
             if (!grad) continue;
             const float factor = static_cast<float>(share) / all_of_it;
             T* out = grad + row * width;

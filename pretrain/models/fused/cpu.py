@@ -45,6 +45,7 @@ def library() -> ctypes.CDLL:
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See ``plain.norm``."""
+    _require(weight.shape == x.shape[-1:], "norm", x, weight)
     x, factors = x.contiguous(), weight.float().contiguous()
     y, root = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     _call("norm", x, x, factors, y, root, root.numel(), x.shape[-1], eps)
@@ -61,6 +62,7 @@ def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> tupl
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """See ``plain.gated``."""
+    _require(gate.shape == up.shape, "gate", gate, up)
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
     _call("gated", gate, gate, up, y, gate.numel())
@@ -78,6 +80,8 @@ def gated_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tens
 def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     """See ``plain.turn``; what is returned lies as ``x`` does."""
     batch, heads, length, width = x.shape
+    _require(cos.shape == sin.shape == (length, width), "rotation", x, cos, sin)
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
     x = x if x.stride(3) == 1 else x.contiguous()
     y = torch.empty_like(x)
     strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (x, y)]
@@ -92,9 +96,10 @@ def entropy(logits: Tensor, wanted: Tensor, ignored: int, gradient: bool) -> tup
     """See ``plain.entropy``.
 
     Raises:
-        RuntimeError: a target is no column of the logits.
+        RuntimeError: a target is no column of the logits, or there is not one for each row.
     """
-    logits, wanted = logits.contiguous(), wanted.contiguous()
+    _require(wanted.shape == logits.shape[:1], "loss", logits, wanted)
+    logits, wanted = logits.contiguous(), wanted.long().contiguous()
     rows, width = logits.shape
     losses, grad = logits.new_empty(rows, dtype=torch.float32), torch.empty_like(logits) if gradient else None
     wrong = _library("entropy", logits)(
@@ -115,10 +120,18 @@ def attention_slope(scores: Tensor, bias: Tensor | None, slope: Tensor, length: 
         bias: ``(length, length)``, added to the scaled scores; then all keys count.
         slope: like ``scores``, in bf16 or fp32.
     """
+    bias = None if bias is None else bias.contiguous()
     probabilities = torch.empty_like(slope)
     rows = scores.numel() // length
     _call("attention_slope", slope, scores, bias, slope, probabilities, rows, length, scale)
     return probabilities
+
+
+def _require(fits: bool, step: str, *operands: Tensor) -> None:
+    """C++ takes addresses: what does not fit together would have it read what lies behind."""
+    if not fits:
+        shapes = " and ".join(" x ".join(map(str, operand.shape)) for operand in operands)
+        raise RuntimeError(f"operands of the {step} do not fit together: {shapes}")
 
 
 def _library(name: str, of: Tensor) -> ctypes._NamedFuncPointer:

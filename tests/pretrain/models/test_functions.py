@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.models import functions, fused
 from pretrain.models.functions import IGNORED, MeanCrossEntropy, RMSNorm, Rotate, attention, swiglu
@@ -297,3 +297,51 @@ def test_on_a_gpu_fused_is_plain(dtype: torch.dtype, tolerance: float) -> None:
         exact = formulas.both(step, torch.float32, fused.PLAIN)()
         found = formulas.both(step, dtype, fused.FUSED)()
         assert all(error(*pair) < tolerance for pair in zip(found, exact, strict=True)), name
+
+
+@pytest.mark.parametrize("kind", ["part of a longer one", "by head", "learned", "for all rows"])
+def test_any_bias_of_attention(kind: str) -> None:
+    query, key, value = (normal(2, 4, 9, 16, seed=seed).requires_grad_() for seed in range(3))
+    shapes = {"by head": (2, 4, 9, 9), "for all rows": (1, 1, 9, 9)}
+    bias = normal(*shapes.get(kind, (2, 1, 9, 9)), seed=3).requires_grad_(kind == "learned")
+    if kind == "part of a longer one":
+        bias = normal(2, 1, 12, 12, seed=3)[..., :9, :9]
+    wanted_of = [query, key, value, *([bias] if kind == "learned" else [])]
+    expected = F.scaled_dot_product_attention(*(x.double() for x in (query, key, value)), attn_mask=bias.double())
+    wanted = torch.autograd.grad(expected.square().sum(), wanted_of)
+    got = torch.autograd.grad(attention(query, key, value, bias).square().sum(), wanted_of)
+    assert all(error(one, other) < 1e-4 for one, other in zip(got, wanted, strict=True))
+
+
+def test_attention_under_autocast_and_of_nothing() -> None:
+    query, key, value = (normal(2, 4, 9, 16, seed=seed).requires_grad_() for seed in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention(query, key, value, None).sum().backward()
+    assert query.grad is not None and bool(query.grad.isfinite().all())
+    assert attention(*(x[:, :, :0] for x in (query, key, value)), None).shape == (2, 4, 0, 16)
+
+
+def test_operands_that_do_not_fit_are_refused_or_left_to_torch() -> None:
+    cos, sin = rotary_tables(5, 8, 10000.0, torch.device("cpu"))
+    x, logits, targets = normal(1, 2, 5, 8), normal(1, 4, 7), torch.tensor([[1, 2, 3, 4]])
+    for call in (
+        lambda: RMSNorm(8, eps=1e-5)(torch.ones(2, 16)),
+        lambda: swiglu(torch.ones(16), torch.ones(7)),
+        lambda: MeanCrossEntropy.apply(logits, targets.repeat(1, 3)),
+        lambda: Rotate.apply(x, cos[:3], sin[:3]),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+    assert torch.equal(RMSNorm((2, 8), eps=1e-5)(x.view(5, 2, 8)), nn.RMSNorm((2, 8), eps=1e-5)(x.view(5, 2, 8)))
+    assert torch.equal(swiglu(torch.ones(2, 8), 3 * torch.ones(8)), F.silu(torch.ones(2, 8)) * 3)
+    assert RMSNorm(8, eps=1e-5, elementwise_affine=False)(x).shape == x.shape
+    assert torch.equal(MeanCrossEntropy.apply(logits, targets.int()), MeanCrossEntropy.apply(logits, targets))
+    strided = [torch.stack([table, table], -1)[..., 0] for table in (cos, sin)]
+    assert torch.equal(Rotate.apply(x, *strided), Rotate.apply(x, cos, sin))
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_the_loss_of_large_logits(offset: float) -> None:
+    logits, targets = normal(1, 50, 900) + offset, torch.arange(50).view(1, 50)
+    exact = F.cross_entropy(logits[0].double(), targets[0])
+    assert float(MeanCrossEntropy.apply(logits, targets)) == pytest.approx(float(exact), rel=1e-6)
