@@ -55,7 +55,7 @@ def _changed(found: Choices, before: Mapping[str, str], why: list[str]) -> str:
     reason = f"another {' and another '.join(why)}" if why else "other shapes"
     return (
         f"products were measured again ({reason} than in the checkpoint): {found.changes(before)} of "
-        f"{len(found.chosen)} shapes are multiplied by another backend than before"
+        f"{len(found.chosen)} shapes are multiplied by another backend than before, or were not there"
     )
 
 

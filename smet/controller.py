@@ -29,7 +29,7 @@ from smet.gradual import Room, Stored, follow_density, layer_digest, read_closed
 from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import combined_digest, digest
-from smet.notices import tell_of_run
+from smet.notices import still_notices, tell_of_run
 from smet.optim.aged import TopologyPosition
 from smet.optim.ages import CLOSED, AgeTable
 from smet.say import note
@@ -99,6 +99,9 @@ class TopologyController:
         self.decider = Decider(config, store.group or store.replicas)
         if self.layers:
             self.decider.require_none_failed(failure, self._device)
+        decided = {name: layer.active * self.shards // self.ranges for name, layer in self.layers.items()}
+        for line in still_notices(decided, config, total_steps):
+            tell(line)
         self.gradients = Gradients(self.decider.needed, store.group, store.replicas)
         """Gradients of the step in progress, if anybody needs them."""
         self.gradients.adopt(store.optimizer.topology.moments, self.layers)

@@ -85,8 +85,8 @@ class Choices:
         return [*lines, f"products measured in {shapes}, fastest by {fastest}{taken}"]
 
     def changes(self, before: Mapping[str, str]) -> int:
-        """Shapes for which ``before`` had another backend."""
-        return sum(before.get(case, name) != name for case, name in self.chosen.items())
+        """Shapes for which ``before`` had another backend, or none: they are not those that it knows."""
+        return sum(before.get(case) != name for case, name in self.chosen.items())
 
 
 def machine(device: torch.device) -> str:

@@ -121,6 +121,27 @@ def tell_of_run(config: SmetConfig, total_steps: int, tell: Callable[[str], obje
     return None
 
 
+def still_notices(active: Mapping[str, int], config: SmetConfig, total_steps: int) -> list[str]:
+    """Which layers no update of the run can change, since fractions of tiles are rounded down.
+
+    Args:
+        active: tiles of each layer among which an update decides: those of one range.
+    """
+    schedule = TopologySchedule(config, total_steps)
+    if not config.dynamic or config.falls or schedule.last_step < config.update_interval:
+        return []
+    largest = max(schedule.prune_fraction(round(schedule.last_step * part / 100)) for part in range(101))
+    fewest = 2 if config.is_balanced(config.block) else 1  # balanced tiles exchange columns: one alone cannot
+    still = [name for name, count in active.items() if int(largest * count) < fewest]
+    if not still or largest == 0.0:
+        return []
+    return [
+        f"the topology of {len(still)} of {len(active)} layers never changes: an update replaces at most"
+        f" {largest:g} (prune_start) of the {active[still[0]]:,} tiles active in {still[0]}, rounded down, and"
+        f" {'two' if fewest == 2 else 'one'} are the fewest; a larger prune_start or smaller tiles change that"
+    ]
+
+
 def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
     """What is odd about the schedule in a run of ``total_steps`` optimizer steps.
 

@@ -255,3 +255,28 @@ def test_a_dense_resident_model_trains_the_same() -> None:
             run.step()
             losses[-1].append(run.model(x).pow(2).sum().item())
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("block", "prune_start", "density", "still"),
+    [((8, 8), 0.05, 0.5, True), ((8, 8), 0.3, 0.5, False), ((1, 1), 0.05, 0.25, False), ((4, 16), 0.1, 0.3, True)],
+)
+def test_layers_that_no_update_can_change_are_named(
+    block: tuple[int, int], prune_start: float, density: float, still: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    settings = SmetConfig(density=density, block=block, prune_start=prune_start, update_interval=2, stop_fraction=1.0)
+    sparsify(model, settings, quiet=True)
+    optimizer, told = SmetAdamW(parameter_groups(model, settings), lr=1e-2), list[str]()
+    controller = TopologyController(
+        model, settings, LocalStore(optimizer), MaskBank(model), total_steps=20, tell=told.append
+    )
+    assert sum("1 of 1 layers never changes" in line for line in told) == still, told
+    before = controller.mask_digest()
+    for _ in range(20):
+        model(torch.randn(4, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.after_step()
+    assert (controller.mask_digest() == before) == still
