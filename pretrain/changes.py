@@ -216,7 +216,8 @@ def bend(saved: dict[str, Any], config: RunConfig, step: int) -> Bend | None:
     if not found:
         return None
     old = known(saved, config.model.family) or config
-    densities = _densities(old, config, step) if config.sparsity.falls else None
+    follows = TopologySchedule(config.sparsity, config.train.steps).next_due(step) is not None  # else the run tells
+    densities = _densities(old, config, step) if config.sparsity.falls and follows else None
     return Bend(found, (_rate(old, step), _rate(config, step)), _fractions(old, config, step), densities)
 
 

@@ -107,6 +107,8 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     if checkpoint is not None:
         heartbeat.mark("loading the checkpoint", 0)
         resume(trainer, checkpoint)
+        if config.sparsity.falls:
+            layout.agree(topology.take_position)  # what is open is told below
     remarks = folder.remarks(config, trainer.step) if layout.is_main else []
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()

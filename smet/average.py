@@ -140,6 +140,8 @@ class ModelAverage:
             layer.mask = None if layer.is_full else own.union.to(layer.values.device, copy=True)
             layer.mask_changed()
             copies.forget(layer)
+        for layer in sparse_layers(averaged).values():  # what the last update closed is not 0 on average
+            layer.closed, layer.closed_tiles = None, 0
         for name, tensor in others.items():
             tensor.copy_(self._tensors[name])
         return averaged

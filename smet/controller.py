@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from smet import copies
+from smet import copies, gradual
 from smet.activity import TOPOLOGY, during
 from smet.agreement import MaskMismatchError, require_same_decisions, require_same_result
 from smet.bank import MaskBank
@@ -78,7 +78,7 @@ class TopologyController:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ConfigError(f"total_steps is {shown(total_steps)}, expected the run's number of optimizer steps")
         failure = tell_of_run(config, total_steps, tell)
-        self.config, self.store, self.bank = config, store, bank
+        self.config, self.store, self.bank, self._tell = config, store, bank, tell
         self.shard, self.shards = shard, shards
         self.ranges = config.topology_ranges if config.topology_ranges > 1 else shards
         self.schedule = TopologySchedule(config, total_steps)
@@ -161,12 +161,13 @@ class TopologyController:
 
     @property
     def density(self) -> float:
-        """Density that the last update has left open, by the settings; ``UpdateReport`` counts it in each layer."""
-        return self.schedule.density(self.store.optimizer.steps_done)
+        """Density that is open: the settings', or what is counted; ``UpdateReport`` counts it in each layer."""
+        return gradual.density_told(self.layers or self.all_layers, self.schedule, self.store.optimizer.steps_done)
 
     def density_of(self, group: dict[str, Any]) -> float:
         """The same of one of the optimizer's groups whose density falls."""
-        return self.schedule.density(self.store.optimizer.steps_done, *group["densities"])
+        members = gradual.members_of(group, self.layers)
+        return gradual.open_density(members, self.schedule, self.store.optimizer.steps_done)
 
     def before_step(self) -> None:
         """Ask the layers for their gradients if a criterion needs those of this step.
@@ -174,7 +175,7 @@ class TopologyController:
         Raises:
             ConfigError: layers were frozen in an engine that would go on moving them.
         """
-        self._take_position()
+        self.take_position()
         trained = self._trained()
         if len(trained) < len(self.layers) and not self.store.skips_frozen:
             raise ConfigError(
@@ -202,7 +203,7 @@ class TopologyController:
             ConfigError: the clock has run past an update since the last call, another controller has taken the
                 optimizer over, or masks and optimizer state were loaded from different steps.
         """
-        self._take_position()
+        self.take_position()
         optimizer, ticks = self.store.optimizer, self.store.ticks()
         stepped, self._ticks = ticks != self._ticks, ticks
         if optimizer.external_clock and stepped and self.store.step_applied():
@@ -230,7 +231,7 @@ class TopologyController:
             )
         return self.schedule.due(now)
 
-    def _take_position(self) -> None:
+    def take_position(self) -> None:
         """Go on from the place in the schedule that the optimizer holds: it may have been loaded since."""
         optimizer = self.store.optimizer
         if optimizer.driver is None or optimizer.driver() is not self:
@@ -239,10 +240,13 @@ class TopologyController:
             )
         if self._known is optimizer.topology:
             return
+        driven = optimizer.topology.masks != "" or bool(optimizer.topology.updates_done)
         self._require_own_masks()
         self.gradients.adopt(optimizer.topology.moments, self.layers)
-        read_closed(self.layers, self.store, self.config.falls)
-        follow_density(optimizer, self.schedule)
+        read_closed(self.layers, self.store, self.config.falls, driven)
+        follow_density(self.layers, self.store, self.schedule)
+        for line in gradual.stays(self.density, self.schedule, optimizer.steps_done):
+            self._tell(line)
         self._known = optimizer.topology
         _ = self.updates_done  # now, where the state lacks it: an update that falls due before would be counted as done
 
@@ -286,13 +290,14 @@ class TopologyController:
         codes = open_codes(self.ages, step, self.config)
         digests = {}
         for name, layer in self.layers.items():
+            report.density[name] = layer.open_tiles / layer.grid.tiles
             if name not in trained:  # frozen since: codes that change hands do so here too
                 recode(self.store.fragment(layer.values), codes.recode)
                 continue
             bits = self._update_layer(name, layer, codes, report)
             digests[name] = layer_digest(layer, bits)
             report.density[name] = layer.open_tiles / layer.grid.tiles
-        follow_density(self.store.optimizer, self.schedule)
+        follow_density(self.layers, self.store, self.schedule)
         self.store.publish()
         position = self.store.optimizer.topology
         position.updates_done, position.last_code = report.update, codes.code

@@ -20,7 +20,7 @@ from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense
 from smet.linear import SparseLinear, let_fall, sparse_layers
 from smet.mask import TileGrid, count_active, pack, unpack
 from smet.named import problem
-from smet.notices import idle_notices, layer_notices
+from smet.notices import end_notices, idle_notices, layer_notices
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.settings import remember, told
@@ -120,7 +120,7 @@ def sparsify(
     _swap(model, layers, densities, config, dense_source, piece)
     let_fall(model, {name: finals[name] for name in layers if name in finals}, piece.shards)
     remember(model, config)
-    report = _report(model, found, {name: densities[name] for name in layers}, config, piece)
+    report = _report(model, found, ({name: densities[name] for name in layers}, finals), config, piece)
     if not quiet:
         say(str(report), logging.WARNING if report.warnings else logging.INFO)
     return report
@@ -263,9 +263,9 @@ def _canonical_shape(layer: nn.Module, transposed: bool) -> tuple[int, int]:
 
 
 def _report(
-    model: nn.Module, found: Survey, asked: Mapping[str, float], config: SmetConfig, piece: Piece
+    model: nn.Module, found: Survey, both: tuple[Mapping[str, float], ...], config: SmetConfig, piece: Piece
 ) -> SparsifyReport:
-    layers = sparse_layers(model)
+    (asked, finals), layers = both, sparse_layers(model)
     sizes = {name: layer.grid.rows * layer.grid.cols for name, layer in layers.items()}
     active = sum(layer.active * layer.grid.tile_size for layer in layers.values())
     sparse = sum(sizes.values())
@@ -274,7 +274,9 @@ def _report(
         sparse + sum(one.weights for one in found.left), sparse, active, found.left,
     )  # fmt: skip
     tiles = {name: layer.grid.tiles * piece.shards for name, layer in report.layers.items()}
+    shapes = {name: (tiles[name] // layer.grid.shape[1], layer.grid.shape[1]) for name, layer in report.layers.items()}
     report.warnings += [*idle_notices(config), *layer_notices(tiles, asked, config)]
+    report.warnings += end_notices(shapes, finals, config, piece.shards)
     if piece.shards == 1:
         report.warnings += starved(
             [{n: empty(la.packed_mask(), la.grid) for n, la in report.layers.items() if la.grid.tile_size > 1}]

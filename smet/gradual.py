@@ -7,8 +7,9 @@ and it gets no gradient, so that no formula moves it. Codes travel with the opti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from smet.errors import ConfigError
 from smet.exchange import gather
 from smet.linear import SparseLinear
 from smet.mask import digest, pack, unpack
-from smet.optim.aged import AgedOptimizer
 from smet.optim.ages import CLOSED
 from smet.schedule import TopologySchedule
 from smet.store import ParameterStore
@@ -90,11 +90,12 @@ def layer_digest(layer: SparseLinear, bits: Tensor) -> str:
 
 
 @torch.no_grad()
-def read_closed(layers: Mapping[str, SparseLinear], store: ParameterStore, falls: bool) -> None:
+def read_closed(layers: Mapping[str, SparseLinear], store: ParameterStore, falls: bool, driven: bool) -> None:
     """Tell ``layers`` which of their tiles are closed, by the birth codes of ``store``. Collective.
 
     Args:
         falls: whether density falls in this run, be it in layers of other ranks.
+        driven: whether the state is one that topology updates have moved, or were to move.
 
     Raises:
         ConfigError: the state is that of a run whose density does not fall, or the other way round.
@@ -107,7 +108,8 @@ def read_closed(layers: Mapping[str, SparseLinear], store: ParameterStore, falls
         )
     if not falls:
         return
-    if ages.births[CLOSED] is not None:
+    ageless = any("birth" not in store.fragment(layer.values).state for layer in layers.values())
+    if ages.births[CLOSED] is not None or ageless or (driven and not ages.closes):
         raise ConfigError(
             "the optimizer's state is that of a run of constant density, which may hold weights of every age; begin"
             " with a new optimizer where density is to fall"
@@ -121,9 +123,71 @@ def read_closed(layers: Mapping[str, SparseLinear], store: ParameterStore, falls
         layer.close((births[:: layer.grid.tile_size] == CLOSED).to(layer.values.device))
 
 
-def follow_density(optimizer: AgedOptimizer, schedule: TopologySchedule) -> None:
-    """Give each group of falling density the learning-rate factor of the density that is open now."""
+def follow_density(layers: Mapping[str, SparseLinear], store: ParameterStore, schedule: TopologySchedule) -> None:
+    """Give each group of falling density the learning-rate factor of what is open in its layers now, and layers that
+    were frozen at updates one of their own."""
+    optimizer, exponent = store.optimizer, schedule.config.lr_exponent
+    optimizer.own_factors.clear()
     for group in optimizer.param_groups:
-        if (ends := group.get("densities")) is not None:
-            now = schedule.density(optimizer.steps_done, *ends)
-            group["lr_factor"] = density_factor(now, schedule.config.lr_exponent)
+        if "densities" not in group:
+            continue
+        members = members_of(group, layers)
+        behind = [layer for layer in members if _is_behind(layer, schedule, optimizer.steps_done)]
+        if not store.skips_frozen or len(behind) == len(members):
+            behind = []  # an engine freezes nothing, and has one factor for each group
+        for layer in behind:
+            now = open_density([layer], schedule, optimizer.steps_done)
+            optimizer.own_factors[layer.values] = density_factor(now, exponent)
+        if followers := [layer for layer in members if all(layer is not other for other in behind)]:
+            group["densities"] = (followers[0].configured_density, followers[0].last_density)
+            now = open_density(followers, schedule, optimizer.steps_done)
+            group["lr_factor"] = density_factor(now, exponent)
+
+
+def members_of(group: Mapping[str, Any], layers: Mapping[str, SparseLinear]) -> list[SparseLinear]:
+    """The layers of an optimizer's group of falling density; by their densities where an engine holds partitions."""
+    held = {id(param) for param in group["params"]}
+    ends = tuple(group["densities"])
+    falling = [layer for layer in layers.values() if layer.falls]
+    return [layer for layer in falling if id(layer.values) in held] or [
+        layer for layer in falling if (layer.configured_density, layer.last_density) == ends
+    ]
+
+
+def open_density(layers: Sequence[SparseLinear], schedule: TopologySchedule, step: int) -> float:
+    """Density that is open in ``layers``, of one group: the schedule's, or within more than 1 %, mere rounding, of it
+    what is counted, as ``smet.distribution.effective_density`` has it.
+
+    They differ where ranges keep one tile each, and where the schedule was another one up to here.
+    """
+    first = layers[0].configured_density
+    scheduled = schedule.density(step, first, layers[0].last_density)
+    counted = first * sum(layer.open_tiles for layer in layers) / max(1, sum(layer.active for layer in layers))
+    return scheduled if abs(counted - scheduled) <= 0.01 * scheduled else counted
+
+
+def density_told(layers: Mapping[str, SparseLinear], schedule: TopologySchedule, step: int) -> float:
+    """The same over all ``layers`` whose density is to fall, beside the density of the settings."""
+    falling = [layer for layer in layers.values() if layer.final_density is not None]
+    scheduled = schedule.density(step)
+    if not falling:
+        return scheduled
+    tiles = sum(layer.grid.tiles for layer in falling)
+    shares = [layer.configured_density * layer.open_tiles / max(1, layer.active) for layer in falling]  # of all shards
+    counted = sum(share * layer.grid.tiles for share, layer in zip(shares, falling, strict=True)) / tiles
+    return scheduled if abs(counted - scheduled) <= 0.01 * scheduled else counted
+
+
+def stays(density: float, schedule: TopologySchedule, step: int) -> list[str]:
+    """A line about a density that was to fall further, where a run goes on after ``step`` and no update follows."""
+    if step == 0 or not schedule.config.falls or schedule.next_due(step) is not None:
+        return []
+    ended = density <= 1.01 * schedule.config.density
+    return [] if ended else [f"density stays at {density:.3g}: no topology update follows"]
+
+
+def _is_behind(layer: SparseLinear, schedule: TopologySchedule, step: int) -> bool:
+    """Whether its open tiles are others than an update up to ``step`` leaves, be it in one range or in many."""
+    first = layer.configured_density
+    share = layer.active * schedule.density(step, first, layer.last_density) / first
+    return abs(layer.open_tiles - share) > max(schedule.config.topology_ranges, 0.01 * share)

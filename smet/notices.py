@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from smet.config import SmetConfig
 from smet.criteria import GROW, MASKS, PRUNE
@@ -31,7 +31,10 @@ def idle_notices(config: SmetConfig, prefix: str = "") -> list[str]:
     Args:
         prefix: of the settings' names, where the caller has others.
     """
-    plain = SmetConfig(method=config.method, block=config.block)  # the default of prune_start goes by it
+    plain = SmetConfig(method=config.method, block=config.block)
+    by = {name: getattr(config, name) for name in ("block", "balance", "initial_density")}
+    if config.prune_start == (default := SmetConfig(method=config.method, **by).prune_start):  # which goes by these
+        plain.prune_start = default
     found, told = list[str](), set[str]()
     given = [part.name for part in fields(config) if getattr(config, part.name) != getattr(plain, part.name)]
     for reason, idle in _idle(config):
@@ -77,26 +80,33 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"mask_init '{config.mask_init}' and growth '{config.growth}' draw nothing", ("seed",)
 
 
-def layer_notices(tiles: Mapping[str, int], densities: Mapping[str, float], config: SmetConfig) -> list[str]:
+def layer_notices(
+    tiles: Mapping[str, int], densities: Mapping[str, float], config: SmetConfig, least: int = 1
+) -> list[str]:
     """What is odd about the layers at these densities.
 
     Args:
         tiles: layer name to its number of tiles, over all tensor-parallel shards.
         densities: layer name to the density asked for; may name further layers.
+        least: tiles that stay active in any case.
     """
     found = []
-    actual = {name: active_tiles(count, densities[name]) / count for name, count in tiles.items()}
+    active = {name: max(active_tiles(count, densities[name]), min(least, count)) for name, count in tiles.items()}
+    actual = {name: active[name] / count for name, count in tiles.items()}
     off = [name for name in tiles if abs(actual[name] / densities[name] - 1) > 0.1]
     if off:
         first = off[0]
         found.append(
             f"{_layers(len(off))} too few tiles for the density: {first} has {tiles[first]:,}, of which"
-            f" {active_tiles(tiles[first], densities[first])} active is {actual[first]:.3g} instead of"
+            f" {active[first]} active is {actual[first]:.3g} instead of"
             f" {densities[first]:.3g}"
         )
     exponents = {"lr_exponent": config.lr_exponent, "fan_in_init": 0.5 if config.fan_in_init else 0.0}
     for key, exponent in exponents.items():
-        factors = [effective_density(count, densities[name]) ** -exponent for name, count in tiles.items()]
+        factors = [
+            (actual[name] if name in off else effective_density(count, densities[name])) ** -exponent
+            for name, count in tiles.items()
+        ]
         if factors and max(factors) > MAX_FACTOR:
             what = "learning rates" if key == "lr_exponent" else "initial weights"
             found.append(
@@ -104,6 +114,34 @@ def layer_notices(tiles: Mapping[str, int], densities: Mapping[str, float], conf
                 " most that is used"
             )
     return found
+
+
+def end_notices(
+    shapes: Mapping[str, tuple[int, int]], finals: Mapping[str, float], config: SmetConfig, shards: int = 1
+) -> list[str]:
+    """What is odd about the layers at the densities that theirs fall to.
+
+    Args:
+        shapes: layer name to rows and columns of tiles, over all tensor-parallel shards.
+        finals: layer name to its density in the end; may name further layers.
+        shards: tensor-parallel ones, each of which prunes by itself.
+    """
+    if not finals:
+        return []
+    least = max(config.topology_ranges, shards)
+    tiles = {name: rows * cols for name, (rows, cols) in shapes.items()}
+    found = layer_notices(tiles, finals, replace(config, fan_in_init=False), least)
+    if config.block != (1, 1):
+        last = {name: max(active_tiles(count, finals[name]), least) for name, count in tiles.items()}
+        lost = {name: [max(0, side - last[name]) for side in shape] for name, shape in shapes.items()}
+        if poor := [name for name, sides in lost.items() if any(sides)]:
+            rows, cols = (sum(sides) for sides in zip(*lost.values(), strict=True))
+            found.append(
+                f"at least {rows:,} rows and {cols:,} columns of tiles have no active tile, in {len(poor)} of"
+                f" {len(lost)} layers (in {poor[0]}: {lost[poor[0]][0]:,} and {lost[poor[0]][1]:,}): what they compute"
+                " or read is lost"
+            )
+    return [f"in the end, at density {config.density:g}: {line}" for line in found]
 
 
 def _layers(count: int) -> str:

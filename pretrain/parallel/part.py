@@ -21,7 +21,7 @@ from smet.convert import MaskSource, Piece
 from smet.criteria import mask_needs
 from smet.initial import first_mask
 from smet.mask import TileGrid, count_active, pack
-from smet.notices import layer_notices
+from smet.notices import end_notices, layer_notices
 from smet.patterns import selects
 from smet.say import note
 from smet.spec import first_and_final
@@ -68,7 +68,9 @@ class Builder:
         if wrong := unbalanced(turned, self.densities, sparsity):
             raise ConfigError([in_run_file(text) for text in wrong])
         size = sparsity.block[0] * sparsity.block[1]
-        for notice in layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity):
+        found = layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity)
+        grids = {name: (rows // sparsity.block[0], cols // sparsity.block[1]) for name, (rows, cols) in turned.items()}
+        for notice in [*found, *end_notices(grids, self.finals, sparsity, layout.tensor_size)]:
             note(in_run_file(notice))
 
     def whole(self) -> nn.Module:

@@ -81,6 +81,8 @@ class AgedOptimizer(torch.optim.Optimizer):
         self.steps_done = 0
         self.topology = TopologyPosition()
         """Replaced by another object when a state is loaded."""
+        self.own_factors: dict[Tensor, float] = {}
+        """``lr_factor`` of parameters that have another one than their group."""
         self.driver: Any = None
         """Weak reference to the controller that changes the topology of what is optimized here, if there is one."""
         self.external_clock = external_clock
@@ -181,9 +183,10 @@ class AgedOptimizer(torch.optim.Optimizer):
         self._check_state(param, grad, master, state)
         flat = master.reshape(-1)  # a copy where the memory has another order (channels_last)
         birth = state["birth"].view(-1) if "birth" in state else None
+        rate = float(group["lr"]) * self.own_factors.get(param, group["lr_factor"])
         whole = Values(
             flat, grad.reshape(-1), {one.name: state[one.name].view(-1) for one in self.formula.state}, birth,
-            float(group["lr"]) * group["lr_factor"], group, self.ages, self.steps_done + 1, param.shape,
+            rate, group, self.ages, self.steps_done + 1, param.shape,
         )  # fmt: skip
         size = CHUNK if self.formula.in_chunks and not self.formula.requires else max(1, flat.numel())
         for begin in range(0, flat.numel() or 1, size):
@@ -253,7 +256,12 @@ class AgedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickles and copies carry: torch keeps only its own three entries."""
         own = ("formula", "ages", "remedies_told", "steps_done", "topology", "external_clock", "_running")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "driver": None}
+        return {
+            **super().__getstate__(),
+            **{name: getattr(self, name) for name in own},
+            "driver": None,
+            "own_factors": {},
+        }
 
 
 def _position(own: Any, whole: dict[str, Any]) -> TopologyPosition:

@@ -97,6 +97,9 @@ def test_more_steps_bend_the_density_and_it_is_said(results: Results) -> None:
     assert found is not None and found.density == (0.2, TopologySchedule(new.sparsity, 4 * STEPS).density(10))
     said = f"density after the next topology update: 0.2 -> {found.density[1]:.3g}: closed tiles are grown again"
     assert any(said in line for line in found.lines(folder / "step-8"))
+    new.train.steps = 9
+    found = bend(old.to_dict(), new, 8)
+    assert found is not None and found.density is None  # no update follows, which the run itself tells
 
 
 @pytest.mark.parametrize("kind", KINDS)
