@@ -140,7 +140,7 @@ def _quickstart_config(rank: Rank, side: str, overrides: list[str]) -> RunConfig
     ]  # fmt: skip
     small = [
         "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "optimizer.warmup_steps=0",
-        "data.seq_length=32", "evaluation.samples=16", "sparsity.block=[8, 8]",
+        "data.seq_length=32", "evaluation.samples=16",
     ]  # fmt: skip
     return load_config(ROOT / "configs" / "quickstart.yaml", [*given, *(small if quick else []), *overrides])
 
