@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smet.kernels.compiler import cache_folder
 from tests.distributed import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,6 +61,8 @@ SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_
 OPENMPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 MET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}"}
 TORCHRUN = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+CACHE = str(cache_folder().parent.parent)
+"""Where built kernels are, wherever ``~`` is: a build would be a case of its own."""
 DEEPSPEED = (str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2")
 TRAINS = "sparse-layer weights active"
 
@@ -102,7 +105,7 @@ CASES = [
     # places
     Case("output below a file", 2, "file (it is a file); choose another", {}, ("train.output_dir={here}/file/run",),
          quick=True),
-    Case("output in ~", 0, TRAINS, {"HOME": "{here}"}, ("train.output_dir=~/run",)),
+    Case("output in ~", 0, TRAINS, {"HOME": "{here}", "XDG_CACHE_HOME": CACHE}, ("train.output_dir=~/run",)),
     Case("no GPU", 2, "train.device is cuda, and", overrides=("train.device=cuda",)),
     Case("no folder for temporary files", 0, TRAINS, {"TMPDIR": "{here}/none"}),
 ]  # fmt: skip
