@@ -10,10 +10,9 @@ import torch
 
 from pretrain.changes import settle
 from pretrain.config import config_from_dict
-from pretrain.errors import ConfigError
 from smet.mask import unpack
 from tests.distributed import run_ranks
-from tests.pretrain.runs import settings, train, write_corpus
+from tests.pretrain.runs import settings, train, what_stops, write_corpus
 from tools.checkpoints.reader import Checkpoint
 
 
@@ -130,11 +129,3 @@ def test_too_few_tiles_are_refused_before_anything_is_written(corpus: str, tmp_p
     assert len(set(told)) == 1
     assert told[0].startswith("sparsity.block is [16, 16], expected tiles so small") and "fits is [4, 8]" in told[0]
     assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-def what_stops(one: dict[str, Any]) -> str:
-    try:
-        train(one)
-    except ConfigError as error:
-        return str(error)
-    return "trained"

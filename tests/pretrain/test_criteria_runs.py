@@ -13,7 +13,7 @@ from pretrain.config import config_from_dict
 from pretrain.errors import ConfigError
 from pretrain.plan import plan_rank
 from tests.distributed import RankError, run_ranks
-from tests.pretrain.runs import settings, train, train_all, write_corpus
+from tests.pretrain.runs import settings, train, train_all, what_stops, write_corpus
 from tools.checkpoints.reader import Checkpoint
 
 OWN = "tests.smet.own_criteria"
@@ -94,14 +94,6 @@ def test_a_name_that_stands_for_nothing_ends_in_one_line(tmp_path: Path) -> None
     one = settings(str(tmp_path / "corpus"), tmp_path / "run", sparsity__prune="magnitud")
     with pytest.raises(ConfigError, match=r"sparsity.prune is 'magnitud', expected one of magnitude, saliency"):
         config_from_dict(one)
-
-
-def what_stops(one: dict[str, Any]) -> str:
-    try:
-        train(one)
-    except ConfigError as error:
-        return str(error)
-    return "trained"
 
 
 @pytest.mark.parametrize("residency", ["sharded", "replicated"])
