@@ -159,6 +159,11 @@ def tell_of_run(config: SmetConfig, total_steps: int, tell: Callable[[str], obje
     return None
 
 
+def _fractions(schedule: TopologySchedule) -> list[float]:
+    """Prune fractions over the steps at which the topology may change, from the first to the last."""
+    return [schedule.prune_fraction(round(schedule.last_step * part / 100)) for part in range(101)]
+
+
 def still_notices(active: Mapping[str, int], config: SmetConfig, total_steps: int) -> list[str]:
     """Which layers no update of the run can change, since fractions of tiles are rounded down.
 
@@ -168,7 +173,7 @@ def still_notices(active: Mapping[str, int], config: SmetConfig, total_steps: in
     schedule = TopologySchedule(config, total_steps)
     if not config.dynamic or config.falls or schedule.last_step < config.update_interval:
         return []
-    largest = max(schedule.prune_fraction(round(schedule.last_step * part / 100)) for part in range(101))
+    largest = max(_fractions(schedule))
     fewest = 2 if config.is_balanced(config.block) else 1  # balanced tiles exchange columns: one alone cannot
     still = [name for name, count in active.items() if int(largest * count) < fewest]
     if not still or largest == 0.0:
@@ -198,7 +203,7 @@ def run_notices(config: SmetConfig, total_steps: int) -> list[str]:
             f" (update_interval) and none happens after step {last} (stop_fraction {config.stop_fraction:g} of"
             f" {total_steps} steps)"
         ]
-    fractions = [schedule.prune_fraction(round(last * part / 100)) for part in range(101)]
+    fractions = _fractions(schedule)
     if max(fractions) == 0.0:
         return falling if config.falls else ["the topology never changes: prune_start and prune_end are 0"]
     if max(fractions) > 0.5 + 1e-9:
