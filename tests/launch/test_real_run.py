@@ -88,6 +88,6 @@ def test_two_kills_and_it_finishes(tmp_path: Path) -> None:
     kill_at_random(Run(tmp_path, train__steps=60, checkpoint__interval=1), 2)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_twenty_kills_and_it_finishes(tmp_path: Path) -> None:
     kill_at_random(Run(tmp_path, train__steps=300, checkpoint__interval=1), 20)

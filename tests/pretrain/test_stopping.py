@@ -200,12 +200,14 @@ def test_a_run_that_has_hangups_ignored_goes_on(monkeypatch: pytest.MonkeyPatch)
             signal.signal(number, handler)
 
 
-@pytest.mark.slow
-def test_signals_at_twenty_random_moments_of_one_run(corpus: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.sweep)]
+)
+def test_signals_at_random_moments_of_one_run(corpus: str, tmp_path: Path, signals: int) -> None:
     """Start-ups, first steps, evaluations and saves; the run goes on each time, and ends as one that was left alone."""
     rng, folder = random.Random(0), tmp_path / "run"
     job = write_job(corpus, folder)
-    for _ in range(20):
+    for _ in range(signals):
         lines = (folder / "metrics.jsonl").read_text().splitlines() if folder.exists() else []
         processes = start(2, [job])
         follow(processes, folder, rng.choice([0, len(lines) + rng.randint(1, 3)]), rng.uniform(0.2, 0.5))
