@@ -46,7 +46,6 @@ def initialize(
         prefix: What stands before the block's names in the whole model, such as ``model.layers.3.``.
     """
     inventory = inventory_of(model)
-    std = inventory.shape.deviation if std is None else std
     for name, parameter in module.named_parameters():
-        role = inventory.role(prefix + name)
-        parameter.copy_(initial_weight(prefix + name, role, parameter.shape, seed=seed, std=std))
+        role, own = inventory.role(prefix + name), inventory.deviation(prefix + name) if std is None else std
+        parameter.copy_(initial_weight(prefix + name, role, parameter.shape, seed=seed, std=own))

@@ -60,6 +60,8 @@ class Weight:
     role: Role
     block: str
     """Name of the block that it belongs to: what a pipeline may not cut."""
+    deviation: float | None = None
+    """Standard deviation that it starts with; None = the ``Shape``'s."""
 
     @property
     def module(self) -> str:
@@ -101,7 +103,7 @@ class Shape:
     longest: int
     """Longest sequence that the model is meant for, in tokens."""
     deviation: float
-    """Standard deviation of the initial weights."""
+    """Standard deviation of the initial weights that name none of their own."""
     mixed: int
     """Features of all query heads of a layer together: attention's scores cost as many products per pair of tokens."""
     tied: bool = False
@@ -182,6 +184,11 @@ class Inventory:
     def role(self, name: str) -> Role:
         """Role of the parameter ``name``; see ``weight``."""
         return self.weight(name).role
+
+    def deviation(self, name: str) -> float:
+        """Standard deviation that the parameter ``name`` starts with, where it is drawn."""
+        own = self.weight(name).deviation
+        return self.shape.deviation if own is None else own
 
     def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """(module name, (outputs, inputs)) of every linear layer, a tied head among them."""

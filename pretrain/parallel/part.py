@@ -178,7 +178,7 @@ class Builder:
         return tensor.shard(role, self._whole(name, shape), self.layout).contiguous()
 
     def _whole(self, name: str, shape: Sequence[int]) -> Tensor:
-        role, deviation = self.inventory.role(name), self.inventory.shape.deviation
+        role, deviation = self.inventory.role(name), self.inventory.deviation(name)
         return initial_weight(name, role, shape, seed=self.config.train.seed, std=deviation)
 
 

@@ -35,6 +35,10 @@ class LlamaConfig(FamilyConfig):
     """Base of the rotary frequencies."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights (sparse layers scale it by their density)."""
+    initializer: str = "fixed"
+    """``fixed``: every weight starts with ``initializer_range``; ``scaled``: matrices with 1 / sqrt(inputs), those that
+    add to the stream with that over sqrt(2 layers), an embedding of its own with 1, a tied one with 1 / sqrt(features).
+    """
     tie_word_embeddings: bool = False
     """Whether the head uses the embedding's weights."""
     hidden_act: str = "silu"
@@ -55,7 +59,7 @@ class LlamaConfig(FamilyConfig):
         found += above("model", self, 1 << 16, ("num_hidden_layers",))
         found += above("model", self, 1 << 24, (*sizes[1:3], "num_attention_heads", "num_key_value_heads", "head_dim"))
         found += above("model", self, (1 << 31) - 1, ("vocab_size", "max_position_embeddings"))
-        found += no_choice("model", self, {"hidden_act": ("silu",)})
+        found += no_choice("model", self, {"hidden_act": ("silu",), "initializer": ("fixed", "scaled")})
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             if not getattr(self, name) > 0:
                 found.append(f"model.{name} is {getattr(self, name)}, expected a positive number")

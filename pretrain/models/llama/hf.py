@@ -43,7 +43,8 @@ def to_config(model: LlamaConfig, dtype: str, tokens: Mapping[str, int | None]) 
         dtype: of the stored weights, by torch's name, such as ``float32``.
         tokens: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as they are known.
     """
-    shape = {key: value for key, value in dataclasses.asdict(model).items() if key != "family"}
+    ours = ("family", "initializer")  # what the weights started from is no matter of who reads them
+    shape = {key: value for key, value in dataclasses.asdict(model).items() if key not in ours}
     # Releases of transformers before 5 read rope_theta and torch_dtype, later ones rope_parameters and dtype.
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -40,18 +40,26 @@ def weights(model: LlamaConfig) -> Iterator[Weight]:
         ("mlp.up_proj", (inner, hidden), Role.COLUMN),
         ("mlp.down_proj", (hidden, inner), Role.ROW),
     )
-    yield _weight("model.embed_tokens", (vocabulary, hidden), Role.EMBEDDING)
+    scaled = model.initializer == "scaled"
+    embedding = (hidden**-0.5 if model.tie_word_embeddings else 1.0) if scaled else None
+    yield _weight("model.embed_tokens", (vocabulary, hidden), Role.EMBEDDING, embedding)
     for n in range(model.num_hidden_layers):
         block = f"model.layers.{n}"
         for name, size, role in layer:
-            yield Weight(name=f"{block}.{name}.weight", shape=size, role=role, block=block)
+            start = _scaled(model, size, role) if scaled else None
+            yield Weight(name=f"{block}.{name}.weight", shape=size, role=role, block=block, deviation=start)
     yield _weight("model.norm", (hidden,), Role.SCALE)
     if not model.tie_word_embeddings:
-        yield _weight("lm_head", (vocabulary, hidden), Role.HEAD)
+        yield _weight("lm_head", (vocabulary, hidden), Role.HEAD, hidden**-0.5 if scaled else None)
 
 
-def _weight(block: str, size: tuple[int, ...], role: Role) -> Weight:
-    return Weight(name=f"{block}.weight", shape=size, role=role, block=block)
+def _weight(block: str, size: tuple[int, ...], role: Role, start: float | None = None) -> Weight:
+    return Weight(name=f"{block}.weight", shape=size, role=role, block=block, deviation=start)
+
+
+def _scaled(model: LlamaConfig, size: tuple[int, ...], role: Role) -> float:
+    # As in GPT-2: what every layer adds to the stream shrinks with the number of additions, two per layer.
+    return float(size[-1] ** -0.5 / ((2 * model.num_hidden_layers) ** 0.5 if role is Role.ROW else 1))
 
 
 def saved(model: LlamaConfig, block: Block, place: Place) -> float:

@@ -8,6 +8,7 @@ import torch
 from pretrain.models.init import initial_weight, initialize
 from pretrain.models.inventory import Role
 from pretrain.models.llama.config import LlamaConfig
+from pretrain.models.llama.hf import to_config
 from pretrain.models.llama.model import LlamaForCausalLM
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -49,6 +50,25 @@ def test_a_layer_is_the_same_in_a_deeper_model_and_the_global_generator_is_left_
     assert torch.equal(state, torch.get_rng_state())
     weights = dict(deep.named_parameters())
     assert all(torch.equal(parameter, weights[name]) for name, parameter in shallow.named_parameters())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scaled_weights_start_by_their_inputs_and_what_adds_to_the_stream_by_the_depth(tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,
+        tie_word_embeddings=tied, initializer="scaled",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    initialize(model, config, seed=3)
+    found = {name: parameter.std().item() for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    assert found["model.embed_tokens.weight"] == pytest.approx(0.125 if tied else 1.0, rel=0.05)
+    assert tied or found["lm_head.weight"] == pytest.approx(0.125, rel=0.05)
+    for n in range(3):
+        layer = f"model.layers.{n}."
+        assert found[f"{layer}self_attn.q_proj.weight"] == pytest.approx(0.125, rel=0.05)
+        assert found[f"{layer}self_attn.o_proj.weight"] == pytest.approx(0.125 / 6**0.5, rel=0.05)
+        assert found[f"{layer}mlp.down_proj.weight"] == pytest.approx(192**-0.5 / 6**0.5, rel=0.05)
+    assert "initializer" not in to_config(config, "float32", {})
 
 
 def test_lower_precision_is_the_rounded_fp32_model() -> None:
