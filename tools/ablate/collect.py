@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from datetime import datetime, timezone
@@ -36,6 +37,7 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
         "format": FORMAT,
         "command": command,
         "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": describe(device),
         "revisions": sorted({cell["revision"] or "unknown" for cell in cells}),

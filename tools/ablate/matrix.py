@@ -19,8 +19,9 @@ from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
+from tools.ablate import hypotheses
 
-SECTIONS = ("notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles")
+SECTIONS = ("title", "notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses")
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
 
@@ -77,6 +78,7 @@ def load_matrix(path: Path) -> Matrix:
     notes = content.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         problems.append(f"{path}: notes is {notes!r}, expected a list of sentences")
+    problems += [f"{path}: {problem}" for problem in hypotheses.problems(content)]
     if problems:
         raise ConfigError(problems)
     cells = [cell for group in content["cells"] for cell in _group(group, content, problems)]

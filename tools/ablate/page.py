@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
-from tools.ablate import defaults, figures, reading, tables, text
+from tools.ablate import defaults, figures, hypotheses, reading, tables, text
 from tools.ablate.view import LATER, View
 
 CAPTIONS = {
@@ -42,7 +42,14 @@ def render(view: View, images: dict[str, str]) -> str:
         view: the results.
         images: figure name to its path, as the page links it.
     """
-    parts = [_head(view), *_summary(view), *_branches(view, images), *_finals(view, images), *_methods(view, images)]
+    parts = [
+        _head(view),
+        *_summary(view),
+        *hypotheses.section(view),
+        *_branches(view, images),
+        *_finals(view, images),
+        *_methods(view, images),
+    ]
     chosen = defaults.sentences(view)
     if chosen:
         parts += ["## What follows for the defaults", reading.bullets(chosen)]
@@ -58,7 +65,7 @@ def _head(view: View) -> str:
     texts = " or ".join(map(text.describe, results["texts"])) or "unknown"
     revisions = ", ".join(revision[:12] for revision in results["revisions"])
     return (
-        "# Results: which remedy removes the spikes, at what cost\n\n"
+        f"# {view.matrix.get('title') or 'Results: which remedy removes the spikes, at what cost'}\n\n"
         f"Made by `{results['command']}` on {results['written']}, from revision {revisions}, on {machine['processor']} "
         f"({machine['cores']} cores, torch {machine['torch']}, deepspeed {machine['deepspeed']}); rendered by "
         "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen "

@@ -34,11 +34,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a - b over the seeds that both have; ``p`` is that of a two-sided paired t-test."""
+    """Mean of a - b over the seeds that both have; ``p`` is that of a two-sided paired t-test.
+
+    ``upper`` is the upper end of the mean's two-sided 90 % interval, None of a single seed.
+    """
 
     mean: float
     p: float | None
     count: int
+    upper: float | None = None
 
     @staticmethod
     def of(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
@@ -46,7 +50,7 @@ class Difference:
         gaps = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
         if not gaps:
             return None
-        return Difference(fmean(gaps), paired_p(gaps), len(gaps))
+        return Difference(fmean(gaps), paired_p(gaps), len(gaps), _upper(gaps))
 
     @property
     def significant(self) -> bool:
@@ -59,6 +63,23 @@ class Difference:
             return "one seed, so no test"
         seeds = f"{self.count} seeds, p = {self.p:.2g}" if self.p >= 0.001 else f"{self.count} seeds, p < 0.001"
         return f"{seeds}: {'significant' if self.significant else 'not significant'}"
+
+
+def _upper(gaps: Sequence[float]) -> float | None:
+    if len(gaps) < 2:
+        return None
+    return fmean(gaps) + student_t(0.1, len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
+
+
+def student_t(p: float, freedom: int) -> float:
+    """The t whose two-sided tail probability is ``p``: by bisection, to 1e-9 of it."""
+    low, high = 0.0, 1.0
+    while student_p(high, freedom) > p:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, freedom) > p else (low, middle)
+    return (low + high) / 2
 
 
 def paired_p(gaps: Sequence[float]) -> float | None:

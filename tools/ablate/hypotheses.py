@@ -1,0 +1,93 @@
+"""What a matrix file says beforehand about its own results, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.errors import nearest
+from tools.ablate.statistics import Difference
+from tools.ablate.tables import markdown
+from tools.ablate.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """``method`` minus ``against`` in validation loss, seed by seed, is at most this."""
+
+    name: str
+    size: str
+    method: str
+    against: str
+    density: float
+    mean_at_most: float
+    """Nats per token."""
+    bound_at_most: float | None = None
+    """Of the upper end of the two-sided 90 % interval, nats per token; None = the mean alone decides."""
+
+    def holds(self, found: Difference | None) -> bool | None:
+        """None = not measured, or the bound cannot be known of a single seed."""
+        if found is None:
+            return None
+        if self.bound_at_most is None or found.mean > self.mean_at_most:
+            return found.mean <= self.mean_at_most
+        return None if found.upper is None else found.upper <= self.bound_at_most
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Hypothesis)}
+_NEEDED = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
+
+
+def problems(content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the section ``hypotheses`` of a matrix file."""
+    section = content.get("hypotheses") or []
+    if not isinstance(section, list) or not all(isinstance(entry, dict) for entry in section):
+        return ["hypotheses: expected a list of mappings"]
+    return [
+        f"hypotheses, number {n}: {wrong}" for n, entry in enumerate(section, 1) for wrong in _wrong(entry, content)
+    ]
+
+
+def _wrong(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Iterable[str]:
+    for key in entry:
+        if key not in _FIELDS:
+            yield f"'{key}' is not known{nearest(str(key), _FIELDS)}"
+    yield from (f"{key} is missing" for key in _NEEDED if key not in entry)
+    for key, section in (("size", "sizes"), ("method", "methods"), ("against", "methods")):
+        known = content.get(section) or {}
+        if key in entry and entry[key] not in known:
+            yield f"{key} is {entry[key]!r}, expected one of {', '.join(map(str, known))}"
+    for key in ("density", "mean_at_most", "bound_at_most"):
+        if isinstance(entry.get(key, 0), bool) or not isinstance(entry.get(key, 0), int | float):
+            yield f"{key} is {entry[key]!r}, expected a number"
+
+
+def section(view: View) -> list[str]:
+    """The part of the page: what does not hold comes first."""
+    entries = [Hypothesis(**entry) for entry in view.matrix.get("hypotheses") or []]
+    if not entries:
+        return []
+    judged = [(entry, view.difference(entry.method, entry.against, entry.size, entry.density)) for entry in entries]
+    judged.sort(key=lambda pair: {False: 0, None: 1, True: 2}[pair[0].holds(pair[1])])
+    said = f" (sha256 of `{view.results['file']}`: {digest[:16]})" if (digest := view.results.get("sha256")) else ""
+    return [
+        "## What was expected, and what was found",
+        f"Written into the matrix file before its cells ran{said}. A difference is of validation losses, in nats per "
+        "token, paired by seed; the bound is the upper end of its two-sided 90 % interval.",
+        markdown(
+            ["hypothesis", "difference", "bound", "expected at most", "p", "seeds", "verdict"],
+            [_row(entry, found) for entry, found in judged],
+        ),
+    ]
+
+
+def _row(entry: Hypothesis, found: Difference | None) -> list[str]:
+    expected = f"{entry.mean_at_most:+.4g}" + ("" if entry.bound_at_most is None else f", {entry.bound_at_most:+.4g}")
+    verdict = {None: "not measured", False: "**missed**", True: "holds"}[entry.holds(found)]
+    if found is None:
+        return [entry.name, "-", "-", expected, "-", "0", verdict]
+    bound = "-" if found.upper is None else f"{found.upper:+.4f}"
+    p = "-" if found.p is None else f"{found.p:.2g}"
+    return [entry.name, f"{found.mean:+.4f}", bound, expected, p, str(found.count), verdict]
