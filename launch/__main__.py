@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from launch.arguments import run_parser, status_parser
-from launch.ends import command_of
 from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
 from pretrain.screen import on_screen, outlive_screen, refuse
+
+from .arguments import run_parser, status_parser
+from .ends import command_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from launch.status import report, status_of
+    from .status import report, status_of
 
     status = status_of(Path(options.run))
     print(json.dumps(status) if options.json else report(status), flush=True)
@@ -40,10 +41,11 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from launch import slurm
-    from launch.prepare import batch_of, prepare
-    from launch.starts import start_of
     from pretrain.lookup import require_found
+
+    from . import slurm
+    from .prepare import batch_of, prepare
+    from .starts import start_of
 
     prepared = prepare(options)
     require_found(prepared.config)  # as every rank will; imports torch, which a start leaves to the ranks
@@ -57,8 +59,8 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from launch import preflight
-    from launch.prepare import prepare
+    from . import preflight
+    from .prepare import prepare
 
     prepared = prepare(options)
     if prepared.submits:
@@ -72,10 +74,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
-    from launch import slurm
-    from launch.prepare import batch_of, policy_of, prepare, require_port, watch_of
-    from launch.signals import Signals
-    from launch.supervisor import Supervisor
+    from . import slurm
+    from .prepare import batch_of, policy_of, prepare, require_port, watch_of
+    from .signals import Signals
+    from .supervisor import Supervisor
 
     outlive_screen()
     prepared = prepare(options)

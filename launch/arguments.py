@@ -6,15 +6,17 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.attempt import Watch
-from launch.starts import SLURM, STARTERS
-from launch.supervisor import Policy
+from pretrain.command import program
 from pretrain.numbers import finite
 from pretrain.paths import path_text
 
+from .attempt import Watch
+from .starts import SLURM, STARTERS
+from .supervisor import Policy
+
 EPILOG = """other commands:
-  python -m launch check CONFIG ...       see whether every host is fit for the run (same options; also --check)
-  python -m launch status RUN_DIR         how a run is doing
+  {launch} check CONFIG ...   whether every host is fit for the run (same options; also --check)
+  {launch} status RUN_DIR     how a run is doing
 
 exit codes: 0 done, 75 stopped early and saved (start again to go on), 1 given up, 2 something you have to mend.
 docs/clusters.md goes from one machine to many."""
@@ -23,10 +25,10 @@ docs/clusters.md goes from one machine to many."""
 def run_parser() -> argparse.ArgumentParser:
     """Options of a start and of a check."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch",
+        prog=program(str(__package__)),
         description="Start a run on one machine or many, and keep it running: restarted from its last good checkpoint, "
         "on the hosts that are left.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(launch=program(str(__package__))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=path_text, help="run file (YAML), such as configs/quickstart.yaml")
@@ -122,7 +124,7 @@ def _slurm(group: argparse._ArgumentGroup) -> None:
 def status_parser() -> argparse.ArgumentParser:
     """Options of ``status``."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch status", description="How a run is doing; it is not touched."
+        prog=program(str(__package__), "status"), description="How a run is doing; it is not touched."
     )
     parser.add_argument("run", type=path_text, help="run folder (train.output_dir)")
     parser.add_argument("--json", action="store_true", help="print JSON")

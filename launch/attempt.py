@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.environment import LAUNCH_ID
-from launch.job import Job, Start
-from launch.names import require_host
-from launch.remote import Remote, on_all
-from launch.signals import Signals
-from launch.starts import start_of
 from pretrain.exit_codes import USER
 from pretrain.ports import next_free
 from pretrain.run_folder import RunReader
+
+from .environment import LAUNCH_ID
+from .job import Job, Start
+from .names import require_host
+from .remote import Remote, on_all
+from .signals import Signals
+from .starts import start_of
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.hosts import Host
 from pretrain import outside
 from pretrain.errors import LaunchError, nearest
+
+from .hosts import Host
 
 SLOTS = ("slots", "slot", "cpus", "cpu", "count")
 """OpenMPI's words for how many ranks a host takes."""

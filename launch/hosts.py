@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from launch.names import require_host
 from pretrain.config import RunConfig
 from pretrain.config.layouts import nearest_layouts
 from pretrain.errors import LaunchError
+
+from .names import require_host
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
-from launch.hosts import Host
 from pretrain.environment import PORT
+
+from .hosts import Host
 
 HOSTFILE, ENVIRONMENT = "{hostfile}", "{environment}"
 ADDRESS = "{address}"

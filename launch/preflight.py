@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import meeting_point
-from launch.hosts import Host
-from launch.job import Job
-from launch.remote import Answer, Remote, on_all
 from pretrain.config import RunConfig
+
+from .attempt import meeting_point
+from .hosts import Host
+from .job import Job
+from .remote import Answer, Remote, on_all
 
 FACTS_SECONDS = 30.0
 """Until a host that has not answered counts as one that hangs."""

@@ -11,19 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import slurm
-from launch.attempt import Watch
-from launch.environment import for_ranks
-from launch.hostfile import read_hostfile
-from launch.hosts import Host, limited, require_fit, slurm_hosts
-from launch.job import Job
-from launch.names import require_host, require_interface, require_one_line, require_plain_path
-from launch.remote import Remote
-from launch.supervisor import Policy
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import PORT
 from pretrain.errors import LaunchError
 from pretrain.ports import listen, why_not
+
+from . import slurm
+from .attempt import Watch
+from .environment import for_ranks
+from .hostfile import read_hostfile
+from .hosts import Host, limited, require_fit, slurm_hosts
+from .job import Job
+from .names import require_host, require_interface, require_one_line, require_plain_path
+from .remote import Remote
+from .supervisor import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +171,8 @@ def batch_of(options: argparse.Namespace, prepared: Prepared) -> slurm.Batch:
         folder=require_one_line(job.folder, "the working folder"),
         variables=job.variables,
         command=(
-            job.python, "-u", "-m", "launch", job.config, *job.overrides, "--slurm", "--gpus-per-node", str(per_node),
-            *more, *(["--preflight"] if options.preflight else []),
+            job.python, "-u", "-m", str(__package__), job.config, *job.overrides, "--slurm", "--gpus-per-node",
+            str(per_node), *more, *(["--preflight"] if options.preflight else []),
         ),
     )  # fmt: skip
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from launch.starts import words
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import STOPPED
+
+from .starts import words
 
 GPUS = "--gpus-per-node="
 TEMPLATE = Path(__file__).parent / "templates" / "job.sbatch"

@@ -10,10 +10,11 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 
-from launch.environment import render_file
-from launch.hostfile import render_hostfile
-from launch.job import ADDRESS, ENVIRONMENT, HOSTFILE, Job, Start
 from pretrain.errors import LaunchError
+
+from .environment import render_file
+from .hostfile import render_hostfile
+from .job import ADDRESS, ENVIRONMENT, HOSTFILE, Job, Start
 
 SLURM = "srun"
 """Starts the steps of a Slurm job, and nothing outside of one."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.ends import goes_on
 from pretrain import outside
 from pretrain.checkpoint.folder import MANIFEST, step_of
 from pretrain.config.yaml_text import read_yaml
@@ -17,6 +16,8 @@ from pretrain.errors import LaunchError
 from pretrain.numbers import duration
 from pretrain.run_folder import RunReader
 from pretrain.run_folder.reader import METRICS, SETTINGS, TOPOLOGY
+
+from .ends import goes_on
 
 RECENT = 50
 """Steps that speed and time left are estimated from."""

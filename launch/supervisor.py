@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.attempt import Attempt, Ended, Watch
-from launch.ends import with_overrides
-from launch.hosts import Choice, Host, choose
-from launch.job import Job
-from launch.remote import Remote, on_all
-from launch.signals import Signals
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER
 from pretrain.run_folder import Reached, RunReader, note
+
+from .attempt import Attempt, Ended, Watch
+from .ends import with_overrides
+from .hosts import Choice, Host, choose
+from .job import Job
+from .remote import Remote, on_all
+from .signals import Signals
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pretrain.command import remember
+from pretrain.command import program, remember
 from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Command line to its parts; unknown options end with the usage and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m pretrain",
+        prog=program("pretrain"),
         description="Pre-train a sparse LLaMA. Start it alone (one process), or on many with "
         "`deepspeed --module pretrain CONFIG.yaml ...`.",
     )

@@ -1,4 +1,4 @@
-"""The command line of this process, as advice: what to start to go on."""
+"""Command lines as advice: how this program was called, and what to start next."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from typing import Any
 import yaml
 
 _given: list[str] = []
+_called: list[str] = []
+
+
+def call_it(program: str) -> None:
+    """From now on ``program`` says ``smet plan`` or the like."""
+    _called[:] = [program]
+
+
+def program(module: str, *words: str) -> str:
+    """How this program is called, for usage lines: as it was by ``smet``, else ``python -m MODULE WORDS``.
+
+    Args:
+        module: the one that is run.
+        words: that the module takes for a command of its own.
+    """
+    return " ".join([*(_called or ["python", "-m", module.removesuffix(".__main__")]), *words])
 
 
 def remember(arguments: Iterable[str]) -> None:

@@ -26,21 +26,32 @@ def graph_of(root: Path, packages: tuple[str, ...]) -> Graph:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Dotted names that a file imports: ``a.b.c`` for ``from a.b import c``."""
-    yield from _imported(ast.parse(file.read_text(encoding="utf-8")))
+    """Dotted names that a file imports: ``a.b.c`` for ``from a.b import c``, and for ``from .b import c`` in ``a``."""
+    yield from _imported(ast.parse(file.read_text(encoding="utf-8")), _package(file))
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
+def _package(file: Path) -> list[str]:
+    """The names of the packages around a file, outermost first."""
+    names: list[str] = []
+    for folder in file.parents:
+        if not (folder / "__init__.py").is_file():
+            break
+        names.insert(0, folder.name)
+    return names
+
+
+def _imported(node: ast.AST, package: list[str]) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0 and child.module, "imports name their module in full"
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            around = package[: len(package) + 1 - child.level] if child.level else []
+            module = ".".join([*around, *([child.module] if child.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in child.names)
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            yield from (name for other in child.orelse for name in _imported(ast.Module([other], [])))
+            yield from (name for other in child.orelse for name in _imported(ast.Module([other], []), package))
         else:
-            yield from _imported(child)
+            yield from _imported(child, package)
 
 
 def _module(text: str, modules: dict[str, Path]) -> str | None:

@@ -67,6 +67,23 @@ def test_packages_import_only_those_below_them() -> None:
     assert upward == []
 
 
+def test_what_is_installed_under_another_name_imports_itself_relatively() -> None:
+    """``tools`` and ``launch`` (tools/packages.py); the others keep their names, and say them in full."""
+    for name, file in modules_of(ROOT, PACKAGES).items():
+        nodes = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if _is_import(node)]
+        if name.split(".")[0] in ("smet", "pretrain"):
+            assert not any(getattr(node, "level", 0) for node in nodes), f"{name}: name modules in full"
+            continue
+        full = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        full += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        wrong = [text for text in full if str(text).split(".")[0] in ("tools", "launch")]
+        assert wrong == [], f"{name}: relative, or through tools.packages.named"
+
+
+def _is_import(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
 def test_no_room_of_pretrain_imports_from_a_higher_floor() -> None:
     floor = {room: at for at, rooms in enumerate(FLOORS.values()) for room in rooms}
     graph = graph_of(ROOT, ("pretrain",))
@@ -142,6 +159,8 @@ def test_files_and_functions_are_small() -> None:
         ("def f() -> None:\n    from b import x", [["a", "b"]]),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import b", []),
         ("import c", []),
+        ("from .x import y", []),
+        ("from ..b import x", [["a", "b"]]),
     ],
 )
 def test_circles_are_found(tmp_path: Path, text: str, expected: list[list[str]]) -> None:

@@ -18,11 +18,12 @@ from pretrain.errors import DataError
 from pretrain.numbers import finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
-from tools.corpus import inspect
-from tools.corpus.cli import Summary, add_json_argument, make_parser, run_tool
-from tools.corpus.merge import merge
-from tools.corpus.pool import default_workers
-from tools.corpus.verify import verify
+
+from .corpus import inspect
+from .corpus.cli import Summary, add_json_argument, make_parser, run_tool
+from .corpus.merge import merge
+from .corpus.pool import default_workers
+from .corpus.verify import verify
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,7 +140,7 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> Summary:
-    from tools.corpus.bench import bench
+    from .corpus.bench import bench
 
     return bench(args.input, args.tokenizer, args.workers, args.repeats)
 

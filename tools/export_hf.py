@@ -27,12 +27,13 @@ from pretrain.numbers import byte_size
 from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.screen import on_screen
 from smet.spec import LayerSpec
-from tools.checkpoints import stream
-from tools.checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
-from tools.checkpoints.place import new_folder, require_free
-from tools.checkpoints.reader import Checkpoint
-from tools.checkpoints.stream import Entry
-from tools.checkpoints.tokenizer import export_tokenizer
+
+from .checkpoints import stream
+from .checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
+from .checkpoints.place import new_folder, require_free
+from .checkpoints.reader import Checkpoint
+from .checkpoints.stream import Entry
+from .checkpoints.tokenizer import export_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -41,13 +41,14 @@ from smet.optim.ages import AgeTable
 from smet.spec import LayerSpec
 from smet.starved import unbalanced
 from smet.topology import magnitude_mask, tile_scores
-from tools.checkpoints.cli import Report, add_family, make_parser, run_tool
-from tools.checkpoints.hf_config import read_config
-from tools.checkpoints.layers import SavedWeight, weights_of
-from tools.checkpoints.leftovers import Dropping, folded
-from tools.checkpoints.place import new_folder, require_free
-from tools.checkpoints.source import Weights, local_folder, tokenizer_in
-from tools.checkpoints.writer import LazyVector, Vectors, require_space, write_checkpoint, zeros
+
+from .checkpoints.cli import Report, add_family, make_parser, run_tool
+from .checkpoints.hf_config import read_config
+from .checkpoints.layers import SavedWeight, weights_of
+from .checkpoints.leftovers import Dropping, folded
+from .checkpoints.place import new_folder, require_free
+from .checkpoints.source import Weights, local_folder, tokenizer_in
+from .checkpoints.writer import LazyVector, Vectors, require_space, write_checkpoint, zeros
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,8 +18,9 @@ from pretrain.paths import path_argument
 from pretrain.screen import on_screen
 from smet.optim.ages import CLOSED
 from smet.store import state_kind
-from tools.checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
-from tools.checkpoints.reader import Checkpoint
+
+from .checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
+from .checkpoints.reader import Checkpoint
 
 LINES = 10
 """Most lines that a person is shown of the ages."""

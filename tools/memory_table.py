@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import program
 from pretrain.errors import DataError, UserError
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
@@ -74,7 +75,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.memory_table", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program(f"{__package__}.memory_table"), description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=path_argument, metavar="RUN_DIR", help="run folders, dense ones among them"
     )

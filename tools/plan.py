@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 
 from pretrain.screen import on_screen
-from tools.planner.cli import main
+
+from .planner.cli import main
 
 if __name__ == "__main__":
     sys.exit(on_screen(main))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import program
 from pretrain.errors import DataError, UserError
 from pretrain.paths import path_argument, resolved
 from pretrain.records import Rows, misfit
@@ -144,7 +145,7 @@ def picture_of(run: Path, picture: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.plot_run", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program(f"{__package__}.plot_run"), description=__doc__)
     parser.add_argument("run", type=path_argument, metavar="RUN_DIR", help="run folder (train.output_dir)")
     parser.add_argument("--output", type=path_argument, help="the PNG to write (default: RUN_DIR/run.png)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")

@@ -24,23 +24,24 @@ from pretrain.errors import DataError
 from pretrain.numbers import byte_size, finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
-from tools.corpus.assemble import Output, assemble, outputs_for
-from tools.corpus.chunks import part_chunks
-from tools.corpus.cli import Summary, make_parser, run_tool
-from tools.corpus.dedup import find_duplicates
-from tools.corpus.extract import Settings, reading_options
-from tools.corpus.filters import add_filter_arguments, filters_from
-from tools.corpus.inputs import Inputs, add_source_arguments, find_inputs
-from tools.corpus.parts import Part
-from tools.corpus.pool import Pool, default_workers, mpi_ranks, open_pool
-from tools.corpus.probe import check_columns
-from tools.corpus.record import describe_sources, total, write_manifest
-from tools.corpus.rejects import nothing_left, rejects_path, write_rejects
-from tools.corpus.state import WorkFolder, already_made, check_free, clear_done
-from tools.corpus.tokenize import Finished, make_parts
-from tools.corpus.tokenizers import load_tokenizer
-from tools.corpus.units import plan_units, shard_units
-from tools.corpus.work import Job
+
+from .corpus.assemble import Output, assemble, outputs_for
+from .corpus.chunks import part_chunks
+from .corpus.cli import Summary, make_parser, run_tool
+from .corpus.dedup import find_duplicates
+from .corpus.extract import Settings, reading_options
+from .corpus.filters import add_filter_arguments, filters_from
+from .corpus.inputs import Inputs, add_source_arguments, find_inputs
+from .corpus.parts import Part
+from .corpus.pool import Pool, default_workers, mpi_ranks, open_pool
+from .corpus.probe import check_columns
+from .corpus.record import describe_sources, total, write_manifest
+from .corpus.rejects import nothing_left, rejects_path, write_rejects
+from .corpus.state import WorkFolder, already_made, check_free, clear_done
+from .corpus.tokenize import Finished, make_parts
+from .corpus.tokenizers import load_tokenizer
+from .corpus.units import plan_units, shard_units
+from .corpus.work import Job
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,14 +21,15 @@ from pretrain.errors import DataError
 from pretrain.numbers import byte_size, finite
 from pretrain.paths import prefix_text
 from pretrain.screen import on_screen
-from tools.corpus.card import card_path, old_card
-from tools.corpus.cli import Summary, make_parser, run_tool
-from tools.corpus.draw import Drawn, draw_samples
-from tools.corpus.inputs import add_source_arguments
-from tools.corpus.rejects import rejects_path
-from tools.corpus.sample import Sample, sentences
-from tools.corpus.tokenizers import SentencePieceTokenizer
-from tools.locks import claim
+
+from .corpus.card import card_path, old_card
+from .corpus.cli import Summary, make_parser, run_tool
+from .corpus.draw import Drawn, draw_samples
+from .corpus.inputs import add_source_arguments
+from .corpus.rejects import rejects_path
+from .corpus.sample import Sample, sentences
+from .corpus.tokenizers import SentencePieceTokenizer
+from .locks import claim
 
 BUILT_IN = ("<unk>", "<s>", "</s>")
 THREADS = 16

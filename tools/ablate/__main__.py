@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import program
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen, refuse
-from tools.ablate import collect, pool, text
-from tools.ablate.matrix import Cell, Matrix, load_matrix
-from tools.locks import claim
+
+from ..locks import claim
+from . import collect, pool, text
+from .matrix import Cell, Matrix, load_matrix
 
 DEFAULT = Path("configs/ablations/llama.yaml")
 
@@ -36,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of a run."""
     made = argparse.ArgumentParser(
-        prog="python -m tools.ablate",
+        prog=program(str(__package__)),
         description="Run a matrix of methods x densities x seeds x sizes, each cell an ordinary run of its own, and "
         "write results.json, a page and its figures. Started again, it goes on: finished cells are not run twice. "
-        "`python -m tools.ablate render RESULTS.json PAGE.md` makes the page from the JSON.",
+        f"`{program(str(__package__), 'render')} RESULTS.json PAGE.md` makes the page from the JSON.",
     )
     made.add_argument(
         "matrix", nargs="?", type=path_argument, default=DEFAULT, help=f"matrix file (default: {DEFAULT})"
@@ -99,7 +101,7 @@ def _publish(
     done, target, document = len(results["cells"]), out / "results.json", out / "results.md"
     if done:
         write_atomically(target, collect.to_text(results))
-        from tools.ablate import page
+        from . import page
 
         page.write(results, document)
     elif not failures:
@@ -125,9 +127,9 @@ def _list(cells: list[Cell], out: Path, options: argparse.Namespace) -> None:
 
 
 def _render(arguments: list[str]) -> int:
-    from tools.ablate import page
+    from . import page
 
-    made = argparse.ArgumentParser(prog="python -m tools.ablate render", description=page.write.__doc__)
+    made = argparse.ArgumentParser(prog=program(str(__package__), "render"), description=page.write.__doc__)
     made.add_argument("results", type=path_argument, help="results.json of a matrix")
     made.add_argument("page", type=path_argument, help="Markdown file to write; figures go to images/ beside it")
     made.add_argument("--json", action="store_true", help="print {results, page, images}")

@@ -20,8 +20,9 @@ from pretrain.records import append, keep_until
 from pretrain.schedule import learning_rate
 from pretrain.trainer import Trainer
 from smet.linear import sparse_layers
-from tools.ablate.probe import HeldOut
-from tools.ablate.snapshot import Snapshot
+
+from .probe import HeldOut
+from .snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import program
 from pretrain.errors import DataError, UserError
 from pretrain.exit_codes import DONE, STOPPED
 from pretrain.leaving import leave_with
@@ -26,7 +27,7 @@ SPEC, RESULT, RUN = "cell.json", "result.json", "run"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns one of ``pretrain.exit_codes``."""
-    parser = argparse.ArgumentParser(prog="python -m tools.ablate.cell", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program(f"{__package__}.cell"), description=__doc__)
     parser.add_argument("folder", type=path_argument, help="the cell's folder, as python -m tools.ablate makes it")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
@@ -65,8 +66,9 @@ def run(folder: Path) -> dict[str, Any] | None:
     layout = start(config)
     from pretrain.files import write_atomically
     from pretrain.run import prepare
-    from tools.ablate import branch, probe, text
-    from tools.ablate.summary import summarize
+
+    from . import branch, probe, text
+    from .summary import summarize
 
     trainer = prepare(config, layout, REQUEST)
     if spec["kind"] == "branches":

@@ -11,8 +11,9 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.records import read_document
-from tools.ablate.cell import RESULT
-from tools.ablate.matrix import Matrix
+
+from .cell import RESULT
+from .matrix import Matrix
 
 FORMAT = 2
 Results = dict[str, Any]
@@ -20,7 +21,7 @@ Results = dict[str, Any]
 
 def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
     """All that is finished in ``out``, and the names of what is not."""
-    from tools.bench.machine import describe
+    from ..bench.machine import describe
 
     cells, missing = [], []
     for cell in matrix.cells:

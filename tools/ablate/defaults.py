@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from smet import SmetConfig
-from tools.ablate.statistics import Difference, Spread
-from tools.ablate.view import View
+
+from .statistics import Difference, Spread
+from .view import View
 
 
 def sentences(view: View) -> list[str]:

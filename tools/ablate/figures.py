@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.ablate.statistics import Spread
-from tools.ablate.tables import ratio
-from tools.ablate.view import LATER, View
+from .statistics import Spread
+from .tables import ratio
+from .view import LATER, View
 
 DPI = 110
 OFFSETS = ("-10", "-5", "before", "after", "1", "2", "3", "5", "8", "12", "20", "30")

@@ -9,8 +9,9 @@ from typing import Any
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
-from tools.ablate import defaults, figures, hypotheses, reading, tables, text
-from tools.ablate.view import LATER, View
+
+from . import defaults, figures, hypotheses, reading, tables, text
+from .view import LATER, View
 
 CAPTIONS = {
     "branches": 'Branch experiment: excess loss over "no update", mean and one standard deviation over branches.',

@@ -17,10 +17,11 @@ from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import merge, named_family
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
-from tools.ablate import text
-from tools.ablate.cell import RESULT, SPEC
-from tools.ablate.matrix import Cell
-from tools.corpus.progress import progress
+
+from ..corpus.progress import progress
+from . import text
+from .cell import RESULT, SPEC
+from .matrix import Cell
 
 POLL_SECONDS = 0.2
 
@@ -36,7 +37,7 @@ class Failure:
 def command(folder: Path, launcher: str) -> list[str]:
     """What runs the cell in ``folder``; ``launcher`` is a command that ends where a module is named."""
     start = shlex.split(launcher) if launcher else [sys.executable, "-m"]
-    return [*start, "tools.ablate.cell", str(folder)]
+    return [*start, f"{__package__}.cell", str(folder)]
 
 
 def finished(folder: Path, cell: Cell) -> bool:

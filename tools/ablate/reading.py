@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tools.ablate.statistics import Difference, Spread
-from tools.ablate.view import Group, View
+from .statistics import Difference, Spread
+from .view import Group, View
 
 READ_AT = 30
 """Steps behind an update at which the branch experiment is judged."""

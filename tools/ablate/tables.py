@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.ablate.statistics import Spread
-from tools.ablate.view import LATER, View
+from .statistics import Spread
+from .view import LATER, View
 
 BRANCH_STEPS = (1, 3, 10, 30, 100)
 

@@ -12,6 +12,8 @@ from pretrain.config import DataConfig
 from pretrain.data.manifest import read_manifest
 from pretrain.errors import DataError
 
+from ..packages import named
+
 SOURCES = ("*.py", "asyncio/*.py", "email/*.py")
 """Library modules, without tests and generated tables."""
 GENERATED = ("*/_sysconfigdata*",)
@@ -34,10 +36,10 @@ def prepare(spec: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not tokenizer.with_suffix(".model").exists():
         size = str(spec["vocab_size"])
-        _tool("tools.train_tokenizer", *text, "--vocab-size", size, "--output", str(tokenizer))
+        _tool("train_tokenizer", *text, "--vocab-size", size, "--output", str(tokenizer))
     if not prefix.with_name("python_train.idx").exists():
         _tool(
-            "tools.preprocess", *text, "--tokenizer", f"{tokenizer}.model", "--validation-fraction", "0.05",
+            "preprocess", *text, "--tokenizer", f"{tokenizer}.model", "--validation-fraction", "0.05",
             "--output", str(prefix),
         )  # fmt: skip
 
@@ -68,10 +70,13 @@ def _tokens(corpora: list[dict[str, Any] | None]) -> str:
     return " + ".join([*known, *([f"{unknown} corpora without a manifest"] if unknown else [])])
 
 
-def _tool(module: str, *arguments: str) -> None:
+def _tool(name: str, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, encoding="utf-8", errors="replace"
+        [sys.executable, "-m", named(f"tools.{name}"), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(f"{module} could not make the experiment's text: {last.removeprefix('error: ')}")
+        raise DataError(f"tools.{name} could not make the experiment's text: {last.removeprefix('error: ')}")

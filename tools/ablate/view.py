@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tools.ablate.statistics import Difference, Spread
+from .statistics import Difference, Spread
 
 Cell = dict[str, Any]
 Group = tuple[str, str, float]

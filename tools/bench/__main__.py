@@ -9,13 +9,15 @@ import os
 import sys
 from pathlib import Path
 
+from pretrain.command import program
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
 from pretrain.screen import on_screen, refuse
-from tools.bench import report
-from tools.bench.card import page
+
+from . import report
+from .card import page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     try:
         if arguments[:1] == ["gpu"]:
-            from tools.bench.card import command
+            from .card import command
 
             return command.main(arguments[1:])
         if arguments[:1] == ["tiles"]:
-            from tools.bench import tiles
+            from . import tiles
 
             return tiles.main(arguments[1:])
         return _render(arguments[1:]) if arguments[:1] == ["render"] else _measure(arguments)
@@ -38,19 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(arguments: list[str]) -> int:
-    from tools.bench.options import add_arguments, options_of
+    from .options import add_arguments, options_of
 
     parser = argparse.ArgumentParser(
-        prog="python -m tools.bench",
+        prog=program(str(__package__)),
         description="SMET against dense AdamW under DeepSpeed, every figure with its threshold, in one run. "
-        "`python -m tools.bench gpu` measures one GPU, `python -m tools.bench tiles` products over tiles on this CPU; "
-        "`python -m tools.bench render RESULT.json PAGE.md` makes the page from the JSON of each.",
+        f"`{program(str(__package__), 'gpu')}` measures one GPU, `... tiles` products over tiles on this CPU; "
+        "`... render RESULT.json PAGE.md` makes the page from the JSON of each.",
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
     options = options_of(given)
-    from tools.bench.everything import measure
-    from tools.bench.ranks import quiet
+    from .everything import measure
+    from .ranks import quiet
 
     quiet()
     result = measure(options)
@@ -61,7 +63,7 @@ def _measure(arguments: list[str]) -> int:
 
 
 def _render(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench render", description=report.page.__doc__)
+    parser = argparse.ArgumentParser(prog=program(str(__package__), "render"), description=report.page.__doc__)
     parser.add_argument("result", type=path_argument, help="what --json wrote")
     parser.add_argument("page", type=path_argument, help="Markdown file to write")
     parser.add_argument("--json", action="store_true", help="print {result, page, missed}")
@@ -81,7 +83,7 @@ def _render(arguments: list[str]) -> int:
 def page_of(result: report.Result) -> str:
     """The page of a result of each command."""
     if result.get("kind") == "tiles":
-        from tools.bench import tiles
+        from . import tiles
 
         return tiles.page(result)
     return page.page(result) if result.get("kind") == "gpu" else report.page(result)

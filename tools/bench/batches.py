@@ -5,12 +5,12 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from tools.bench import steps
-from tools.bench.clock import interleaved
-from tools.bench.options import Options
-from tools.bench.session import Session
-from tools.bench.spread import quartiles, ratios
-from tools.bench.steps import Seconds
+from . import steps
+from .clock import interleaved
+from .options import Options
+from .session import Session
+from .spread import quartiles, ratios
+from .steps import Seconds
 
 SMALLER = 3
 """Each of so many micro-batches has half the rows of the one before."""

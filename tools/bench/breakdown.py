@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools.bench.clock import timed
-from tools.bench.engines import Side
-from tools.bench.figures import PARTS
-from tools.bench.session import Session
+from .clock import timed
+from .engines import Side
+from .figures import PARTS
+from .session import Session
 
 
 class Clocks:

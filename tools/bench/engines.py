@@ -24,7 +24,8 @@ from smet.measured import measure as measure_products
 from smet.memory import Table, measure
 from smet.patterns import selects
 from smet.zero import ZeroStore
-from tools.bench.options import Options
+
+from .options import Options
 
 DENSE_OPTIMIZERS = ("torch fused AdamW", "DeepSpeedCPUAdam")
 

@@ -9,12 +9,13 @@ from statistics import median
 from typing import Any
 
 from pretrain.plan import plan_rank
-from tools.bench import batches, gpu, jobs, layer, machine, memory, optimizer, ranks, runs, scaling, steps, traffic
-from tools.bench.engines import DENSE_OPTIMIZERS
-from tools.bench.figures import SPECS, Figure, missed
-from tools.bench.options import Options
-from tools.bench.spread import median as median_figure
-from tools.bench.spread import ratios
+
+from . import batches, gpu, jobs, layer, machine, memory, optimizer, ranks, runs, scaling, steps, traffic
+from .engines import DENSE_OPTIMIZERS
+from .figures import SPECS, Figure, missed
+from .options import Options
+from .spread import median as median_figure
+from .spread import ratios
 
 
 def _engines(options: Options) -> tuple[dict[str, Any], steps.Seconds, dict[str, steps.Seconds]]:

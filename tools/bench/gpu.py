@@ -9,9 +9,10 @@ import torch
 
 from smet import kernels
 from smet.mask import TileGrid, pack
-from tools.bench.figures import GPU, SPECS, Figure, unmeasured
-from tools.bench.options import Options
-from tools.bench.spread import median
+
+from .figures import GPU, SPECS, Figure, unmeasured
+from .options import Options
+from .spread import median
 
 NAMES = tuple(name for name in SPECS if name.startswith("gpu_"))
 ROWS, COLS = 11008, 4096

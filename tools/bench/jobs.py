@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.bench import batches, breakdown, memory, operations, optimizer, steps, traffic
-from tools.bench.options import Options
-from tools.bench.ranks import Rank
-from tools.bench.session import Session, dense_optimizers
+from . import batches, breakdown, memory, operations, optimizer, steps, traffic
+from .options import Options
+from .ranks import Rank
+from .session import Session, dense_optimizers
 
 
 def everything(rank: Rank) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from smet import SparseLinear
 from smet.mask import TileGrid, pack
-from tools.bench.figures import Figure
-from tools.bench.options import Options
-from tools.bench.spread import median, ratios
+
+from .figures import Figure
+from .options import Options
+from .spread import median, ratios
 
 TOKENS = 2048
 

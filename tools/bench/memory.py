@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tools.bench.engines import DenseSide, Side, SparseSide, random_batches
-from tools.bench.figures import Figure
-from tools.bench.ranks import Rank
-from tools.bench.session import Session
+from .engines import DenseSide, Side, SparseSide, random_batches
+from .figures import Figure
+from .ranks import Rank
+from .session import Session
 
 PEAK_STEPS = 3
 

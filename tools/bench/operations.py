@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from pretrain.models import fused
-from tools.bench.engines import Side
-from tools.bench.figures import OPERATIONS, REST
-from tools.bench.session import Session
+
+from .engines import Side
+from .figures import OPERATIONS, REST
+from .session import Session
 
 STEPS = 2
 

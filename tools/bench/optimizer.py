@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from smet import SmetAdamW
-from tools.bench.clock import interleaved
-from tools.bench.figures import Figure
-from tools.bench.session import Session
-from tools.bench.spread import median, ratios
+
+from .clock import interleaved
+from .figures import Figure
+from .session import Session
+from .spread import median, ratios
 
 ROUNDS = 40
 UPDATES = 20

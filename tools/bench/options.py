@@ -14,10 +14,11 @@ from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, LaunchError, nearest
 from pretrain.numbers import finite
 from pretrain.paths import path_argument
-from tools.planner.timing import Machine
 
-ROOT = Path(__file__).parent.parent.parent
-MODELS = ROOT / "configs" / "models"
+from ..packages import CONFIGS
+from ..planner.timing import Machine
+
+MODELS = CONFIGS / "models"
 
 
 @dataclass(frozen=True, kw_only=True)

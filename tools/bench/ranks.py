@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from pretrain.layout import Layout
 from pretrain.startup import start
-from tools.bench.options import Options
+
+from .options import Options
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def run(job: Job, options: Options, title: str, ticks: int) -> Any:
     # Forks of a process that has imported everything start ten times faster; CUDA does not survive a fork.
     method = "spawn" if options.device == "cuda" else "forkserver"
     if method == "forkserver":
-        multiprocessing.get_context(method).set_forkserver_preload(["tools.bench.everything"])
+        multiprocessing.get_context(method).set_forkserver_preload([f"{__package__}.everything"])
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         arguments = (options.ranks, _free_port(), job, options, Path(folder), title, ticks)
         multiprocessing.start_processes(_rank, arguments, nprocs=options.ranks, start_method=method)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tools.bench.figures import PARTS
-from tools.planner.timing import Machine
+from ..planner.timing import Machine
+from .figures import PARTS
 
 Result = dict[str, Any]
 

@@ -20,10 +20,12 @@ from pretrain.data.writer import IndexedWriter
 from pretrain.layout import Layout
 from pretrain.run import prepare
 from pretrain.trainer import Trainer
-from tools.bench.figures import Figure
-from tools.bench.options import ROOT, Options
-from tools.bench.ranks import Rank
-from tools.bench.spread import median
+
+from ..packages import CONFIGS
+from .figures import Figure
+from .options import Options
+from .ranks import Rank
+from .spread import median
 
 SAVE_EVERY = 6
 QUICKSTART_STEPS = 120
@@ -142,7 +144,7 @@ def _quickstart_config(rank: Rank, side: str, overrides: list[str]) -> RunConfig
         "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "optimizer.warmup_steps=0",
         "data.seq_length=32", "evaluation.samples=16",
     ]  # fmt: skip
-    return load_config(ROOT / "configs" / "quickstart.yaml", [*given, *(small if quick else []), *overrides])
+    return load_config(CONFIGS / "quickstart.yaml", [*given, *(small if quick else []), *overrides])
 
 
 def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, float]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.config import load_config
-from tools.bench.options import ROOT, Options
-from tools.planner.timing import slowest_stage
+
+from ..packages import CONFIGS
+from ..planner.timing import slowest_stage
+from .options import Options
 
 CASES = (("7b", 64, "7b-64x80gb.yaml"), ("70b", 1024, "70b-1024x80gb.yaml"))
 
@@ -18,7 +20,7 @@ def predict(options: Options) -> list[dict[str, Any]]:
     """
     rows = []
     for model, gpus, file in CASES:
-        config = load_config(ROOT / "configs" / "clusters" / file, [f"sparsity.density={options.density}"])
+        config = load_config(CONFIGS / "clusters" / file, [f"sparsity.density={options.density}"])
         tokens = config.train.global_batch_size * config.data.seq_length
         for side, dense in (("dense", True), ("SMET", False)):
             plans, time = slowest_stage(config, gpus, options.machine, dense=dense)

@@ -6,9 +6,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools.bench.engines import DENSE_OPTIMIZERS, DenseSide, Side, SparseSide, random_batches
-from tools.bench.options import Options
-from tools.bench.ranks import Rank
+from .engines import DENSE_OPTIMIZERS, DenseSide, Side, SparseSide, random_batches
+from .options import Options
+from .ranks import Rank
 
 
 class Session:

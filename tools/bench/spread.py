@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from tools.bench.figures import Figure
+from .figures import Figure
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

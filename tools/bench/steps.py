@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.bench.clock import interleaved
-from tools.bench.figures import Figure
-from tools.bench.options import Options
-from tools.bench.session import Session
-from tools.bench.spread import median, ratios
+from .clock import interleaved
+from .figures import Figure
+from .options import Options
+from .session import Session
+from .spread import median, ratios
 
 WARM_UP = 2
 SESSIONS = 3

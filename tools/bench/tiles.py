@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pretrain.command import program
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from smet.kernels import compiler, tiles_cpu
-from tools.bench import machine, whole
-from tools.bench.card.products import PRODUCTS, Sides
-from tools.bench.card.settings import Case
-from tools.bench.spread import quartiles, ratios
+
+from . import machine, whole
+from .card.products import PRODUCTS, Sides
+from .card.settings import Case
+from .spread import quartiles, ratios
 
 SHAPES = ((512, 512, 2048), (1376, 512, 2048), (2048, 2048, 2048), (512, 512, 512), (2048, 2048, 512))
 """Outputs, inputs, tokens: the 60m model's layers, 1b's, and the same with few tokens."""
@@ -42,7 +44,7 @@ SECONDS = 1.0
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 measured, 2 bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.bench tiles",
+        prog=program(str(__package__), "tiles"),
         description="Forward, gradient of the input and gradient of the values over active tiles on this CPU, each "
         "against torch's product with the whole matrix in the same run. CPU time with one thread (other programs do "
         "not count), else wall time. Where there is a matrix unit (AMX), once more with both sides held to AVX-512. "
@@ -117,7 +119,7 @@ def _held(threads: int, quick: bool) -> list[dict[str, Any]]:
     """The rows of a process whose products, over tiles and dense, are held to AVX-512."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         found = Path(folder, "held.json")
-        command = [sys.executable, "-m", "tools.bench", "tiles", "--part", "products", "--threads", str(threads)]
+        command = [sys.executable, "-m", str(__package__), "tiles", "--part", "products", "--threads", str(threads)]
         command += ["--json", str(found), *(["--quick"] if quick else [])]
         done = subprocess.run(command, env={**os.environ, **HOLD}, stdout=subprocess.DEVNULL)
         if done.returncode:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pretrain.config import RunConfig
 from pretrain.plan import Rank, blocks_of, plan_rank
 from pretrain.plan.sending import sending
-from tools.bench.engines import Side
-from tools.bench.figures import Figure, unmeasured
-from tools.bench.session import Session
+
+from .engines import Side
+from .figures import Figure, unmeasured
+from .session import Session
 
 KINDS = ("gradients", "weights", "masks")
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.config.yaml_text import read_yaml
-from tools.bench.card import training
-from tools.bench.card.settings import DENSE, Setting, Side, on_a_cpu
-from tools.bench.options import MODELS
+
+from .card import training
+from .card.settings import DENSE, Setting, Side, on_a_cpu
+from .options import MODELS
 
 TILES = ((16, 16), (32, 32))
 DENSITIES = (0.25, 0.1)

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from pretrain.command import program
 from pretrain.outside import printable
 from pretrain.screen import refuse
 from smet.errors import UserError
+
+from ..packages import named
 
 Report = dict[str, Any]
 
@@ -20,7 +23,7 @@ Report = dict[str, Any]
 def make_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser whose description is the module's docstring, with the option ``--json``."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m tools.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(named(f"tools.{name}")), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object on stdout")
     return parser

@@ -8,7 +8,8 @@ from pretrain import outside
 from pretrain.config.typed import build, problems_of
 from pretrain.errors import ConfigError
 from pretrain.models.family import Family, FamilyConfig
-from tools.checkpoints.leftovers import Dropping
+
+from .leftovers import Dropping
 
 
 def read_config(folder: Path, family: Family, name: str, dropping: Dropping | None = None) -> FamilyConfig:

@@ -25,7 +25,8 @@ from smet.mask import count_active, has_spare_bits, pack, unpack
 from smet.named import is_own
 from smet.optim import FORMULAS, find
 from smet.optim.ages import CLOSED
-from tools.checkpoints.layers import SavedWeight, weights_of
+
+from .layers import SavedWeight, weights_of
 
 
 def find_checkpoint(path: Path) -> Path:

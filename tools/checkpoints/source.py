@@ -11,8 +11,9 @@ from pretrain import outside
 from pretrain.errors import CheckpointError
 from pretrain.models import inventory_of
 from pretrain.models.family import Family, FamilyConfig
-from tools.checkpoints.layers import SavedWeight
-from tools.checkpoints.leftovers import Dropping, folded
+
+from .layers import SavedWeight
+from .leftovers import Dropping, folded
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")

@@ -13,7 +13,8 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.files import write_synced
-from tools.corpus.tokenizers import load_tokenizer
+
+from ..corpus.tokenizers import load_tokenizer
 
 _SPACE = "\u2581"
 _PROBES = (

@@ -11,7 +11,8 @@ import numpy as np
 from pretrain.data.manifest import manifest_path
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
-from tools.corpus.chunks import Chunk
+
+from .chunks import Chunk
 
 
 @dataclass(frozen=True, kw_only=True)

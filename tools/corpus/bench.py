@@ -24,10 +24,11 @@ import psutil
 
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
-from tools.corpus.progress import progress
-from tools.corpus.tokenizers import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..packages import ROOT, named
+from .progress import progress
+from .tokenizers import load_tokenizer
+
 BATCH = 1000
 """Documents parsed ahead of each timed stretch."""
 POLL_SECONDS = 0.05
@@ -113,7 +114,7 @@ def _bare_encode(tokenizer: str) -> Callable[[str], Any]:
 def _preprocess(path: str, tokenizer: str, workers: int) -> tuple[float, float]:
     """The whole command: megabytes of text per second, and per processor second of all its processes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tools.preprocess", "--input", os.path.abspath(path), "--json"]
+        command = [sys.executable, "-m", named("tools.preprocess"), "--input", os.path.abspath(path), "--json"]
         command += ["--tokenizer", os.path.abspath(tokenizer), "--output", f"{folder}/corpus"]
         started = time.perf_counter()
         with subprocess.Popen(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.indexed import IndexedDataset
-from tools.corpus.parts import DIGEST, Part, document_digest
+
+from .parts import DIGEST, Part, document_digest
 
 CHUNK_TOKENS = 1 << 20
 """Tokens at a time; a longer document is a chunk of its own."""

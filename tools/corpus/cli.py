@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pretrain.command import program
 from pretrain.errors import DataError
 from pretrain.outside import printable
 from pretrain.screen import refuse
 from smet.errors import UserError
+
+from ..packages import named
 
 Summary = dict[str, Any]
 
@@ -19,7 +22,7 @@ Summary = dict[str, Any]
 def make_parser(name: str, doc: str | None, has_commands: bool = False) -> argparse.ArgumentParser:
     """A parser whose description is the module's docstring; with ``--json``, unless its commands have it."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m tools.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(named(f"tools.{name}")), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if not has_commands:
         add_json_argument(parser)

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.errors import DataError
-from tools.corpus.extract import RejectedError, Settings, reading_options, text_of
-from tools.corpus.inputs import Inputs, find_inputs
-from tools.corpus.probe import check_columns
-from tools.corpus.progress import progress
-from tools.corpus.rejects import nothing_left
-from tools.corpus.sample import Sample
-from tools.corpus.units import plan_units
-from tools.corpus.work import rejected, unit_records
+
+from .extract import RejectedError, Settings, reading_options, text_of
+from .inputs import Inputs, find_inputs
+from .probe import check_columns
+from .progress import progress
+from .rejects import nothing_left
+from .sample import Sample
+from .units import plan_units
+from .work import rejected, unit_records
 
 HELD_OUT = 20
 """One document in this many measures the tokenizer instead of training it."""

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from pretrain.errors import DataError
-from tools.corpus.filters import Filters
-from tools.corpus.raw import Problem, Raw
+
+from .filters import Filters
+from .raw import Problem, Raw
 
 
 @dataclass(frozen=True, kw_only=True)

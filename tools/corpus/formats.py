@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tools.corpus.raw import Raw
-    from tools.corpus.sources import Slice
+    from .raw import Raw
+    from .sources import Slice
 
 
 class Format(NamedTuple):
@@ -38,7 +38,7 @@ class Rows(Protocol):
 FORMATS = {
     "text": Format((".txt", ".text", ".md")),
     "jsonl": Format((".jsonl", ".json", ".ndjson")),
-    "parquet": Format((".parquet", ".pq"), "tools.corpus.tables"),
+    "parquet": Format((".parquet", ".pq"), ".tables"),
 }
 """By the name that ``--format`` takes."""
 SUFFIXES = {suffix: kind for kind, known in FORMATS.items() for suffix in known.suffixes}
@@ -66,7 +66,7 @@ _OTHERS = {
 def rows_of(kind: str) -> Rows | None:
     """What reads the rows of files of ``kind``; None for lines of text, and for what is no file."""
     module = FORMATS[kind].rows if kind in FORMATS else None
-    return None if module is None else cast(Rows, import_module(module))
+    return None if module is None else cast(Rows, import_module(module, __package__))
 
 
 def kind_by_name(name: str) -> str | None:

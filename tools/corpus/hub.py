@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.errors import DataError, nearest
-from tools.corpus.raw import Problem, Raw
-from tools.corpus.sources import Source
+
+from .raw import Problem, Raw
+from .sources import Source
 
 _NETWORK = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
 """Whose errors say nothing of what the data holds."""

@@ -12,9 +12,10 @@ from typing import Any
 
 from pretrain.errors import DataError
 from pretrain.paths import path_text
-from tools.corpus.formats import FORMATS, HEAD, SUFFIXES, compression_of, kind_by_name, rows_of, suffix_of
-from tools.corpus.sources import Source
-from tools.corpus.walk import FOUND, NAMED, Entry, PassedOver, entries
+
+from .formats import FORMATS, HEAD, SUFFIXES, compression_of, kind_by_name, rows_of, suffix_of
+from .sources import Source
+from .walk import FOUND, NAMED, Entry, PassedOver, entries
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def find_inputs(args: argparse.Namespace) -> Inputs:
         )
     passed = PassedOver()
     if args.dataset:
-        from tools.corpus.hub import dataset_sources
+        from .hub import dataset_sources
 
         _refuse(args, "reads --input only, and --dataset was given", "include", "exclude", "format", "text_mode")
         sources = dataset_sources(args.dataset, args.dataset_config, args.split)

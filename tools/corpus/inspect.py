@@ -10,8 +10,9 @@ from pretrain.data.corpus import TokenCorpus
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import read_manifest
 from pretrain.errors import DataError
-from tools.corpus.progress import progress
-from tools.corpus.tokenizers import Tokenizer, load_tokenizer
+
+from .progress import progress
+from .tokenizers import Tokenizer, load_tokenizer
 
 ENTRIES = 1 << 20
 """Index entries or tokens counted together."""

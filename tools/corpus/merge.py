@@ -18,11 +18,12 @@ from pretrain.data.indexed import IndexedDataset, token_dtype, tokens_path
 from pretrain.data.manifest import Manifest, read_manifest
 from pretrain.data.soundness import check_index
 from pretrain.errors import DataError
-from tools.corpus.assemble import assemble, outputs_for
-from tools.corpus.chunks import Chunk, corpus_chunks
-from tools.corpus.dedup import find_duplicates
-from tools.corpus.state import existing_files
-from tools.locks import claim
+
+from ..locks import claim
+from .assemble import assemble, outputs_for
+from .chunks import Chunk, corpus_chunks
+from .dedup import find_duplicates
+from .state import existing_files
 
 
 def merge(

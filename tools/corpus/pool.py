@@ -65,7 +65,7 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
         # Not forked from here: libraries in use (Arrow, datasets) may have threads by now. A clean server
         # process imports what workers need once, and is forked instead.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tools.corpus.work"])
+        context.set_forkserver_preload([f"{__package__}.work"])
         executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
             yield Pool(executor, workers)

@@ -8,11 +8,12 @@ from itertools import islice
 from typing import Any
 
 from pretrain.errors import DataError, nearest
-from tools.corpus.extract import Settings
-from tools.corpus.formats import rows_of
-from tools.corpus.raw import Raw
-from tools.corpus.readers import read_slice
-from tools.corpus.sources import Slice, Source
+
+from .extract import Settings
+from .formats import rows_of
+from .raw import Raw
+from .readers import read_slice
+from .sources import Slice, Source
 
 PROBED = 100
 """Records that are looked at."""
@@ -42,7 +43,7 @@ def _records(source: Source, settings: Settings) -> list[dict[str, Any]]:
         names = rows.columns(source.path)
         return [dict.fromkeys(names)] if names else []
     if source.kind == "dataset":
-        from tools.corpus.hub import first_row
+        from .hub import first_row
 
         return [first_row(source)]
     raws = read_slice(Slice(source, 0, source.size), [], False, settings.max_document_bytes, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tools.corpus.sources import Source
+from .sources import Source
 
 
 class Problem(NamedTuple):

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from typing import IO
 
-from tools.corpus.formats import HEAD, rows_of, unreadable
-from tools.corpus.raw import Problem, Raw
-from tools.corpus.sources import Slice, Source
-from tools.corpus.streams import BLOCK, BrokenStreamError, Meter, open_stream
+from .formats import HEAD, rows_of, unreadable
+from .raw import Problem, Raw
+from .sources import Slice, Source
+from .streams import BLOCK, BrokenStreamError, Meter, open_stream
 
 
 def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int, meter: Meter | None) -> Iterator[Raw]:
@@ -26,7 +26,7 @@ def read_slice(part: Slice, columns: list[str], whole_files: bool, limit: int, m
     source = part.source
     try:
         if source.kind == "dataset":
-            from tools.corpus.hub import read_dataset
+            from .hub import read_dataset
 
             yield from read_dataset(source, columns)
         elif (rows := rows_of(source.kind)) is not None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from pretrain.data.manifest import Manifest
 from pretrain.data.writer import IndexedWriter
-from tools.corpus.assemble import Output
-from tools.corpus.parts import PartSummary
-from tools.corpus.sources import Source
-from tools.corpus.tokenizers import Tokenizer
+
+from .assemble import Output
+from .parts import PartSummary
+from .sources import Source
+from .tokenizers import Tokenizer
 
 LISTED_SOURCES = 64
 """A manifest names this many sources one by one; more are told by number, size and hash of the list."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools.corpus.parts import Part
+from .parts import Part
 
 
 def rejects_path(prefix: str) -> Path:

@@ -11,7 +11,8 @@ import os
 from dataclasses import dataclass
 
 from pretrain.errors import DataError
-from tools.corpus.formats import FORMATS
+
+from .formats import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)

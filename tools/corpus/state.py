@@ -14,9 +14,10 @@ from pretrain.data.indexed import index_path, tokens_path
 from pretrain.data.manifest import manifest_path, read_manifest
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
-from tools.corpus.parts import Part, PartSummary
-from tools.corpus.sources import Source
-from tools.locks import claim
+
+from ..locks import claim
+from .parts import Part, PartSummary
+from .sources import Source
 
 
 class WorkFolder:

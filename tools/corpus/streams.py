@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import zstandard
 
-from tools.corpus.formats import HEAD, compression_of
-from tools.corpus.sources import Source
+from .formats import HEAD, compression_of
+from .sources import Source
 
 BLOCK = 1 << 20
 """Bytes buffered after decompression."""

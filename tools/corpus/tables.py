@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tools.corpus.raw import Problem, Raw
-from tools.corpus.sources import Slice
+from .raw import Problem, Raw
+from .sources import Slice
 
 ROWS = 256
 """Rows decoded together."""

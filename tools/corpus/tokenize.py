@@ -6,11 +6,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from tools.corpus.parts import PartSummary
-from tools.corpus.pool import Pool, Task, run_tasks
-from tools.corpus.progress import progress
-from tools.corpus.sources import Unit
-from tools.corpus.work import Job, encode_segment, encode_stream, encode_unit, unit_segments
+from .parts import PartSummary
+from .pool import Pool, Task, run_tasks
+from .progress import progress
+from .sources import Unit
+from .work import Job, encode_segment, encode_stream, encode_unit, unit_segments
 
 
 class Finished:

@@ -14,9 +14,10 @@ import numpy as np
 
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
-from tools.corpus.card import old_card
-from tools.corpus.pieces import find_cut, pieces
-from tools.corpus.plain import plain_json, plain_sentencepiece
+
+from .card import old_card
+from .pieces import find_cut, pieces
+from .plain import plain_json, plain_sentencepiece
 
 _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 _BPE_PIECE, _PIECE = 1 << 14, 1 << 18

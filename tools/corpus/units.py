@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tools.corpus.formats import rows_of
-from tools.corpus.sources import Slice, Source, Unit
+from .formats import rows_of
+from .sources import Slice, Source, Unit
 
 LARGEST_UNIT, SMALLEST_UNIT = 32 << 20, 1 << 20
 """Bounds of a unit of work in bytes; in between, an input makes about 64 units."""

@@ -12,7 +12,8 @@ from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
 from pretrain.data.manifest import Manifest, manifest_path, read_manifest
 from pretrain.data.soundness import BLOCK, index_problems
 from pretrain.errors import DataError
-from tools.corpus.progress import progress
+
+from .progress import progress
 
 ENTRIES = 1 << 20
 """Index entries or tokens looked at together."""

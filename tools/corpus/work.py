@@ -13,14 +13,15 @@ import numpy as np
 
 from pretrain.data.indexed import token_dtype
 from pretrain.errors import DataError
-from tools.corpus.extract import RejectedError, Settings, text_of
-from tools.corpus.parts import PartSummary, PartWriter
-from tools.corpus.raw import Problem, Raw
-from tools.corpus.readers import read_slice
-from tools.corpus.rejects import described
-from tools.corpus.sources import Unit
-from tools.corpus.streams import Meter
-from tools.corpus.tokenizers import Tokenizer, load_tokenizer
+
+from .extract import RejectedError, Settings, text_of
+from .parts import PartSummary, PartWriter
+from .raw import Problem, Raw
+from .readers import read_slice
+from .rejects import described
+from .sources import Unit
+from .streams import Meter
+from .tokenizers import Tokenizer, load_tokenizer
 
 SEGMENT_BYTES = 8 << 20
 """Payload in one segment of a sequential unit; what a kill can cost at most per worker."""

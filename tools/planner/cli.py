@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import fields
 
+from pretrain.command import program
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
@@ -16,14 +17,16 @@ from pretrain.plan.memory import offloaded
 from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import refuse
 from smet.kernels import sides
-from tools.planner.search import Found, search
-from tools.planner.timing import Machine, StepTime, slowest_stage
+
+from ..packages import named
+from .search import Found, search
+from .timing import Machine, StepTime, slowest_stage
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Command line to its parts."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.plan",
+        prog=program(named("tools.plan")),
         description="Bytes, traffic and FLOPs of every rank, dense AdamW beside the run; or the layouts that fit.",
         epilog="Bytes sent are those of one rank under ring algorithms. Products are computed dense whatever the "
         "density, but for tiles (sparsity.block) large enough to be multiplied alone, where FLOPs go with it. Times "

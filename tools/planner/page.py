@@ -17,11 +17,13 @@ import json
 import re
 import sys
 
+from pretrain.command import program
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen, refuse
-from tools.planner import cli
+
+from . import cli
 
 MARKED = re.compile(r"(<!-- plan: (?P<arguments>[^\n]*?) -->\n).*?(<!-- /plan -->)", re.DOTALL)
 
@@ -47,7 +49,7 @@ def printed(arguments: list[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.planner.page", description="Fill the planner's tables in.")
+    parser = argparse.ArgumentParser(prog=program(f"{__package__}.page"), description="Fill the planner's tables in.")
     parser.add_argument("page", type=path_argument, help="Markdown file with markers, such as docs/layouts.md")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is out of date")
     parser.add_argument("--json", action="store_true", help="print {page, commands, changed}")

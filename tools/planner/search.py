@@ -12,7 +12,8 @@ from tqdm import tqdm
 from pretrain.config import RunConfig
 from pretrain.config.layouts import candidates, works
 from pretrain.errors import ConfigError
-from tools.planner.timing import Machine, StepTime, slowest_stage
+
+from .timing import Machine, StepTime, slowest_stage
 
 
 @dataclass(frozen=True)

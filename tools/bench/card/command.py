@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pretrain.command import program
 from pretrain.errors import ConfigError, LaunchError, nearest
 from pretrain.files import write_atomically
 from pretrain.numbers import finite
 from pretrain.paths import path_argument
-from tools.bench import machine
-from tools.bench.card import page
-from tools.bench.card.page import SECTIONS
+
+from ...packages import ROOT, named
+from .. import machine
+from . import page
+from .page import SECTIONS
 
 if TYPE_CHECKING:
-    from tools.bench.card.settings import Sizes
+    from .settings import Sizes
 
-ROOT = Path(__file__).parent.parent.parent.parent
 SHARE = {"products": 0.4}
 """Of the time that is left when it begins; other sections take what they need."""
 NEEDED = 60.0
@@ -37,7 +39,7 @@ NEEDED = 60.0
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 whatever was measured, 2 bad input."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program(named("tools.bench"), "gpu"), description=__doc__)
     parser.add_argument(
         "--json", type=path_argument, metavar="FILE", required=True, help="where the result goes, bit by bit"
     )
@@ -55,8 +57,8 @@ def main(arguments: list[str]) -> int:
         os.environ.update({"TRITON_INTERPRET": "1", "SMET_COMPUTE": "tiles", "DS_ACCELERATOR": "cpu"})
     elif not torch.cuda.is_available():
         raise LaunchError("no GPU is visible; --rehearse runs everything at tiny sizes on the CPU")
-    from tools.bench.card.settings import on_a_cpu, on_a_gpu
-    from tools.bench.ranks import quiet
+    from ..ranks import quiet
+    from .settings import on_a_cpu, on_a_gpu
 
     quiet()
     result = Session(on_a_cpu() if given.rehearse else on_a_gpu(), given.json, given.seconds).measure(wanted)
@@ -115,6 +117,8 @@ class Session:
 
     def _tests(self) -> dict[str, Any]:
         """The tests that need a GPU; on a CPU those are none, and their number is."""
+        if not (ROOT / "tests").is_dir():
+            raise LaunchError("the tests are in the checkout, and not installed with the project")
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/smet"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * NEEDED)
         counts = dict(re.findall(r"(\d+) (passed|failed|error)", done.stdout.rpartition("\n=")[2] or done.stdout))
@@ -124,17 +128,17 @@ class Session:
         }  # fmt: skip
 
     def _kernels(self) -> dict[str, Any]:
-        from tools.bench.card import moves
+        from . import moves
 
         return moves.measure(self.sizes)
 
     def _formulas(self) -> dict[str, Any]:
-        from tools.bench.card import formulas
+        from . import formulas
 
         return formulas.measure(self.sizes)
 
     def _products(self) -> dict[str, Any]:
-        from tools.bench.card import products
+        from . import products
 
         def publish(rows: list[dict[str, Any]]) -> None:
             self.result["sections"]["products"] = {"rows": rows, "left_out": None, "configurations": {}}
@@ -149,7 +153,7 @@ class Session:
         return found
 
     def _training(self) -> list[dict[str, Any]]:
-        from tools.bench.card import training
+        from . import training
 
         found: list[dict[str, Any]] = []
         for setting in self.sizes.settings:
@@ -166,7 +170,7 @@ class Session:
         return found
 
     def _resume(self) -> dict[str, Any]:
-        from tools.bench.card import resume
+        from . import resume
 
         return resume.measure(self.sizes.resumed)
 

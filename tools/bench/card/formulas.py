@@ -13,9 +13,10 @@ from torch import Tensor
 from pretrain.models import fused
 from pretrain.models.functions import MeanCrossEntropy, RMSNorm, Rotate, swiglu
 from pretrain.models.llama.model import rotary_tables
-from tools.bench.card.clock import seconds
-from tools.bench.card.settings import Shapes, Sizes
-from tools.bench.spread import quartiles, ratios
+
+from ..spread import quartiles, ratios
+from .clock import seconds
+from .settings import Shapes, Sizes
 
 TOLERANCE = 0.01
 """Relative error of a result in bf16 beside plain torch in fp32."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from smet import kernels
 from smet.kernels import reference
 from smet.mask import TileGrid, count_active, pack
-from tools.bench.card.clock import seconds
-from tools.bench.card.settings import Sizes
-from tools.bench.spread import quartiles
+
+from ..spread import quartiles
+from .clock import seconds
+from .settings import Sizes
 
 BLOCKS = ((1, 1), (1, 16), (32, 32))
 DENSITY = 0.25

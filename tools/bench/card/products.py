@@ -18,9 +18,10 @@ from smet import SparseLinear
 from smet.compute.tiles import Tiles
 from smet.kernels import tuning
 from smet.mask import TileGrid, pack
-from tools.bench.card.clock import Action, seconds
-from tools.bench.card.settings import Case, Sizes
-from tools.bench.spread import quartiles, ratios
+
+from ..spread import quartiles, ratios
+from .clock import Action, seconds
+from .settings import Case, Sizes
 
 PRODUCTS = ("forward", "input gradient", "values gradient")
 WRONG = 0.02

@@ -17,10 +17,11 @@ import torch
 from pretrain.checkpoint.content import vectors_of
 from pretrain.config import RunConfig
 from pretrain.run import run
-from tools.bench import ranks
-from tools.bench.card.settings import Setting
-from tools.bench.ranks import Rank
-from tools.bench.runs import corpus
+
+from .. import ranks
+from ..ranks import Rank
+from ..runs import corpus
+from .settings import Setting
 
 STEPS, STOP = 12, 6
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.load import read_yaml
-from tools.bench.options import MODELS, Options
+
+from ..options import MODELS, Options
 
 Case = tuple[int, int, int, tuple[int, int], float]
 """Outputs, inputs, tokens, tile, density."""

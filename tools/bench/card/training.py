@@ -15,13 +15,14 @@ import torch
 
 from pretrain.models import fused
 from pretrain.plan import plan_rank
-from tools.bench import engines, ranks
-from tools.bench.card import profile
-from tools.bench.card.settings import Setting
-from tools.bench.card.settings import Side as Kind
-from tools.bench.clock import interleaved
-from tools.bench.ranks import Rank
-from tools.bench.spread import quartiles, ratios
+
+from .. import engines, ranks
+from ..clock import interleaved
+from ..ranks import Rank
+from ..spread import quartiles, ratios
+from . import profile
+from .settings import Setting
+from .settings import Side as Kind
 
 DENSE_OPTIMIZER = engines.DENSE_OPTIMIZERS[0]
 
