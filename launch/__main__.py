@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from pretrain.command import told
 from pretrain.errors import LaunchError, UserError
 from pretrain.exit_codes import DONE, USER
 from pretrain.screen import on_screen, outlive_screen, refuse
@@ -66,7 +67,8 @@ def _check(options: argparse.Namespace) -> int:
     if prepared.submits:
         raise LaunchError(
             "a check needs the hosts, expected to run inside a Slurm job: "
-            "salloc --nodes N python -m launch check CONFIG --slurm --gpus-per-node N; or submit with --preflight"
+            f"salloc --nodes N {told('launch', 'check', 'CONFIG', '--slurm', '--gpus-per-node', 'N')}; or submit with "
+            "--preflight"
         )
     findings = preflight.of(prepared.config, prepared.job, prepared.remote)
     print(json.dumps(preflight.to_json(findings)) if options.json else preflight.table(findings), flush=True)

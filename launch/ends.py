@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import told
 from pretrain.paths import resolved
+
+STARTS = (("smet", "launch"), ("python", "-m", "launch"))
+"""How a command begins that was noted in a run's events; the second is that of release 0.1."""
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """``python -m launch`` with these arguments; values of ``--env``, which may be secrets, are left out."""
+    """``smet launch`` with these arguments; values of ``--env``, which may be secrets, are left out."""
     words = []
     for word, before in zip(arguments, ["", *arguments], strict=False):
         if before == "--env":
@@ -19,14 +23,16 @@ def command_of(arguments: Sequence[str]) -> str:
         elif word.startswith("--env="):
             word = "=".join(word.split("=")[:2])
         words.append(word)
-    return shlex.join(["python", "-m", "launch", *words])
+    return shlex.join([*STARTS[0], *words])
 
 
 def with_overrides(command: str, overrides: Sequence[str]) -> str:
-    """``command`` with these overrides in place of those for the same keys."""
+    """``command``, as it works here, with these overrides in place of those for the same keys."""
     keys = {override.partition("=")[0] for override in overrides}
-    kept = [word for word in shlex.split(command) if word.partition("=")[0] not in keys]
-    return shlex.join([*kept, *overrides])
+    words = shlex.split(command)
+    begin = next(len(start) for start in STARTS if tuple(words[: len(start)]) == start)
+    kept = [word for word in words[begin:] if word.partition("=")[0] not in keys]
+    return told("launch", *kept, *overrides)
 
 
 def goes_on(folder: Path, settings: dict[str, Any], step: int, ranks: int, hosts: int, given: str | None) -> str:
@@ -36,7 +42,7 @@ def goes_on(folder: Path, settings: dict[str, Any], step: int, ranks: int, hosts
         settings: the run's ``config.yaml``.
         step: how far it is.
         ranks, hosts: that it ran on.
-        given: how ``python -m launch`` was called last; None: it was not.
+        given: how ``smet launch`` was called last, as ``command_of`` notes it; None: it was not.
     """
     train = settings.get("train") or {}
     overrides = []
@@ -50,9 +56,7 @@ def goes_on(folder: Path, settings: dict[str, Any], step: int, ranks: int, hosts
         overrides.append("checkpoint.resume=auto")
     file = str(folder / "config.yaml")
     if hosts > 1:
-        start = ["python", "-m", "launch", file, "--hostfile", "HOSTS"]
-    elif ranks > 1:
-        start = ["deepspeed", "--num_gpus", str(ranks), "--module", "pretrain", file]
-    else:
-        start = ["python", "-m", "pretrain", file]
-    return shlex.join([*start, *overrides])
+        return told("launch", file, "--hostfile", "HOSTS", *overrides)
+    if ranks > 1:
+        return shlex.join(["deepspeed", "--num_gpus", str(ranks), "--module", "pretrain", file, *overrides])
+    return told("train", file, *overrides)

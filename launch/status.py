@@ -17,7 +17,7 @@ from pretrain.numbers import duration
 from pretrain.run_folder import RunReader
 from pretrain.run_folder.reader import METRICS, SETTINGS, TOPOLOGY
 
-from .ends import goes_on
+from .ends import STARTS, goes_on
 
 RECENT = 50
 """Steps that speed and time left are estimated from."""
@@ -77,14 +77,14 @@ def _total(settings: dict[str, Any], folder: Path) -> int:
 
 
 def _launched(noted: list[dict[str, Any]]) -> str | None:
-    """How ``python -m launch`` was called last; the file may be another's, so nothing else passes for it."""
+    """How ``smet launch`` was called last; the file may be another's, so nothing else passes for it."""
     commands = [event.get("command") for event in noted if event.get("kind") == "launch"]
     command = str(commands[-1]) if commands and commands[-1] else ""
     try:
-        shlex.split(command)
+        words = tuple(shlex.split(command))
     except ValueError:
         return None
-    return command if command.startswith("python -m launch ") and command.isprintable() else None
+    return command if any(words[: len(start)] == start for start in STARTS) and command.isprintable() else None
 
 
 def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:

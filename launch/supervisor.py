@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import secrets
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pretrain.command import told
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER
@@ -91,7 +91,7 @@ class Supervisor:
     def _last_line(self, code: int) -> str:
         step, total = RunReader(self.folder).reached().step, self.config.train.steps
         if code == DONE and step >= total:
-            shown = f"to see it: python -m tools.plot_run {shlex.quote(str(self.folder))}"
+            shown = f"to see it: {told('plot', str(self.folder))}"
             return f"done: step {step} of {total}, {RunReader(self.folder).saved()}; {shown}"
         overrides = ["train.stop_at=0"] if code == DONE else []
         same = "the same command" + "".join(f" with {override}" for override in overrides)
@@ -144,7 +144,7 @@ class Supervisor:
             if problem:
                 raise LaunchError(
                     f"{name} does not answer ({problem}); mend it, or take it out of the hosts; "
-                    "python -m launch check tells more"
+                    f"{told('launch', 'check')} tells more"
                 )
 
     def _once(self, choice: Choice) -> Ended:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+INSTALLED = "smet_tools"
+"""What the package of the commands is called where the project is installed (tools/packages.py)."""
 
 _given: list[str] = []
 _called: list[str] = []
@@ -28,6 +36,44 @@ def program(module: str, *words: str) -> str:
     return " ".join([*(_called or ["python", "-m", module.removesuffix(".__main__")]), *words])
 
 
+def told(*words: str) -> str:
+    """``smet WORDS`` in the shortest form that works where the user is: for every message that names a command.
+
+    ``smet`` where it is on the search path and belongs to this program; else the script beside this interpreter, from
+    the working folder; else, in a checkout that is not installed, ``python -m tools``.
+    """
+    return shlex.join([*_front(), *words])
+
+
+def _front() -> list[str]:
+    root = Path(__file__).resolve().parent.parent
+    spec = importlib.util.find_spec(INSTALLED)
+    place = Path(spec.origin).resolve().parent if spec and spec.origin else None
+    if place not in (root / "tools", root / INSTALLED):  # none is installed, or another program than this one
+        return ["python", "-m", "tools" if (root / "tools").is_dir() else INSTALLED]
+    beside, found = Path(sys.executable).with_name("smet"), shutil.which("smet")
+    if found and (_is_same(found, beside) or _interpreter(found) == str(Path(sys.executable).parent)):
+        return ["smet"]
+    if not beside.is_file():
+        return ["python", "-m", INSTALLED]
+    with suppress(OSError, ValueError):  # a working folder that is gone, or another place altogether
+        return [str(beside.relative_to(os.getcwd()))]
+    return [str(beside)]
+
+
+def _is_same(one: str, other: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def _interpreter(script: str) -> str:
+    """The folder of the interpreter that ``script`` names in its first line."""
+    with suppress(OSError), open(script, "rb") as file:
+        return os.path.dirname(file.readline(4096).decode("utf-8", "replace").removeprefix("#!").strip())
+    return ""
+
+
 def remember(arguments: Iterable[str]) -> None:
     """Take note of this process's command line."""
     _given[:] = [word for word in arguments if not word.startswith("--local_rank")]
@@ -42,7 +88,7 @@ def again(*overrides: str, environ: Mapping[str, str] = os.environ) -> str:
         return "the same command" + (f" with {shlex.join(overrides)}" if overrides else "")
     keys = {override.partition("=")[0] for override in overrides}
     kept = [word for word in _given if word.partition("=")[0] not in keys or word.startswith("-")]
-    return shlex.join(["python", "-m", "pretrain", *kept, *overrides])
+    return told("train", *kept, *overrides)
 
 
 def override(key: str, value: Any) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
-from pretrain.command import again
+from pretrain.command import again, told
 from pretrain.run_folder import RunReader
 from pretrain.trainer import Trainer
 
@@ -23,11 +21,8 @@ def last_line(trainer: Trainer, first: int) -> str:
     why, step, total, folder = why_ended(trainer, first), trainer.step, trainer.total_steps, trainer.folder
     where = RunReader(folder.path).saved()
     if why == "complete":
-        run = shlex.quote(str(folder.path))
-        return (
-            f"done: {step} steps, {where}; to see it: python -m tools.plot_run {run}; to use it: python -m "
-            f"tools.export_hf {run} OUT"
-        )
+        run = str(folder.path)
+        return f"done: {step} steps, {where}; to see it: {told('plot', run)}; to use it: {told('export', run, 'OUT')}"
     if why == "was complete":
         return (
             f"nothing to do: the run is at step {step} and train.steps is {total}; {where}; to train on: "

@@ -7,6 +7,7 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+from pretrain.command import told
 from pretrain.config import RunConfig
 from pretrain.config.layouts import nearest_layouts
 from pretrain.errors import LaunchError
@@ -24,7 +25,10 @@ RANKS = {
 """Where launchers other than DeepSpeed's and torch's put rank, world size, local rank and processes per host."""
 
 ALONE = "for a run of one process, `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT`"
-_LAUNCHERS = "start several with `python -m launch`, `deepspeed` or `torchrun`"
+
+
+def _launchers() -> str:
+    return f"start several with `{told('launch')}`, `deepspeed` or `torchrun`"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def adopt_environment(environ: MutableMapping[str, str] = os.environ) -> Place:
         have, lack = ("RANK", "WORLD_SIZE") if "RANK" in environ else ("WORLD_SIZE", "RANK")
         raise LaunchError(
             f"{have} is set ({environ[have]!r}) and {lack} is not, expected both or none: left over from another "
-            f"start? {ALONE}; {_LAUNCHERS}"
+            f"start? {ALONE}; {_launchers()}"
         )
     else:
         source, note = "", _outside_of_tasks(environ)
@@ -91,8 +95,8 @@ def _started_by(environ: MutableMapping[str, str]) -> str:
         if launcher == "Slurm" and environ[rank] == "0" and not {"SLURM_STEP_ID", "SLURM_STEPID"} & {*environ}:
             raise LaunchError(
                 f"this is the shell of a Slurm job of {environ[size]} tasks ({size}), and not one of them, expected "
-                f"srun to start all; put `srun` in front, or use `python -m launch CONFIG --slurm`; for a run of one "
-                "process, put `SLURM_NTASKS=1` in front"
+                f"srun to start all; put `srun` in front, or use `{told('launch', 'CONFIG', '--slurm')}`; for a run of "
+                "one process, put `SLURM_NTASKS=1` in front"
             )
         return launcher
     return ""
@@ -171,7 +175,7 @@ def _checked(environ: MutableMapping[str, str], source: str, note: str) -> Place
         if not address:
             problems.append("MASTER_ADDR is not set, expected the address of the host of rank 0")
     if problems:
-        raise LaunchError(f"{'; '.join(problems)} (set by: {source or 'hand'}); {ALONE}; {_LAUNCHERS}")
+        raise LaunchError(f"{'; '.join(problems)} (set by: {source or 'hand'}); {ALONE}; {_launchers()}")
     if world == 1:
         address = environ.setdefault("MASTER_ADDR", "127.0.0.1")
     environ.setdefault("MASTER_PORT", str(port))

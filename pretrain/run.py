@@ -15,6 +15,7 @@ from pretrain.changes import settle
 from pretrain.checkpoint.masks import SavedMasks
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
+from pretrain.command import told
 from pretrain.config import RunConfig
 from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
 from pretrain.config.schema import Source, Stage
@@ -155,7 +156,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
         if not path.is_file():
             raise DataError(
                 f"data.tokenizer {path} {why_no_file(path)}; give the place where it lies now, data.tokenizer=null to "
-                "go without its check, or train one with python -m tools.train_tokenizer"
+                f"go without its check, or train one with {told('tokenizer', 'train')}"
             )
         tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
     corpora = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NoReturn
 
 from pretrain.errors import UserError, nearest
@@ -13,6 +14,7 @@ from pretrain.leaving import leave_with
 from pretrain.screen import refuse
 
 from .commands import COMMANDS, WORDS, Command, Group
+from .extras import missing
 from .packages import named
 
 
@@ -45,17 +47,25 @@ def _refuse(path: list[str], problem: str, nearest: str) -> int:
 
 
 def call(command: Command, path: list[str], arguments: list[str]) -> int:
-    """Import the module of ``command``, and call it."""
-    from pretrain.command import call_it
+    """Import the module of ``command``, and call it. A package that is missing is one line."""
+    words = [program(), *path]
+    try:
+        for name in command.needs:
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
+        from pretrain.command import call_it
 
-    whole = [*path]
-    if command.before and tuple(whole[-len(command.before) :]) == command.before:
-        del whole[-len(command.before) :]  # the module's parsers put these words there themselves
-    call_it(" ".join([program(), *whole]))
-    if command.own_code:
-        sys.path.append(os.getcwd())  # at the end: what lies there stands in for no package
-    code: int = import_module(named(command.module)).main([*command.before, *arguments])
-    return code
+        begin = len(words) - len(command.before)
+        # The module's own parsers put these words there themselves.
+        call_it(" ".join(words[:begin] if tuple(words[begin:]) == command.before else words))
+        if command.own_code:
+            sys.path.append(os.getcwd())  # at the end: what lies there stands in for no package
+        code: int = import_module(named(command.module)).main([*command.before, *arguments])
+        return code
+    except ModuleNotFoundError as error:
+        if (said := missing(" ".join(words), error.name)) is None:
+            raise
+        return refuse(UserError(said))
 
 
 def program() -> str:

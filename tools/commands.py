@@ -19,6 +19,8 @@ class Command:
     """What it does, in a few words."""
     before: tuple[str, ...] = ()
     """Words for the module in front of those that are given, where it has several commands itself."""
+    needs: tuple[str, ...] = ()
+    """Packages beyond torch and numpy that are looked for first, where the module would fail late or in many lines."""
     own_code: bool = False
     """Whether it takes names of one's own parts, ``package.module:name``, which may lie in the working folder."""
 
@@ -31,9 +33,12 @@ class Group:
     commands: Mapping[str, Command | Group]
 
 
+RUN = ("yaml", "psutil", "deepspeed")
+
 COMMANDS: dict[str, dict[str, Command | Group]] = {
     "runs": {
-        "train": Command("pretrain.__main__", "train, as one process or as one rank of many", own_code=True),
+        "quickstart": Command("tools.quickstart", "from nothing to a trained model", needs=RUN),
+        "train": Command("pretrain.__main__", "train, as one process or one rank of many", needs=RUN, own_code=True),
         "launch": Command("launch.__main__", "start a run on one machine or many, and keep it running", own_code=True),
         "status": Command("launch.__main__", "how a run is doing", ("status",)),
         "plot": Command("tools.plot_run", "draw a run"),

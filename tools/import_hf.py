@@ -4,7 +4,7 @@ MODEL is a folder with config.json and safetensors files, or a model's name on t
 checkpoint of step 0 (fresh optimizer state), model.yaml (the model and sparsity sections to base a run file on)
 and the model's tokenizer. Start from it with
 
-    python -m pretrain YOUR_RUN.yaml checkpoint.resume=OUT/step-00000000
+    smet train YOUR_RUN.yaml checkpoint.resume=OUT/step-00000000
 
 where YOUR_RUN.yaml says `base: OUT/model.yaml`. One process, no GPU, and no more than one layer in memory.
 With --family, the model is one of that family, in its own files.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.folder import step_folder
+from pretrain.command import told
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
 from pretrain.files import write_synced
@@ -253,14 +253,14 @@ def _state(sections: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
 def describe(report: Report) -> str:
     """The report for a person."""
     tokenizer = f", its {report['tokenizer']}" if report["tokenizer"] else ", no tokenizer"
-    start = shlex.quote(f"checkpoint.resume={report['checkpoint']}")
+    start = told("train", "YOUR_RUN.yaml", f"checkpoint.resume={report['checkpoint']}")
     notes = [*report["passed_over"]]
     if report["dropped"]:
         notes.insert(0, f"dropped, as asked: {folded(report['dropped'])}")
     return "".join(f"note: {note}\n" for note in notes) + (
         f"{report['out']}: {report['parameters_stored']:,} of {report['parameters']:,} parameters kept{tokenizer}\n"
         f"write a run file with `base: {report['out']}/model.yaml` (relative to that file), and start it with\n"
-        f"  python -m pretrain YOUR_RUN.yaml {start}"
+        f"  {start}"
     )
 
 

@@ -27,3 +27,9 @@ def named(module: str) -> str:
 
 CONFIGS = next((ROOT / name for name in (INSTALLED["configs"], "configs") if (ROOT / name).is_dir()), ROOT / "configs")
 """The run files that come with the project."""
+
+
+def shown(path: Path) -> Path:
+    """``path`` from the working folder, where it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -5,7 +5,7 @@ them, standard input, or a Hugging Face dataset. Each document is followed by th
 The output depends on the input and the settings only, not on the number of workers. A run that was
 killed goes on where it stopped when the same command is started again; a run that is complete is
 not made twice. Under mpirun, the ranks are the workers; with --shard I/N, each of N independent jobs
-makes one part for `python -m tools.dataset merge`.
+makes one part for `smet corpus merge`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pretrain.command import told
 from pretrain.data.indexed import token_dtype
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
@@ -97,7 +98,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     if args.shard and (args.validation_fraction or args.deduplicate):
         raise DataError(
             "--shard sees one part of the documents only; give --validation-fraction and --deduplicate to "
-            "python -m tools.dataset merge instead"
+            f"{told('corpus', 'merge')} instead"
         )
     return Settings(
         tokenizer=args.tokenizer,

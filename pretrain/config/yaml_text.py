@@ -70,7 +70,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = outside.read_bytes(path, 16 * outside.MEGABYTE).decode("utf-8")
     except FileNotFoundError:
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path} does not exist, expected a YAML run file{nearest(path.name, siblings)}") from None
+        ours = _shipped(path)
+        where = f"; the one that comes with SMET is {ours}" if ours else nearest(path.name, siblings)
+        raise ConfigError(f"{path} does not exist, expected a YAML run file{where}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}), expected a YAML run file") from None
     content = parse_yaml(text, str(path))
@@ -78,6 +80,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else type(content).__name__
         raise ConfigError(f"{path} holds {found}, expected a mapping of sections")
     return content
+
+
+def _shipped(path: Path) -> Path | None:
+    """The file of the project that ``path`` is in a checkout, for those who stand elsewhere: ``configs/60m.yaml``."""
+    if path.parts[:1] != ("configs",) or ".." in path.parts:
+        return None
+    root = Path(__file__).resolve().parents[2]
+    places = (root.joinpath(name, *path.parts[1:]) for name in ("smet_configs", "configs"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def parse_yaml(text: str, where: str) -> Any:

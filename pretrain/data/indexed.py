@@ -11,12 +11,12 @@ the last S), and int8[S] sequence modes in multimodal corpora only (ignored here
 
 from __future__ import annotations
 
-import shlex
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.command import told
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
 
@@ -77,7 +77,7 @@ class IndexedDataset:
             if not path.is_file():
                 raise DataError(
                     f"corpus file {path} {why_no_file(path)}; expected {self.prefix}.bin and {self.prefix}.idx, "
-                    "as written by python -m tools.preprocess --output " + shlex.quote(self.prefix)
+                    f"as written by {told('corpus', 'make', '--output', self.prefix)}"
                 )
         self.dtype, sequences, boundaries = self._read_header(index)
         self._check_index_size(index, sequences, boundaries)
@@ -175,8 +175,8 @@ class IndexedDataset:
             if start == before and stop == after and (lengths >= 0).all():
                 return self._tokens[start // item : stop // item]
         raise DataError(
-            f"{index_path(self.prefix)} is damaged: it says of document {number} what cannot be; run python -m "
-            f"tools.dataset verify {shlex.quote(self.prefix)}"
+            f"{index_path(self.prefix)} is damaged: it says of document {number} what cannot be; run "
+            f"{told('corpus', 'verify', self.prefix)}"
         )
 
     def tokens(self, start: int, count: int) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.command import told
 from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
 from pretrain.data.manifest import read_manifest
 from pretrain.data.order import SampleOrder
@@ -76,8 +76,8 @@ class TokenCorpus:
         if self._id_limit is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._id_limit:
             raise DataError(
                 f"corpus {self.prefix} holds token ids from {int(tokens.min())} to {int(tokens.max())} near token "
-                f"{index * self.seq_length}, expected 0 to {self._id_limit - 1}; run python -m tools.dataset verify "
-                f"{shlex.quote(self.prefix)}"
+                f"{index * self.seq_length}, expected 0 to {self._id_limit - 1}; run "
+                f"{told('corpus', 'verify', self.prefix)}"
             )
         return tokens
 

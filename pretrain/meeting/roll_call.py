@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.command import told
 from pretrain.environment import Place
 from pretrain.exit_codes import FAILED, STOPPED, USER
 from pretrain.meeting.hello import Hello, difference, is_of_another_run, is_there, is_whole, name_of, shares_a_gpu
@@ -180,7 +181,7 @@ class RollCall(threading.Thread):
         self._say(
             f"waiting: all {self.place.world} ranks are here, and connect to each other ({ranks_in_words(list(slow))} "
             f"not done after {waited:.0f} s); if this goes on, hosts do not reach each other: name the network with "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (`python -m launch --interface`), and see the firewall"
+            f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (`{told('launch', '--interface')}`), and see the firewall"
         )
 
     def _missing(self) -> str:

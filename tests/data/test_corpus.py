@@ -191,7 +191,7 @@ def test_ids_beyond_the_model_are_refused_when_they_are_drawn(tmp_path: Path) ->
     manifest_path(path).unlink()
     corpus = open_corpus([{"path": path}], 10, 0)
     check_vocabulary(corpus, 990)
-    with pytest.raises(DataError, match="expected 0 to 989; run python -m tools.dataset verify"):
+    with pytest.raises(DataError, match="expected 0 to 989; run .* corpus verify"):
         for number in range(corpus.num_samples):
             corpus.sample(number)
 

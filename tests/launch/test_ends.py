@@ -13,6 +13,7 @@ import pytest
 from launch.attempt import Ended
 from launch.ends import command_of, goes_on
 from launch.status import report, status_of
+from pretrain.command import told
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.run_folder import Reached
 from tests.launch import test_supervisor
@@ -47,7 +48,7 @@ def test_the_last_line_says_what_is_saved_and_goes_on(
     supervise(cluster, monkeypatch)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(said) and f"saved in {folder}/checkpoints/step-{reached.checkpoint:08d}; " in line
-    then = {"done: step ": "plot_run", "stopped at train.stop_at: step 3 of ": "train.stop_at=0"}.get(
+    then = {"done: step ": told("plot"), "stopped at train.stop_at: step 3 of ": "train.stop_at=0"}.get(
         said, "the same com"
     )
     assert then in line
@@ -62,8 +63,8 @@ def test_one_that_gives_up_before_its_first_save_says_that(
 
 def test_secrets_do_not_get_into_the_command() -> None:
     given = ["run.yaml", "--env", "KEY=secret", "--env=TOKEN=secret", "--env", "HOME", "train.output_dir=a b"]
-    told = command_of(given)
-    assert told == "python -m launch run.yaml --env KEY --env=TOKEN --env HOME 'train.output_dir=a b'"
+    noted = command_of(given)
+    assert noted == "smet launch run.yaml --env KEY --env=TOKEN --env HOME 'train.output_dir=a b'"
 
 
 def stop(folder: Path, why: str) -> None:
@@ -80,22 +81,23 @@ def test_a_stopped_run_has_steps_to_go_and_no_time_left(run_folder: Path) -> Non
     text = report(status)
     assert text.startswith(f"{run_folder}: stopped (SIGTERM), step 90 of 100 (90.0%)\n")
     assert "2.00 s per step, 10 steps to go, 20s at that speed" in text and "left" not in text
-    assert f"to go on    python -m launch {run_folder}/config.yaml --hostfile HOSTS\n" in text
+    assert f"to go on    {told('launch')} {run_folder}/config.yaml --hostfile HOSTS\n" in text
 
 
-def test_the_command_that_started_it_is_the_one_that_goes_on(run_folder: Path) -> None:
+@pytest.mark.parametrize("start", ["smet launch", "python -m launch"])  # the second: release 0.1
+def test_the_command_that_started_it_is_the_one_that_goes_on(run_folder: Path, start: str) -> None:
     (run_folder / "config.yaml").write_text(f"train: {{steps: 100, stop_at: 90, output_dir: {run_folder}}}\n")
-    event = {"time": NOW, "kind": "launch", "command": "python -m launch a.yaml train.stop_at=90 --nodes 2"}
+    event = {"time": NOW, "kind": "launch", "command": f"{start} a.yaml train.stop_at=90 --nodes 2"}
     lines(run_folder / "events.jsonl", [event])
     stop(run_folder, "train.stop_at")
-    assert status_of(run_folder, NOW)["goes_on_with"] == "python -m launch a.yaml --nodes 2 train.stop_at=0"
+    assert status_of(run_folder, NOW)["goes_on_with"] == f"{told('launch')} a.yaml --nodes 2 train.stop_at=0"
 
 
 def test_a_killed_run_names_a_command_too(run_folder: Path) -> None:
     for rank in range(4):
         beat(run_folder, rank, alive=NOW - 500)
     text = report(status_of(run_folder, NOW))
-    assert "not running, step 90" in text and "to go on    python -m launch" in text
+    assert "not running, step 90" in text and f"to go on    {told('launch')}" in text
 
 
 def test_a_run_that_is_done_or_runs_needs_no_command(run_folder: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_run_that_is_done_or_runs_needs_no_command(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "ranks", "expected"),
     [
-        ({}, 1, "python -m pretrain {0}/config.yaml"),
+        ({}, 1, "{smet} train {0}/config.yaml"),
         (
             {"checkpoint": {"resume": "/x"}},
             2,
@@ -117,11 +119,11 @@ def test_a_run_that_is_done_or_runs_needs_no_command(run_folder: Path) -> None:
         (
             {"train": {"stop_at": 5, "output_dir": "/old"}},
             1,
-            "python -m pretrain {0}/config.yaml train.stop_at=0 tr",
+            "{smet} train {0}/config.yaml train.stop_at=0 tr",
         ),
     ],
 )
 def test_without_launch_the_folders_own_settings_go_on(
     tmp_path: Path, settings: dict[str, Any], ranks: int, expected: str
 ) -> None:
-    assert goes_on(tmp_path, settings, 7, ranks, 1, None).startswith(expected.format(tmp_path))
+    assert goes_on(tmp_path, settings, 7, ranks, 1, None).startswith(expected.format(tmp_path, smet=told()))

@@ -1,4 +1,5 @@
-"""launch/quickstart.sh: its steps with stand-ins for the programs it calls, and once for real in a fresh checkout."""
+"""``smet quickstart`` and launch/quickstart.sh: their steps with stand-ins for what they call, and once for real in a
+fresh checkout."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import quickstart
+
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "launch" / "quickstart.sh"
 
@@ -20,29 +23,90 @@ PYTHON = """#!/bin/bash
 echo "python $*" >>calls
 case "$*" in
   *device_count*) echo "${FAKE_GPUS:-0}" ;;
-  *getsockname*) echo 23456 ;;
-  *stdlib*) echo /usr/lib/python3 ;;
   *train_tokenizer*) mkdir -p data/quickstart; touch data/quickstart/tokenizer.model ;;
   *preprocess*) touch data/quickstart/python_{train,validation}.{bin,idx} ;;
+  *deepspeed*)
+    echo "[2026-01-01 00:00:00,000] [INFO] [launch.py:300:main] chatter of the launcher"
+    echo "[2026-01-01 00:00:00,000] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU."
+    echo "step 1 of this program"
+    exit $(cut -d' ' -f "$(grep -c deepspeed calls)" <<<"${FAKE_EXITS:-0 0}") ;;
 esac
-"""
-DEEPSPEED = """#!/bin/bash
-echo "deepspeed $*" >>calls
-echo "[2026-01-01 00:00:00,000] [INFO] [launch.py:300:main] chatter of the launcher"
-echo "[2026-01-01 00:00:00,000] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU."
-echo "step 1 of this program"
-exit $(cut -d' ' -f "$(grep -c ^deepspeed calls)" <<<"${FAKE_EXITS:-0 0}")
 """
 
 
 @pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder, and a Python that only notes what it is called for."""
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def trainings(folder: Path) -> list[list[str]]:
+    calls = (folder / "calls").read_text().splitlines()
+    return [line.split()[3:] for line in calls if "deepspeed" in line]
+
+
+def test_two_processes_one_stop_one_resume(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.main([]) == 0
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    first, second = ([*words[:2], *words[4:]] for words in trainings(folder))
+    common = ["--num_gpus", "2", "--module", "pretrain", config]
+    assert (first, second) == ([*common, "train.stop_at=150"], [*common, "train.stop_at=0"])
+    assert (folder / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/quickstart"
+    screen = capfd.readouterr().out
+    assert "step 1 of this program" in screen and "[2026" not in screen
+
+
+def test_what_is_there_is_used_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.main([]) == quickstart.main([]) == 0
+    assert "using data/quickstart/tokenizer.model" in capfd.readouterr().out
+    calls = (folder / "calls").read_text()
+    assert calls.count("train_tokenizer") == calls.count("preprocess") == 1
+
+
+def test_overrides_reach_both_trainings_and_the_second_goes_to_the_end(folder: Path) -> None:
+    given = ["train.steps=20", "train.stop_at=8", "train.output_dir=runs/other"]
+    assert quickstart.main(given) == 0
+    first, second = trainings(folder)
+    assert first[-4:] == [*given, "train.stop_at=8"] and second[-4:] == [*given, "train.stop_at=0"]
+    assert (folder / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/other"
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [("0", "2"), ("1", "1"), ("2", "2"), ("8", "2")])
+def test_ranks_follow_the_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, ranks: str) -> None:
+    monkeypatch.setenv("FAKE_GPUS", gpus)
+    assert quickstart.main([]) == 0
+    assert [training[1] for training in trainings(folder)] == [ranks, ranks]
+
+
+@pytest.mark.parametrize(("exits", "reached"), [("2 0", 1), ("0 2", 2)])
+def test_a_training_that_fails_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], exits: str, reached: int
+) -> None:
+    monkeypatch.setenv("FAKE_EXITS", exits)
+    assert quickstart.main([]) == 2
+    assert len(trainings(folder)) == reached
+    screen = capfd.readouterr().out
+    assert "4/4" not in screen and "step 1 of this program" in screen
+
+
+def test_an_argument_that_is_no_override_is_refused_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.main(["steps"]) == 2
+    said = "error: 'steps' is no override, expected section.key=value, such as train.steps=100\n"
+    assert capfd.readouterr().err == said
+    assert not (folder / "calls").exists()
+
+
+@pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "launch").mkdir()
-    shutil.copy(SCRIPT, tmp_path / "launch")
+    """The script, with stand-ins for what it starts."""
     for name, text in (
-        ("launch/setup_env.sh", "#!/bin/bash\n"),
+        ("launch/quickstart.sh", SCRIPT.read_text()),
+        ("launch/setup_env.sh", "#!/bin/bash\necho environment >>calls\n"),
         (".venv/bin/python", PYTHON),
-        (".venv/bin/deepspeed", DEEPSPEED),
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -50,7 +114,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def quickstart(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def script(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", checkout / "launch" / "quickstart.sh", *arguments],
         env={**os.environ, **environment},
@@ -60,73 +124,33 @@ def quickstart(checkout: Path, *arguments: str, **environment: str) -> subproces
     )
 
 
-def trainings(checkout: Path) -> list[list[str]]:
+def test_the_script_sets_up_and_goes_on_as_the_command(checkout: Path) -> None:
+    assert script(checkout, "train.steps=2", "data.seed=1").returncode == 0
     calls = (checkout / "calls").read_text().splitlines()
-    return [line.split()[1:] for line in calls if line.startswith("deepspeed")]
+    assert calls == ["environment", "python -m tools quickstart train.steps=2 data.seed=1"]
 
 
-def test_two_processes_one_stop_one_resume(checkout: Path) -> None:
-    done = quickstart(checkout)
-    assert done.returncode == 0, done.stderr
-    common = ["--num_gpus", "2", "--master_port", "23456", "--module", "pretrain", "configs/quickstart.yaml"]
-    assert trainings(checkout) == [[*common, "train.stop_at=150"], [*common, "train.stop_at=0"]]
-    assert (checkout / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/quickstart"
-    assert "step 1 of this program" in done.stdout and "[2026" not in done.stdout
-
-
-def test_what_is_there_is_used_again(checkout: Path) -> None:
-    assert quickstart(checkout).returncode == 0
-    again = quickstart(checkout)
-    assert again.returncode == 0
-    assert "using data/quickstart/tokenizer.model" in again.stdout
-    calls = (checkout / "calls").read_text()
-    assert calls.count("train_tokenizer") == calls.count("preprocess") == 1
-
-
-def test_overrides_reach_both_trainings_and_the_second_goes_to_the_end(checkout: Path) -> None:
-    done = quickstart(checkout, "train.steps=20", "train.stop_at=8", "train.output_dir=runs/other")
-    assert done.returncode == 0, done.stderr
-    first, second = trainings(checkout)
-    given = ["train.steps=20", "train.stop_at=8", "train.output_dir=runs/other"]
-    assert first[-4:] == [*given, "train.stop_at=8"] and second[-4:] == [*given, "train.stop_at=0"]
-    assert (checkout / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/other"
-
-
-@pytest.mark.parametrize(("gpus", "ranks"), [("0", "2"), ("1", "1"), ("2", "2"), ("8", "2")])
-def test_ranks_follow_the_gpus(checkout: Path, gpus: str, ranks: str) -> None:
-    assert quickstart(checkout, FAKE_GPUS=gpus).returncode == 0
-    assert [training[1] for training in trainings(checkout)] == [ranks, ranks]
-
-
-@pytest.mark.parametrize(("exits", "reached"), [("2 0", 1), ("0 2", 2)])
-def test_a_training_that_fails_ends_it(checkout: Path, exits: str, reached: int) -> None:
-    failed = quickstart(checkout, FAKE_EXITS=exits)
-    assert failed.returncode == 2
-    assert len(trainings(checkout)) == reached
-    assert "5/5" not in failed.stdout and "step 1 of this program" in failed.stdout
-
-
-def test_an_argument_that_is_no_override_is_refused_at_once(checkout: Path) -> None:
-    refused = quickstart(checkout, "--steps")
+def test_the_script_refuses_what_is_no_override_before_it_sets_up(checkout: Path) -> None:
+    refused = script(checkout, "--steps")
     assert refused.returncode == 2
     assert refused.stderr == ("error: '--steps' is no override, expected section.key=value, such as train.steps=100\n")
     assert not (checkout / "calls").exists()
 
 
 def test_help_tells_the_usage_and_does_nothing(checkout: Path) -> None:
-    told = quickstart(checkout, "--help")
+    told = script(checkout, "--help")
     assert told.returncode == 0
     assert "bash launch/quickstart.sh [key=value ...]" in told.stdout and "set -euo" not in told.stdout
     assert not (checkout / "calls").exists()
 
 
 @pytest.mark.parametrize(
-    "script", sorted(ROOT.glob("**/launch/*.sh")) + [ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
+    "file", sorted(ROOT.glob("**/launch/*.sh")) + [ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
 )
-def test_shell_scripts_parse_and_stop_at_errors(script: Path) -> None:
-    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+def test_shell_scripts_parse_and_stop_at_errors(file: Path) -> None:
+    checked = subprocess.run(["bash", "-n", file], capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
-    text = script.read_text()
+    text = file.read_text()
     assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
 
 
@@ -155,11 +179,11 @@ def test_from_a_fresh_checkout_to_a_trained_model(clone: Path) -> None:
         "evaluation.samples=6",
         "checkpoint.interval=5",
     ]
-    done = quickstart(clone, *overrides, QUICKSTART_TEXT=str(Path(asyncio.__file__).parent))
+    done = script(clone, *overrides, QUICKSTART_TEXT=str(Path(asyncio.__file__).parent))
     assert done.returncode == 0, done.stdout + done.stderr
     screen = done.stdout
     for expected in (
-        "== 3/5 training on",
+        "== 2/4 training on",
         "resumed from runs/quickstart/checkpoints/step-00000012 after step 12",
         "24 steps, 3 topology updates, loss",
         "sparse layers hold",

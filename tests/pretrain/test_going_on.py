@@ -43,10 +43,10 @@ def story(folder: Path) -> dict[str, Attempt]:
     (folder / "logs").mkdir()
     go("spelled otherwise", *spelled, "train.stop_at=11")
     refused = go("other data", *spelled[1:], "train.stop_at=12", f"data.train={folder}/other")
-    advice = refused.err.partition("to go on: python -m pretrain ")[2].partition(", or wherever")[0]
+    advice = refused.err.partition("to go on: ")[2].partition(" train ")[2].partition(", or wherever")[0]
     told["as advised"] = attempt(shlex.split(advice), str(folder))
     refused = go("other settings", "train.steps=16", "train.stop_at=13", "optimizer.lr=0.5")
-    advice = refused.err.partition("to go on with it: python -m pretrain ")[2].partition("; to branch")[0]
+    advice = refused.err.partition("to go on with it: ")[2].partition(" train ")[2].partition("; to branch")[0]
     told["set back"] = attempt(shlex.split(advice), str(folder))
     go("other order", "train.steps=16", "data.seed=7")
     branch = [f"checkpoint.resume={run}/checkpoints/step-00000008", f"train.output_dir={folder}/branch"]
@@ -96,7 +96,7 @@ def test_a_run_begins_beside_a_log_and_says_where(told: dict[str, Attempt], fold
 def test_a_finished_run_has_nothing_to_do_and_says_so(told: dict[str, Attempt], folder: Path) -> None:
     said = last(told["finished"])
     assert said.startswith("nothing to do: the run is at step 8 and train.steps is 8; saved in ")
-    assert f"to train on: python -m pretrain {folder}/run.yaml train.steps=N with N above 8" in said
+    assert "to train on: " in said and f" train {folder}/run.yaml train.steps=N with N above 8" in said
     assert not any("checkpoints" in path for path in told["finished"].changed)
 
 
@@ -117,12 +117,12 @@ def test_a_change_is_said_once(told: dict[str, Attempt]) -> None:
 
 
 def test_a_stop_names_the_command_that_goes_on(told: dict[str, Attempt], folder: Path) -> None:
-    command = f"python -m pretrain {folder}/run.yaml train.steps=16 data.train={folder}/moved data.validation="
+    command = f" train {folder}/run.yaml train.steps=16 data.train={folder}/moved data.validation="
     for name, begin in (
         ("longer", "stopped after step 10 of 16 (train.stop_at); saved"),
         ("at its stop", "nothing"),
     ):
-        assert last(told[name]).startswith(begin) and f"; to go on: {command}" in last(told[name])
+        assert last(told[name]).startswith(begin) and command in last(told[name]).partition("; to go on: ")[2]
         assert last(told[name]).endswith(f"{folder}/moved train.stop_at=0")
 
 

@@ -53,7 +53,7 @@ def test_template_puts_columns_together(tmp_path: Path, model: str, parquet: boo
         (["--template", "{title.x}"], "names no plain columns"),
         (["--template", "{title"], "is broken"),
         (["--text-column", "body", "--min-letter-fraction", "3"], "expected a fraction in [0, 1]"),
-        (["--text-column", "body", "--shard", "0/2", "--deduplicate"], "python -m tools.dataset merge instead"),
+        (["--text-column", "body", "--shard", "0/2", "--deduplicate"], "corpus merge instead"),
     ],
 )
 def test_mistakes_are_told_before_any_work(tmp_path: Path, model: str, capsys, options: list[str], said: str) -> None:

@@ -10,17 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.command import program
+from pretrain.command import program, told
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen, refuse
 
 from ..locks import claim
+from ..packages import CONFIGS, shown
 from . import collect, pool, text
 from .matrix import Cell, Matrix, load_matrix
 
-DEFAULT = Path("configs/ablations/llama.yaml")
+DEFAULT = shown(CONFIGS / "ablations" / "llama.yaml")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +79,7 @@ def _run(arguments: list[str]) -> int:
         if matrix.content.get("text"):
             text.prepare(matrix.content["text"])
         out.mkdir(parents=True, exist_ok=True)
-        busy = f"{out} is in use by another python -m tools.ablate; wait for it, or give --out another folder"
+        busy = f"{out} is in use by another {told('ablate')}; wait for it, or give --out another folder"
         with claim(out / "lock", busy):
             failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
     said = _publish(matrix, path, out, options, failures)

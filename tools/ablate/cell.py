@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pretrain.command import program
+from pretrain.command import program, told
 from pretrain.errors import DataError, UserError
 from pretrain.exit_codes import DONE, STOPPED
 from pretrain.leaving import leave_with
@@ -28,7 +28,7 @@ SPEC, RESULT, RUN = "cell.json", "result.json", "run"
 def main(arguments: list[str] | None = None) -> int:
     """Returns one of ``pretrain.exit_codes``."""
     parser = argparse.ArgumentParser(prog=program(f"{__package__}.cell"), description=__doc__)
-    parser.add_argument("folder", type=path_argument, help="the cell's folder, as python -m tools.ablate makes it")
+    parser.add_argument("folder", type=path_argument, help="the cell's folder, as smet ablate makes it")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
     options = parser.parse_args(arguments)
@@ -103,7 +103,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
     try:
         spec: dict[str, Any] = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / SPEC} cannot be read ({error}); python -m tools.ablate writes it") from None
+        raise DataError(f"{folder / SPEC} cannot be read ({error}); {told('ablate')} writes it") from None
     return spec
 
 

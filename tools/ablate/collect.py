@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import told
 from pretrain.errors import DataError
 from pretrain.records import read_document
 
@@ -64,7 +65,7 @@ def read(path: Path) -> Results:
     Raises:
         DataError: it is missing, or something else.
     """
-    content: Results = read_document(path, "make it with python -m tools.ablate")
+    content: Results = read_document(path, f"make it with {told('ablate')}")
     if content.get("format") != FORMAT or not isinstance(content.get("cells"), list):
         raise DataError(f"{path} is not of format {FORMAT} of the experiment's results; make it anew")
     return content

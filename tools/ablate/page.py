@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pretrain.command import told
 from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
@@ -30,9 +31,7 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
         images = figures.draw(view, target.parent / "images" / target.stem)
         write_atomically(target, render(view, {name: f"images/{file.name}" for name, file in images.items()}))
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"the results are not those of python -m tools.ablate ({misfit(error)}); make them anew"
-        ) from error
+        raise DataError(f"the results are not those of {told('ablate')} ({misfit(error)}); make them anew") from error
     return list(images.values())
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from pretrain.command import program
+from pretrain.command import program, told
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
@@ -95,7 +95,7 @@ def read(path: Path) -> report.Result:
     Raises:
         DataError: it is missing, or something else.
     """
-    remedy = f"make it with python -m tools.bench --json {path}"
+    remedy = f"make it with {told('bench', '--json', str(path))}"
     result: report.Result = read_document(path, remedy)
     try:
         page_of(result)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pretrain.command import told
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
 
@@ -145,7 +146,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, eos_id: int | None =
     if not file.is_file():
         raise DataError(
             f"tokenizer {path} {why_no_file(path)}; expected a SentencePiece .model or a tokenizer.json, such as "
-            "python -m tools.train_tokenizer writes"
+            f"{told('tokenizer', 'train')} writes"
         )
     kind = JsonTokenizer if file.suffix == ".json" else SentencePieceTokenizer
     return kind(file, eos_token, eos_id)

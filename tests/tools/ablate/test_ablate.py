@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, Path]:
     while not list(out.glob("*/result.json")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.1)
-    other, said = start(matrix, out), "is in use by another python -m tools.ablate; wait for it"
+    other, said = start(matrix, out), "is in use by another"
     assert said in other.communicate(timeout=100)[1] and other.returncode == 2
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=100) == 130
