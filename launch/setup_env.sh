@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned requirements, or does nothing where that is done already.
+# Makes .venv with the pinned requirements and this project (.venv/bin/smet), or does nothing where that is done already.
 #
 #   launch/setup_env.sh          what training and the tools need
-#   launch/setup_env.sh --dev    and what the tests and linters need
+#   launch/setup_env.sh --dev    and what the tests and linters need, zsh among it (as root, with apt-get)
 #
 # PYTHON names the interpreter (default: python3). Exit code 2: something is missing, one line says what.
 set -euo pipefail
@@ -22,19 +22,41 @@ case "${1:-}" in
 esac
 
 python=${PYTHON:-python3}
-command -v "$python" >/dev/null || die "no '$python' found, expected Python 3.10 to 3.12; install it or set PYTHON"
+command -v "$python" >/dev/null || die "no '$python' found, expected Python 3.10 to 3.13; install it or set PYTHON"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || die "'$python' does not run; set PYTHON"
 case "$version" in
-  3.10 | 3.11 | 3.12) ;;
-  *) die "'$python' is Python $version, expected 3.10 to 3.12; set PYTHON to such an interpreter" ;;
+  3.10 | 3.11 | 3.12 | 3.13) ;;
+  *) die "'$python' is Python $version, expected 3.10 to 3.13; set PYTHON to such an interpreter" ;;
 esac
 
 mkdir -p .venv
 exec 9>.venv/.setup.lock
 flock 9 # two jobs on one checkout take turns
 
+log=.venv/.setup.log
+system() { # for --dev: the shell that a test drives
+  [ "$kind" = dev ] && ! command -v zsh >/dev/null || return 0
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing zsh"
+    apt-get install -y -qq --no-install-recommends zsh >>"$log" 2>&1 ||
+      { apt-get update -qq && apt-get install -y -qq --no-install-recommends zsh; } >>"$log" 2>&1 ||
+      die "apt-get could not install zsh; its output is in $log"
+  else
+    say "no zsh found, and a test needs it; apt-get install zsh"
+  fi
+}
+project() { # .venv/bin/smet runs this checkout; an environment that is linked here is another checkout's
+  local place
+  place=$(pwd; sha256sum <pyproject.toml)
+  if [ -L .venv ] || [ "$(cat .venv/.setup.project 2>/dev/null)" = "$place" ]; then return 0; fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . \
+    >>"$log" 2>&1 || die "pip could not install this project; its output is in $log"
+  echo "$place" >.venv/.setup.project
+}
 fingerprint() { cat "$@" <(echo "python $version") | sha256sum | cut -d' ' -f1; }
 if [ -x .venv/bin/python ] && [ "$(cat ".venv/.setup.$kind" 2>/dev/null)" = "$(fingerprint "${files[@]}")" ]; then
+  system
+  project
   exit 0
 fi
 
@@ -51,7 +73,6 @@ fi
 
 say "installing ${files[-1]} (minutes when torch is not at hand yet)"
 start=$SECONDS
-log=.venv/.setup.log
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "${files[-1]}" >"$log" 2>&1 || {
   tail -n 20 "$log" >&2
   die "pip could not install ${files[-1]}; its last lines stand above, all of them in $log"
@@ -62,4 +83,6 @@ if [ "${files[0]}" = requirements-nodeps.txt ]; then
 fi
 fingerprint requirements.txt >.venv/.setup.run # --dev brings these too
 [ "$kind" = run ] || fingerprint "${files[@]}" >".venv/.setup.$kind"
+system
+project
 say "done in $((SECONDS - start)) s"

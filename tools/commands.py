@@ -19,6 +19,8 @@ class Command:
     """What it does, in a few words."""
     before: tuple[str, ...] = ()
     """Words for the module in front of those that are given, where it has several commands itself."""
+    words: tuple[str, ...] = ()
+    """Words behind the command that its module takes for commands of its own, beside argparse; to be completed."""
     needs: tuple[str, ...] = ()
     """Packages beyond torch and numpy that are looked for first, where the module would fail late or in many lines."""
     own_code: bool = False
@@ -39,7 +41,12 @@ COMMANDS: dict[str, dict[str, Command | Group]] = {
     "runs": {
         "quickstart": Command("tools.quickstart", "from nothing to a trained model", needs=RUN),
         "train": Command("pretrain.__main__", "train, as one process or one rank of many", needs=RUN, own_code=True),
-        "launch": Command("launch.__main__", "start a run on one machine or many, and keep it running", own_code=True),
+        "launch": Command(
+            "launch.__main__",
+            "start a run on one machine or many, and keep it running",
+            words=("check", "status"),
+            own_code=True,
+        ),
         "status": Command("launch.__main__", "how a run is doing", ("status",)),
         "plot": Command("tools.plot_run", "draw a run"),
         "memory": Command("tools.memory_table", "bytes at rest of several runs, side by side"),
@@ -65,8 +72,15 @@ COMMANDS: dict[str, dict[str, Command | Group]] = {
     },
     "planning and measuring": {
         "plan": Command("tools.plan", "memory, traffic and time of a run before it starts", own_code=True),
-        "bench": Command("tools.bench.__main__", "SMET against dense AdamW on this machine"),
-        "ablate": Command("tools.ablate.__main__", "methods x densities x seeds, each cell a run", own_code=True),
+        "bench": Command(
+            "tools.bench.__main__", "SMET against dense AdamW on this machine", words=("gpu", "tiles", "render")
+        ),
+        "ablate": Command(
+            "tools.ablate.__main__", "methods x densities x seeds, each cell a run", words=("render",), own_code=True
+        ),
+    },
+    "this command": {
+        "completion": Command("tools.completion", "completion of these words in bash and zsh"),
     },
 }
 """Headings of ``smet --help`` -> word -> what it calls."""

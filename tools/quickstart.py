@@ -115,7 +115,7 @@ def _train(ranks: int, overrides: list[str]) -> int:
     """One training on ``ranks`` processes of this machine; its exit code."""
     config = str(shown(CONFIGS / "quickstart.yaml"))
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port"]
-    command += [str(_free_port()), "--module", "pretrain", config, *overrides]
+    command += [str(free_port()), "--module", "pretrain", config, *overrides]
     threads = str(-(-(os.cpu_count() or 1) // ranks))
     with subprocess.Popen(
         command, env={"OMP_NUM_THREADS": threads, **os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -137,7 +137,8 @@ def _train(ranks: int, overrides: list[str]) -> int:
                 signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -115,11 +115,13 @@ def _problem(manifest: dict[str, Any]) -> str:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout this program runs from, or None outside one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    """Revision of the checkout this program runs from, or None outside one: an environment may lie in another's."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "--show-prefix", "HEAD"]
     try:
-        return subprocess.run(
+        prefix, revision = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        ).stdout.splitlines()
+        return None if prefix else revision
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(SCRIPT, tmp_path / "launch")
     (tmp_path / "requirements.txt").write_text("torch==1\n")
     (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "python3").write_text(PYTHON)
     (tmp_path / "python3").chmod(0o755)
     return tmp_path
@@ -42,9 +43,9 @@ def set_up(checkout: Path, *arguments: str, **environment: str) -> subprocess.Co
     )
 
 
-def pip_calls(checkout: Path) -> int:
+def pip_calls(checkout: Path, what: str = "-r requirements") -> int:
     path = checkout / "pip-calls"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return sum(what in line for line in path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_installs_once_and_again_when_requirements_change(checkout: Path) -> None:
@@ -58,6 +59,28 @@ def test_installs_once_and_again_when_requirements_change(checkout: Path) -> Non
     (checkout / "requirements.txt").write_text("torch==2\n")
     assert set_up(checkout, "--dev").returncode == 0
     assert pip_calls(checkout) == 2
+
+
+def test_the_project_itself_is_installed_once_and_again_when_its_metadata_change(checkout: Path) -> None:
+    for _ in range(2):
+        assert set_up(checkout).returncode == 0
+        assert pip_calls(checkout, "--no-deps --no-build-isolation --editable .") == 1
+    (checkout / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    assert set_up(checkout).returncode == 0
+    assert (pip_calls(checkout, "--editable ."), pip_calls(checkout)) == (2, 1)
+
+
+def test_an_environment_that_is_linked_here_keeps_its_own_checkout(checkout: Path, tmp_path: Path) -> None:
+    assert set_up(checkout).returncode == 0
+    worktree = tmp_path / "worktree"
+    (worktree / "launch").mkdir(parents=True)
+    for name in ("launch/setup_env.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(checkout / name, worktree / name)
+    (worktree / ".venv").symlink_to(checkout / ".venv")
+    done = subprocess.run(
+        [worktree / "launch" / "setup_env.sh"], env={**os.environ, "PYTHON": str(checkout / "python3")}
+    )
+    assert done.returncode == 0 and not (worktree / "pip-calls").exists()
 
 
 def test_a_run_environment_is_not_yet_one_for_tests(checkout: Path) -> None:
@@ -78,8 +101,8 @@ def test_a_failed_install_is_tried_again(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
-        ((), {"PYTHON": "python-of-tomorrow"}, "no 'python-of-tomorrow' found, expected Python 3.10 to 3.12"),
-        ((), {"FAKE_VERSION": "3.9"}, "is Python 3.9, expected 3.10 to 3.12; set PYTHON"),
+        ((), {"PYTHON": "python-of-tomorrow"}, "no 'python-of-tomorrow' found, expected Python 3.10 to 3.13"),
+        ((), {"FAKE_VERSION": "3.9"}, "is Python 3.9, expected 3.10 to 3.13; set PYTHON"),
         ((), {"FAKE_NO_VENV": "1"}, "has no venv module, expected one; apt-get install python3-venv"),
         (("--prod",), {}, "unknown option '--prod', expected --dev or nothing"),
     ],
