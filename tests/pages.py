@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,8 +29,22 @@ def commands(page: str) -> list[str]:
 
 def link_checkout(folder: Path) -> None:
     """Put the project's packages and settings into ``folder``, as a fresh clone has them."""
-    for name in ("smet", "pretrain", "tools", "configs"):
+    for name in ("smet", "pretrain", "launch", "tools", "configs"):
         (folder / name).symlink_to(ROOT / name)
+
+
+@functools.cache
+def scripts() -> Path:
+    """A folder with the command ``smet`` of this checkout, whatever is installed."""
+    folder = Path(tempfile.mkdtemp(prefix="scripts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "smet").write_text(
+        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [{str(ROOT)!r}, os.environ.get('PYTHONPATH')]))\n"
+        "from tools.__main__ import smet\nsmet()\n"
+    )
+    (folder / "smet").chmod(0o755)
+    return folder
 
 
 def run(command: list[str], folder: Path, **environ: str) -> str:
@@ -40,7 +58,7 @@ def run(command: list[str], folder: Path, **environ: str) -> str:
         environ: further variables.
     """
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept["PATH"] = os.pathsep.join([str(scripts()), str(Path(sys.executable).parent), os.environ["PATH"]])
     with subprocess.Popen(
         command, cwd=folder, env={**kept, "OMP_NUM_THREADS": "1", **environ}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -93,9 +93,9 @@ def here(house: Path) -> dict[str, str]:
 
 
 def test_every_recipe_is_looked_at_below() -> None:
-    assert sum(line.startswith("### ") for line in TEXT.splitlines()) == 8
+    assert sum(line.startswith("### ") for line in TEXT.splitlines()) == 9
     assert {line.split()[2] for line in commands(PAGE) if line.startswith("python ")} == {
-        "pretrain", "tools.preprocess", "launch",
+        "pretrain", "tools.preprocess", "launch", "tools",
     }  # fmt: skip
 
 
@@ -145,6 +145,13 @@ def test_the_launcher_says_how_it_would_start(house: Path) -> None:
     (words,) = command("python -m launch")
     said = run([sys.executable, *words[1:]], house, **here(house))
     assert "--launcher mpich" in said and "worker-2 slots=1" in said and "configs/quickstart.yaml" in said
+
+
+def test_the_subcommand_answers(house: Path) -> None:
+    (words,) = command("python -m tools tokens")
+    said = run([sys.executable, *words[1:]], house, **here(house))
+    assert said == f"{4000:,} tokens\n"
+    assert "  tokens " in run([sys.executable, "-m", "tools", "--help"], house, **here(house))
 
 
 def test_the_house_still_stands(house: Path) -> None:
