@@ -57,7 +57,8 @@ def _front() -> list[str]:
     if not beside.is_file():
         return ["python", "-m", INSTALLED]
     with suppress(OSError, ValueError):  # a working folder that is gone, or another place altogether
-        return [str(beside.relative_to(os.getcwd()))]
+        near = beside.relative_to(os.getcwd())
+        return [str(near) if len(near.parts) > 1 else f"./{near}"]
     return [str(beside)]
 
 

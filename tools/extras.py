@@ -4,10 +4,10 @@ from __future__ import annotations
 
 DISTRIBUTION = "smet-train"
 EXTRAS = {
-    "deepspeed": "train", "tensorboard": "train",
+    "deepspeed": "train", "pydantic": "train", "tensorboard": "train",
     "yaml": "data", "psutil": "data", "tqdm": "data", "datasets": "data", "pyarrow": "data", "sentencepiece": "data",
     "tokenizers": "data", "zstandard": "data",
-    "safetensors": "hf", "transformers": "hf",
+    "huggingface_hub": "hf", "safetensors": "hf", "transformers": "hf",
     "matplotlib": "plot",
     "mpi4py": "mpi",
 }  # fmt: skip

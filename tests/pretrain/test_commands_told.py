@@ -95,6 +95,8 @@ def test_the_script_beside_the_interpreter_is_named_from_where_the_user_is(
     assert told("plot") == f"{environment}/smet plot".removeprefix("/")
     monkeypatch.chdir(environment / "..")
     assert told("plot") == "bin/smet plot"
+    monkeypatch.chdir(environment)
+    assert told("plot") == "./smet plot"
     (environment.parent / "other").mkdir()
     monkeypatch.chdir(environment.parent / "other")
     assert told("plot") == f"{environment}/smet plot"
