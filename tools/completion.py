@@ -69,6 +69,7 @@ _smet() {
     if (( i == CURRENT )) && [[ -n $(_smet_words "$route") ]]; then
         found=("${(@f)$(_smet_told "$route")}")
         _describe command found
+        [[ -n $(_smet_told "$route -") ]] || return  # a group takes nothing else
     fi
     found=(${=$(_smet_keys "$route")})
     (( $#found )) && compadd -S '' -a found
