@@ -33,7 +33,7 @@ def every(commands: Mapping[str, Command | Group] = WORDS, path: tuple[str, ...]
             yield from every(one.commands, (*path, word))
 
 
-@pytest.mark.parametrize("path", every(), ids=" ".join)
+@pytest.mark.parametrize("path", list(every()), ids=" ".join)
 def test_every_command_answers_help_under_the_name_it_was_called_by(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
