@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.errors import nearest
-from tools.ablate.statistics import Difference
-from tools.ablate.tables import markdown
-from tools.ablate.view import View
+
+from .statistics import Difference
+from .tables import markdown
+from .view import View
 
 
 @dataclass(frozen=True, kw_only=True)

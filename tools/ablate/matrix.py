@@ -19,7 +19,8 @@ from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
-from tools.ablate import hypotheses
+
+from . import hypotheses
 
 SECTIONS = ("title", "notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses")
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
