@@ -14,8 +14,9 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pretrain.command import program
 from pretrain.screen import on_screen
@@ -86,15 +87,14 @@ fi
 
 def script(shell: str) -> str:
     """The script for ``bash`` or ``zsh``."""
-    told = json.loads(WORDS_FILE.read_text(encoding="utf-8"))
-    commands: dict[str, dict[str, Any]] = told["commands"]
+    commands: dict[str, dict[str, Any]] = json.loads(WORDS_FILE.read_text(encoding="utf-8"))
     parts = [
         _function("_smet_words", ((path, " ".join(_below(path, commands))) for path in ["", *commands])),
         _function("_smet_values", _values(commands)),
         _function(
             "_smet_keys",
             [("|".join(shlex.quote(path) for path, one in commands.items() if one.get("overrides")),
-              " ".join(f"{key}=" for key in told["keys"]))],
+              " ".join(f"{key}=" for key in keys()))],
             quoted=True,
         ),
     ]  # fmt: skip
@@ -102,6 +102,24 @@ def script(shell: str) -> str:
         options = ((path, " ".join(one.get("options", {}))) for path, one in commands.items())
         return "".join([*parts, _function("_smet_options", options), BASH.lstrip()])
     return "".join(["#compdef smet\n", *parts, _function("_smet_told", _described(commands)), ZSH.lstrip()])
+
+
+def keys() -> list[str]:
+    """Keys of a run file, as overrides name them: ``train.steps``."""
+    from pretrain.config import RunConfig
+    from pretrain.models.llama.config import LlamaConfig
+
+    return sorted([*_keys(RunConfig, ""), *_keys(LlamaConfig, "model.")])
+
+
+def _keys(kind: type, before: str) -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        inner = hints[field.name]
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from _keys(inner, f"{before}{field.name}.")
+        else:
+            yield before + field.name
 
 
 def _below(path: str, commands: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """What there is to complete, read from the parsers of all commands.
 
-``python -m tests.tools.completion_words`` writes it into tools/completion.json, after a change of a command or of a key
-of run files.
+``python -m tests.tools.completion_words`` writes it into tools/completion.json, after a change of a command.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any
 from unittest import mock
 
-from pretrain.config import RunConfig
-from pretrain.models.llama.config import LlamaConfig
 from tools.commands import WORDS, Command, Group
 from tools.completion import WORDS_FILE
 from tools.packages import named
@@ -105,25 +101,10 @@ def _short(text: str) -> str:
     return line if len(line) <= 70 else f"{line[:67].rstrip()}..."
 
 
-def keys() -> list[str]:
-    """Keys of a run file, as overrides name them: ``train.steps``."""
-    return sorted([*_keys(RunConfig, ""), *_keys(LlamaConfig, "model.")])
-
-
-def _keys(kind: type, before: str) -> Iterator[str]:
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        inner = hints[field.name]
-        if isinstance(inner, type) and is_dataclass(inner):
-            yield from _keys(inner, f"{before}{field.name}.")
-        else:
-            yield before + field.name
-
-
 def content() -> str:
     """The file: a command a line, so that changes of several are merged line by line."""
     lines = [f"{json.dumps(path)}: {json.dumps(told)}" for path, told in sorted(collect().items())]
-    return "{" + '"commands": {\n' + ",\n".join(lines) + '\n},\n"keys": ' + json.dumps(keys()) + "}\n"
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":
