@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from smet.bank import MaskBank
     from smet.config import PRESETS, SmetConfig
     from smet.controller import TopologyController
-    from smet.convert import densify, parameter_groups, sparsify
+    from smet.convert import densify, sparsify
     from smet.errors import ConfigError, UserError
+    from smet.groups import parameter_groups
     from smet.linear import SparseLinear, sparse_layers
     from smet.optim.adamw import SmetAdamW
     from smet.optim.ages import Remedies
@@ -46,7 +47,7 @@ else:
         "UserError": "errors",
         "attach": "run",
         "densify": "convert",
-        "parameter_groups": "convert",
+        "parameter_groups": "groups",
         "sparse_layers": "linear",
         "sparsify": "convert",
     }

@@ -89,7 +89,8 @@ class ModelAverage:
     def _require(self, shapes: dict[str, list[int]], text: str) -> None:
         """Refuse a model of other names or shapes, before anything is changed."""
         if other := [name for name in {**self._shapes, **shapes} if self._shapes.get(name) != shapes.get(name)]:
-            first = f"{other[0]} is {shapes.get(other[0], 'missing')}, expected {self._shapes.get(other[0], 'none')}"
+            first = f"{other[0]} is {_told(shapes, other[0], 'missing')}"
+            first += f", expected {_told(self._shapes, other[0], 'none')}"
             raise ConfigError(f"{text}: {first}" + (f" (and {len(other) - 1} more)" if len(other) > 1 else ""))
 
     def _take_layer(self, name: str, layer: SparseLinear, share: float) -> None:
@@ -187,9 +188,20 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _told(shapes: dict[str, list[int]], name: str, absent: str) -> str:
+    shape = shapes.get(name)
+    if shape is None:
+        return absent
+    return f"{shape[:4]} with features permuted ({bytes(shape[4:]).hex()})" if len(shape) == 20 else str(shape)
+
+
 def _shapes(layers: dict[str, SparseLinear], others: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Of a sparse layer (rows, columns, tile's height and width) of its canonical matrix, of a tensor its shape."""
-    grids = {name: [one.grid.rows, one.grid.cols, *one.grid.tile] for name, one in layers.items()}
+    """Of a sparse layer (rows, columns, tile's height and width) of its canonical matrix, and the bytes of its
+    permutations' digest if it has any; of a tensor its shape."""
+    grids = {
+        name: [one.grid.rows, one.grid.cols, *one.grid.tile, *bytes.fromhex(one.orders.digest())]
+        for name, one in layers.items()
+    }
     return {**grids, **{name: list(tensor.shape) for name, tensor in others.items()}}
 
 

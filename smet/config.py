@@ -19,6 +19,7 @@ from smet.named import problem
 CHOICES = {
     "distribution": ("uniform", "erk"),
     "balance": ("auto", "always", "never"),
+    "permute": ("none", "inputs", "both"),
     "bias_correction": ("local", "global"),
     "warmup_scope": ("regrown", "all"),
     "mask_residency": ("sharded", "replicated"),
@@ -65,6 +66,9 @@ class SmetConfig:
     balance: str = "auto"
     """Whether rows and columns of tiles have equal numbers of active ones at first, and updates keep these: ``auto``
     (where tiles are larger than 1 x 1), ``always``, ``never``."""
+    permute: str = "none"
+    """Whether features are permuted, once and for all, before tiles are laid over a matrix (``smet.permutation``):
+    ``none``, ``inputs``, ``both`` (outputs too). By chance then, and not by place, features share a tile."""
     include: tuple[str, ...] = ("*",)
     """Glob patterns of module names (whole dotted paths) that may become sparse."""
     exclude: tuple[str, ...] = ("*embed*", "*norm*", "*lm_head*")
@@ -238,6 +242,11 @@ class SmetConfig:
     def is_balanced(self, tile: tuple[int, int]) -> bool:
         """Whether layers of such tiles have balanced masks."""
         return _balanced(self.balance, tile) and not self.falls
+
+    @property
+    def is_permuted(self) -> bool:
+        """Whether layers have permuted features: along a side of tiles of one feature that would change nothing."""
+        return self.permute != "none" and max(self.block) > 1
 
 
 TILES_PRUNE_START = 0.05

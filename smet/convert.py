@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from smet.linear import SparseLinear, let_fall, sparse_layers
 from smet.mask import TileGrid, count_active, pack, unpack
 from smet.named import problem
 from smet.notices import end_notices, idle_notices, layer_notices
+from smet.permutation import Orders, orders_of, unfit
 from smet.report import SparsifyReport, grouped, named
 from smet.say import say
 from smet.settings import remember, told
-from smet.spec import first_and_final, group_name
+from smet.spec import first_and_final
 from smet.starved import empty, starved, unbalanced
 
 DenseSource = Callable[[str, nn.Module], Tensor]
@@ -170,17 +172,23 @@ def _dense_masks(
         )
     weights = {}
     for name, layer in layers.items():
-        transposed = name in transposed_ones
+        transposed, orders = name in transposed_ones, _orders(name, layer, config, WHOLE)
         grid = TileGrid(*_canonical_shape(layer, transposed), config.block)
-        flipped = transposed != is_stored_transposed(layer)
+        turned = is_stored_transposed(layer), transposed
         weights[name] = DenseWeight(
             parameter_of(layer),
-            lambda t, grid=grid, flipped=flipped: grid.to_tiles(t.t() if flipped else t),  # type: ignore[misc]
+            partial(_to_tiles, grid, orders, *turned),
             grid.shape,
             active_tiles(grid.tiles, densities[name]),
         )
     masks = dense_masks(model, weights, config, [loss])
     return lambda name, grid, active: pack(masks[name])
+
+
+def _to_tiles(grid: TileGrid, orders: Orders, turned: bool, transposed: bool, parameter: Tensor) -> Tensor:
+    """What is shaped like a layer's parameter, ``(in, out)`` if that is turned, as tiles of its canonical matrix."""
+    weight = orders.stored(parameter.t() if turned else parameter)
+    return grid.to_tiles(weight.t() if transposed else weight)
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -251,6 +259,7 @@ def _check_layers(
                 )
         except ConfigError as error:
             problems += [f"{name}: {text}" for text in error.problems]
+    problems += unfit(shapes, config, piece.shards)
     if not problems and piece.masks is None:
         problems += unbalanced(shapes, densities, config)
     if problems:
@@ -292,8 +301,9 @@ def _report(
 def _sparse_copy(
     name: str, layer: nn.Module, weight: Tensor, density: float, config: SmetConfig, piece: Piece
 ) -> SparseLinear:
-    transposed = name in piece.transposed
+    transposed, orders = name in piece.transposed, _orders(name, layer, config, piece)
     grid = TileGrid(*_canonical_shape(layer, transposed), config.block)
+    weight = orders.stored(weight)
     tiles = grid.to_tiles(weight.t() if transposed else weight)
     count = grid.tiles * piece.shards
     active = active_tiles(count, density)
@@ -309,7 +319,14 @@ def _sparse_copy(
     bits, values = pack(mask), tiles[mask].reshape(-1)
     if config.fan_in_init and not needed:
         values = values * density_factor(density, 0.5)
-    return _like(layer, bits, values.clone(), density, transposed, config)
+    return _like(layer, bits, values.clone(), density, transposed, config, orders)
+
+
+def _orders(name: str, layer: nn.Module, config: SmetConfig, piece: Piece) -> Orders:
+    """In which the shard's features are stored."""
+    transposed, (outputs, inputs) = name in piece.transposed, shape_of(layer)
+    whole = (outputs, inputs * piece.shards) if transposed else (outputs * piece.shards, inputs)
+    return orders_of(name, whole, transposed, config, piece.shard, piece.shards)
 
 
 def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig, piece: Piece) -> SparseLinear | None:
@@ -323,11 +340,12 @@ def _empty_copy(name: str, layer: nn.Module, density: float, config: SmetConfig,
     if bits is None:
         return None
     values = torch.zeros(count_active(bits) * grid.tile_size)
-    return _like(layer, bits, values, effective_density(tiles, density), transposed, config)
+    orders = _orders(name, layer, config, piece)
+    return _like(layer, bits, values, effective_density(tiles, density), transposed, config, orders)
 
 
 def _like(
-    layer: nn.Module, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig
+    layer: nn.Module, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig, orders: Orders
 ) -> SparseLinear:
     outputs, inputs = shape_of(layer)
     sparse = SparseLinear(inputs, outputs, bits, values, config.block, transposed)
@@ -339,6 +357,7 @@ def _like(
     vars(sparse).update({name: value for name, value in vars(layer).items() if name not in own})
     sparse.values.requires_grad_(bool(layer.weight.requires_grad))
     sparse.configured_density = density
+    sparse.orders = orders
     sparse.compute = config.compute
     sparse.keep_dense = config.weight_residency == "dense"
     return sparse
@@ -354,42 +373,9 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
         vars(new)[name] = vars(old)[name]
 
 
-def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Optimizer groups for ``SmetAdamW``.
-
-    Sparse values form one group per density, with ``lr_factor = density_factor(density, lr_exponent)``,
-    whose names start with ``sparse``. Where density falls, the factor follows it (``densities``: first and last).
-    Dense matrices form one group; vectors (norms, biases) another without weight decay.
-    Frozen parameters are left out.
-    """
-    sparse: dict[tuple[float, float], list[nn.Parameter]] = {}
-    owned = set()
-    for layer in sparse_layers(model).values():
-        owned.add(id(layer.values))
-        if layer.values.requires_grad:
-            sparse.setdefault((layer.configured_density, layer.last_density), []).append(layer.values)
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in owned]
-    groups: list[dict[str, Any]] = [
-        {"name": "dense", "params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
-        {"name": "vectors", "params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    for (density, final), params in sorted(sparse.items()):
-        groups.append(
-            {
-                "name": group_name(density, final),
-                "params": params,
-                "weight_decay": weight_decay,
-                "lr_factor": density_factor(density, config.lr_exponent),
-                "aged": config.dynamic and final < 1.0,
-                **({"densities": (density, final)} if final < density else {}),
-            }
-        )
-    return [group for group in groups if group["params"]]
-
-
 def densify(layer: SparseLinear) -> nn.Linear:
     """An ``nn.Linear`` with the same function, hooks and bias; inactive weights are exact zeros."""
-    weight = layer.dense_weight().contiguous()
+    weight = layer.orders.natural(layer.dense_weight()).contiguous()
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.clone(), requires_grad=layer.values.requires_grad)
     if layer.bias is not None:

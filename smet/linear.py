@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet import compute, copies, kernels, loading
+from smet import compute, copies, kernels, loading, permutation
 from smet.distribution import effective_density
 from smet.mask import TileGrid, count_active, pack, unpack
 from smet.weight import readable_weight
@@ -17,9 +17,9 @@ from smet.weight import readable_weight
 class SparseLinear(nn.Module):
     """``y = x W^T (+ bias)`` where W is dense only while the layer computes.
 
-    The *canonical matrix* is W ``(out, in)``, or its transpose for ``transposed`` layers (those that
-    tensor parallelism splits over their inputs), so that a tensor-parallel shard is always a
-    contiguous range of mask and values.
+    The *canonical matrix* is W ``(out, in)``, with features in the order in which they are stored
+    (``smet.permutation``), or its transpose for ``transposed`` layers (those that tensor parallelism splits
+    over their inputs), so that a tensor-parallel shard is always a contiguous range of mask and values.
 
     Args:
         in_features, out_features: as in ``nn.Linear``.
@@ -38,6 +38,8 @@ class SparseLinear(nn.Module):
     """Packed, a bit per stored tile: which are closed (``smet.gradual``). None where density does not fall."""
     closed_tiles = 0
     """How many of them are."""
+    orders = permutation.NONE
+    """In which its features are stored; what is called canonical and dense below is of stored features."""
     _version = loading.VERSION
 
     def __init__(
@@ -146,7 +148,7 @@ class SparseLinear(nn.Module):
         return kernels.expand(self.packed_mask(), values, grid)
 
     def dense_weight(self, values: Tensor | None = None) -> Tensor:
-        """Dense W ``(out, in)``; inactive entries are exactly 0."""
+        """Dense W ``(out, in)`` as products take it, features as they are stored; inactive entries are exactly 0."""
         values = self.values.detach() if values is None else values
         keep = self.keep_dense and not (torch.is_grad_enabled() and values.requires_grad)  # a graph needs its own
         key = (values.dtype, values.device, self.values_version, self.topology_version) if keep else None
@@ -195,15 +197,18 @@ class SparseLinear(nn.Module):
         """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""
         copies.require_whole(self)
         values: Tensor = self.values
+        call = _call
+        if torch.compiler.is_compiling():  # our kernels are no graph: tracing into them only breaks it, and warns of it
+            from smet import untraced
+
+            call = untraced.call
+        inputs, outputs = self.orders
+        x = x if inputs is None else call(inputs.read, x)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
-        if torch.compiler.is_compiling():  # our kernels are no graph: tracing into them only breaks it, and warns of it
-            from smet.untraced import call
-
-            y = call(_SparseMatmul.apply, x, values, self)
-        else:
-            y = _SparseMatmul.apply(x, values, self)
+        y = call(_SparseMatmul.apply, x, values, self)
+        y = y if outputs is None else call(outputs.write, y)
         if self.behind_product is not None:
             y = self.behind_product(y)
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -242,6 +247,10 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, density={self.density:.4g}, "
             f"block={self.grid.tile[0]}x{self.grid.tile[1]}, bias={self.bias is not None}"
         )
+
+
+def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
 
 
 def _written(tensor: Tensor) -> int:

@@ -23,6 +23,8 @@ ORIENTATION = "transposed"
 """What a state dict calls the orientation of a layer's canonical matrix, beside its values and mask."""
 BLOCK = "block"
 """The same of the rows and columns of its tiles."""
+PERMUTATION = "permutation"
+"""The same of the digest of its features' permutations, 16 bytes; layers without have no such entry."""
 VERSION = 2
 """Of a ``SparseLinear`` in a state dict; the first had neither of the two."""
 
@@ -33,6 +35,8 @@ def describe(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> N
     """Put beside the layer's entries how they lie."""
     destination[prefix + ORIENTATION] = torch.tensor(layer.transposed)
     destination[prefix + BLOCK] = torch.tensor(layer.grid.tile)
+    if digest := layer.orders.digest():
+        destination[prefix + PERMUTATION] = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
 
 
 def take_in(
@@ -49,6 +53,7 @@ def take_in(
         ConfigError: the tiles do not divide the other orientation.
     """
     transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
+    permuted = state.pop(prefix + PERMUTATION, None)
     values, bits = state.get(prefix + "values"), state.get(prefix + "mask")
     if not isinstance(values, Tensor):
         return True
@@ -57,6 +62,8 @@ def take_in(
     if tile is not None and tuple(tile.tolist()) != own:
         there = " x ".join(str(side) for side in tile.tolist())
         found.append(f"{name} was saved with tiles of {there}, expected {own[0]} x {own[1]}; set block to what it was")
+    if bits is not None or transposed is not None:  # values alone belong to the layer as it is
+        found += _other_permutation(layer, name, permuted)
     if values.numel() != layer.values.numel():
         found.append(f"{name} has {values.numel()} values in the state, expected {layer.values.numel()}: the density"
                      " or the layer's shape is another")  # fmt: skip
@@ -71,6 +78,18 @@ def take_in(
     if not found:
         layer.turn(turned)
     return not found
+
+
+def _other_permutation(layer: SparseLinear, name: str, saved: Any) -> list[str]:
+    own, there = layer.orders.digest(), "" if saved is None or saved.is_meta else bytes(saved.tolist()).hex()
+    if there == own or (saved is not None and saved.is_meta):
+        return []
+    how = f"with its features permuted (digest {there})" if there else "without a permutation of its features"
+    here = f"digest {own}" if own else "none"
+    return [
+        f"{name} was saved {how}, expected {here}; set permute, seed and topology_ranges to what they were, and let the"
+        " layer have its name"
+    ]
 
 
 def _misfit(layer: SparseLinear, name: str, bits: Tensor) -> list[str]:

@@ -18,7 +18,7 @@ OF_UPDATES = (
 )  # fmt: skip
 """Settings that decide something only where the topology changes."""
 OF_SPARSE_LAYERS = (
-    "distribution", "balance", "mask_init", "mask_residency", "lr_exponent", "fan_in_init", "seed",
+    "distribution", "balance", "permute", "mask_init", "mask_residency", "lr_exponent", "fan_in_init", "seed",
 )  # fmt: skip
 """Those that decide something only where a weight is inactive."""
 
@@ -56,7 +56,7 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     balanced = config.is_balanced(config.block)  # by the ranges, and by chance where scores leave a choice
     everywhere = config.warmup_scope == "all"  # then weights that are there from the start are warmed up too
     of_updates = (*OF_UPDATES, *(() if everywhere else ("warmup_steps", "warmup_scope")))
-    if balanced and config.density < 1.0:
+    if (balanced or config.is_permuted) and config.density < 1.0:
         of_updates = tuple(name for name in of_updates if name != "topology_ranges")
     if config.density == 1.0:
         yield f"density is 1{label}, every weight is active", (*OF_SPARSE_LAYERS, *of_updates)
@@ -70,10 +70,14 @@ def _idle(config: SmetConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "prune_schedule 'constant' stays at prune_start", ("prune_end",)
     if not config.falls:
         yield "density does not fall without initial_density", ("density_schedule", "density_end_fraction")
+    if not config.is_permuted:
+        yield "tiles of 1 x 1 share no features", ("permute",)
     if config.warmup_steps == 0:
         yield "warmup_steps is 0, nothing is warmed up", ("warmup_scope",)
     if config.mask_init in MASKS and declared(MASKS[config.mask_init]):
         yield f"mask_init '{config.mask_init}' keeps the weights that it chooses as they are", ("fan_in_init",)
+        if config.is_permuted:  # by the seed, whatever the masks are
+            return
         if not config.dynamic:
             yield f"mask_init '{config.mask_init}' draws nothing, and the masks stay as they are", ("seed",)
         elif config.growth in GROW and config.growth != "random" and config.prune in PRUNE and not balanced:

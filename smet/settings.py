@@ -24,7 +24,7 @@ WRAPPERS = {
 
 OF_LAYERS = (
     "method", "density", "initial_density", "block", "distribution", "include", "exclude", "fan_in_init", "mask_init",
-    "weight_residency", "compute",
+    "weight_residency", "compute", "permute",
 )  # fmt: skip
 """What is said of single layers, so that a second ``sparsify`` may say something else."""
 

@@ -41,7 +41,7 @@ def _dense(layer: SparseLinear, values: Tensor) -> Tensor:
     canonical = layer.canonical_weight(values)
     if layer.is_full:  # whose matrix is its values
         canonical = canonical.clone()
-    return canonical.t() if layer.transposed else canonical
+    return layer.orders.natural(canonical.t() if layer.transposed else canonical)
 
 
 class _DenseWeight(torch.autograd.Function):
@@ -56,5 +56,6 @@ class _DenseWeight(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         grad = grads[0]
         layer = ctx.layer
+        grad = layer.orders.stored(grad)
         values = layer.compress_gradient((grad.t() if layer.transposed else grad).contiguous())
         return layer.without_closed(values), None

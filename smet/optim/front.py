@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from smet.convert import parameter_groups
 from smet.errors import ConfigError
+from smet.groups import parameter_groups
 from smet.optim import find
 from smet.optim.adamw import SmetAdamW
 from smet.optim.aged import AgedOptimizer

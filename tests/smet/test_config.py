@@ -171,7 +171,7 @@ def controller(given: dict[str, Any], steps: Any) -> TopologyController:
 
 
 OTHERS: dict[str, Any] = {
-    "balance": "always",
+    "balance": "always", "permute": "both",
     "distribution": "erk", "prune": "saliency", "prune_schedule": "linear", "prune_start": 0.5, "prune_end": 0.3,
     "mask_init": "magnitude", "topology_ranges": 2, "protect_rounds": 1, "warmup_steps": 3,
     "warmup_scope": "all", "lr_exponent": 0.25, "seed": 7, "update_interval": 3, "stop_fraction": 0.5,
