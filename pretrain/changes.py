@@ -46,7 +46,7 @@ QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", 
 
 SHAPES = tuple(
     f"sparsity.{name}"
-    for name in ("method", "density", "initial_density", "block", "distribution", "include", "exclude")
+    for name in ("method", "density", "initial_density", "block", "permute", "distribution", "include", "exclude")
 )
 """Settings that decide which weights there are."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pretrain.changes import bend
 from pretrain.checkpoint.load import choose
+from pretrain.checkpoint.permutation import require_same_permutation
 from pretrain.checkpoint.resume import require_same_data, require_same_formula
 from pretrain.checkpoint.state import read_state
 from pretrain.config import RunConfig
@@ -42,8 +43,8 @@ def origin_of(config: RunConfig, folder: RunFolder, layout: Layout, fingerprint:
         fingerprint: of the training data.
 
     Raises:
-        CheckpointError: nothing usable where something should be, or it was trained on other data or by another
-            optimizer.
+        CheckpointError: nothing usable where something should be, or it was trained on other data, by another
+            optimizer, or with other permutations of features.
     """
     given = config.checkpoint.resume
     resume = layout.gather_objects(layout.agree(lambda: folder.resume_from(given)))[0]
@@ -55,4 +56,5 @@ def origin_of(config: RunConfig, folder: RunFolder, layout: Layout, fingerprint:
     state = layout.agree(lambda: read_state(path))
     layout.agree(lambda: require_same_data(state, config, fingerprint, path))
     layout.agree(lambda: require_same_formula(state, config, path))
+    layout.agree(lambda: require_same_permutation(state, config, path) if layout.is_main else None)
     return Origin(path, state)

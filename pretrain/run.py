@@ -13,6 +13,7 @@ from pretrain.callbacks.base import Callback
 from pretrain.callbacks.table import Parts, callbacks_of
 from pretrain.changes import settle
 from pretrain.checkpoint.masks import SavedMasks
+from pretrain.checkpoint.permutation import permutation_digest
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
 from pretrain.command import told
@@ -193,7 +194,8 @@ def _curriculum(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
 def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation: BatchLoader | None) -> list[Callback]:
     """All callbacks, in the order of ``callbacks.base.ORDER``."""
     settings = config.checkpoint
-    saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every)
+    permutation = permutation_digest(config.model, config.sparsity) if layout.is_main else None  # who publishes
+    saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every, permutation)
     return callbacks_of(Parts(config, layout, folder, saver, resume, validation))
 
 
@@ -230,6 +232,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     config, layout = trainer.config, trainer.layout
     weights, total = (sum(numbers) for numbers in zip(*counts, strict=True))
     rows, cols = config.sparsity.block
+    permuted = f", permuted {config.sparsity.permute}" if config.sparsity.is_permuted else ""
     degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
     ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
     stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
@@ -238,8 +241,8 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
     products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
     return (
         f"SMET: {weights:,} of {total:,} sparse-layer weights {_density(trainer, weights / total)}, block "
-        f"{rows}x{cols}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}; "
-        f"{config.train.precision} weights and gradients, fp32 master and moments; {config.train.micro_batch_size} x "
-        f"{config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of {config.data.seq_length} tokens "
-        f"per step; products by {products}; {kernels.describe(layout.device.type)}"
+        f"{rows}x{cols}{permuted}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}"
+        f"{stages}; {config.train.precision} weights and gradients, fp32 master and moments; "
+        f"{config.train.micro_batch_size} x {config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of "
+        f"{config.data.seq_length} tokens per step; products by {products}; {kernels.describe(layout.device.type)}"
     )

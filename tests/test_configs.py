@@ -73,9 +73,14 @@ def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> N
             serves.append(degree)
     assert [int(word) for word in re.findall(r"\d+", line)] == serves
     own, base = load_config(path).to_dict(), load_config(CONFIGS / path.name).to_dict()
-    assert min(own["sparsity"].pop("block")) >= 16 and own["train"].pop("output_dir") == f"runs/{path.stem}-tiles"
+    block, permute = own["sparsity"].pop("block"), own["sparsity"].pop("permute")
+    assert permute == ("both" if min(block) >= 32 else "inputs")
+    assert own["sparsity"].pop("topology_ranges") == max(serves), "features are permuted within what a rank has"
+    assert min(block) >= 16 and own["train"].pop("output_dir") == f"runs/{path.stem}-tiles"
     assert own["sparsity"].pop("prune_start") == TILES_PRUNE_START < base["sparsity"].pop("prune_start")
-    del base["sparsity"]["block"], base["train"]["output_dir"]
+    for key in ("block", "permute", "topology_ranges"):
+        del base["sparsity"][key]
+    del base["train"]["output_dir"]
     assert own == base
 
 

@@ -26,6 +26,7 @@ from pretrain.models import inventory_of
 from pretrain.numbers import byte_size
 from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.screen import on_screen
+from smet.permutation import Order
 from smet.spec import LayerSpec
 
 from .checkpoints import stream
@@ -110,6 +111,7 @@ def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         "step": checkpoint.step,
         "git": checkpoint.manifest.get("git"),
         "dtype": dtype,
+        "permutation": checkpoint.manifest.get("permutation"),
         "parameters": sum(weight.numel for weight in checkpoint.weights),
         "density": active / dense if dense else 1.0,
     }
@@ -164,13 +166,21 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
             if weight.layer
         }
         metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
-        entries = [
-            Entry(layer, (weight.layer.grid.mask_bytes,), torch.uint8, partial(checkpoint.open_mask, weight))
-            for layer, weight in zip(layers, sparse, strict=True)
-            if weight.layer
-        ]
+        entries = []
+        for layer, weight in zip(layers, sparse, strict=True):
+            assert weight.layer is not None
+            bits = partial(checkpoint.open_mask, weight)
+            entries.append(Entry(layer, (weight.layer.grid.mask_bytes,), torch.uint8, bits))
+            for side, order in checkpoint.orders(weight)._asdict().items():
+                if order is not None:
+                    size = (len(order.features),)
+                    entries.append(Entry(f"{layer}.{side}", size, torch.int32, partial(_features, order)))
         stream.write(folder / "masks.safetensors", entries, metadata)
     return len(sparse)
+
+
+def _features(order: Order) -> torch.Tensor:
+    return order.features
 
 
 def _description(spec: LayerSpec, active: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.folder import step_folder
+from pretrain.checkpoint.permutation import permutation_digest
 from pretrain.command import told
 from pretrain.config.yaml_text import to_yaml
 from pretrain.errors import ConfigError
@@ -38,13 +39,14 @@ from smet.balance import chosen
 from smet.config import CHOICES, PRESETS
 from smet.mask import pack, unpack
 from smet.optim.ages import AgeTable
+from smet.permutation import unfit
 from smet.spec import LayerSpec
 from smet.starved import unbalanced
 from smet.topology import magnitude_mask, tile_scores
 
 from .checkpoints.cli import Report, add_family, make_parser, run_tool
 from .checkpoints.hf_config import read_config
-from .checkpoints.layers import SavedWeight, weights_of
+from .checkpoints.layers import SavedWeight, orders_in, weights_of
 from .checkpoints.leftovers import Dropping, folded
 from .checkpoints.place import new_folder, require_free
 from .checkpoints.source import Weights, local_folder, tokenizer_in
@@ -70,6 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
         choices=CHOICES["balance"],
         default="auto",
         help="of rows and columns of tiles: see sparsity.balance",
+    )
+    parser.add_argument(
+        "--permute", choices=CHOICES["permute"], default="none", help="features of tiles: see sparsity.permute (none)"
+    )
+    parser.add_argument(
+        "--ranges",
+        type=int,
+        default=1,
+        metavar="N",
+        help="sparsity.topology_ranges, for tensor parallelism (1)",
     )
     parser.add_argument("--method", choices=tuple(PRESETS), help="default: smet, or dense at --density 1")
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
@@ -102,7 +114,8 @@ def import_model(options: argparse.Namespace) -> Report:
     dense.require(weights, model)
     specs = {weight.layer.name: weight.layer for weight in weights if weight.layer is not None}
     sizes = {name: (spec.grid.rows, spec.grid.cols) for name, spec in specs.items() if spec.selected}
-    if wrong := unbalanced(sizes, {name: spec.density for name, spec in specs.items()}, sparsity):
+    densities = {name: spec.density for name, spec in specs.items()}
+    if wrong := unfit(sizes, sparsity, 1) or unbalanced(sizes, densities, sparsity):
         raise ConfigError(wrong)
     dropping.require_used()
     origin = {
@@ -120,7 +133,7 @@ def import_model(options: argparse.Namespace) -> Report:
         tokenizer, passed_over = _copy_tokenizer(source, folder)
         sections = _sections(model, sparsity, options.out / tokenizer if tokenizer else None)
         write_synced(folder / "model.yaml", _run_file(sections, options))
-        write_checkpoint(folder, vectors, _state(sections, origin))
+        write_checkpoint(folder, vectors, _state(sections, origin), permutation_digest(model, sparsity))
     checkpoint = step_folder(options.out, 0)
     return {
         **origin,
@@ -137,7 +150,7 @@ def _sparsity(options: argparse.Namespace) -> SmetConfig:
         raise ConfigError(f"--method is dense with --density {options.density}, expected density 1 or another method")
     return SmetConfig.preset(
         method, density=options.density, block=tuple(options.block), distribution=options.distribution,
-        balance=options.balance,
+        balance=options.balance, permute=options.permute, topology_ranges=options.ranges,
     ).check()  # fmt: skip
 
 
@@ -177,7 +190,7 @@ class _SparseLayer:
 
     def values(self) -> Tensor:
         """Kept weights, tile by tile; keeps the mask for ``bits``."""
-        weight, grid = self.dense(self.name), self.spec.grid
+        weight, grid = orders_in(self.spec, self.sparsity).stored(self.dense(self.name)), self.spec.grid
         tiles = grid.to_tiles(weight.t() if self.spec.transposed else weight)
         if self.spec.is_full:
             return tiles.reshape(-1)

@@ -62,6 +62,8 @@ def inspect(options: argparse.Namespace) -> Report:
         "closed": sum(w.stored for w in sparse) - sum(opened.values()),
         "density": density,
         "block": list(checkpoint.sparsity.block),
+        "permute": checkpoint.sparsity.permute,
+        "permutation": manifest.get("permutation"),
         "ages": ages(checkpoint),
         "bytes": sizes(checkpoint),
     }
@@ -123,6 +125,7 @@ def describe(report: Report) -> str:
         f"written {report['written']} by {ranks} ({degrees}); {versions}; git {(report['git'] or 'unknown')[:12]}",
         f"{report['parameters']:,} parameters, {report['parameters_stored']:,} stored; sparse layers at density "
         f"{report['density_overall']:.4g}, block {report['block'][0]}x{report['block'][1]}"
+        + (f", permuted {report['permute']} (digest {report['permutation'][:12]})" if report["permutation"] else "")
         + (f"; {report['closed']:,} weights of closed tiles are stored beside that" if report["closed"] else ""),
         *_density_lines(report["density"]),
         *_age_lines(report["ages"]),

@@ -24,7 +24,7 @@ _NEEDED = (".metadata", "state.json")
 
 def make_manifest(
     step: int, layout: dict[str, int], config: dict[str, Any], files: dict[str, Any],
-    products: dict[str, Any] | None = None,
+    products: dict[str, Any] | None = None, permutation: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest of a checkpoint that this program writes now.
 
@@ -33,6 +33,7 @@ def make_manifest(
         config: settings of the run; those of an imported model only as far as it decides them.
         files: size and checksum by name, as ``folder.describe`` gives them.
         products: who multiplied on what, where that was measured (see ``pretrain.products``).
+        permutation: digest of the permutations of features, where these are permuted (see ``checkpoint.permutation``).
     """
     manifest = {
         "format": FORMAT,
@@ -45,6 +46,7 @@ def make_manifest(
         "config": config,
         "files": files,
         **({"products": products} if products else {}),
+        **({"permutation": permutation} if permutation else {}),
     }
     return {**manifest, "self": manifest_digest(manifest)}
 
@@ -100,6 +102,8 @@ def _problem(manifest: dict[str, Any]) -> str:
             return f"its {key} is {type(manifest.get(key)).__name__}, expected {kind.__name__}"
     if not isinstance(manifest.get("git"), (str, type(None))):
         return "its git is no text"
+    if not isinstance(manifest.get("permutation"), (str, type(None))):
+        return "its permutation is no digest"
     products = manifest.get("products")
     if products is not None and not (isinstance(products, dict) and isinstance(products.get("chosen"), dict)):
         return "its products do not say what was chosen"

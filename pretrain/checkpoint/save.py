@@ -41,10 +41,11 @@ class Saver:
         root: the run's ``checkpoints`` folder.
         layout: ranks that save together, in a thread, on ``layout.background``.
         keep_last, keep_every: retention, see ``folder.retire``.
+        permutation: digest of the permutations of features, for the manifest; None without any.
     """
 
-    def __init__(self, root: Path, layout: Layout, keep_last: int, keep_every: int):
-        self.root, self.layout = root, layout
+    def __init__(self, root: Path, layout: Layout, keep_last: int, keep_every: int, permutation: str | None = None):
+        self.root, self.layout, self.permutation = root, layout, permutation
         self.keep_last, self.keep_every = keep_last, keep_every
         self._group = layout.background
         self._thread: threading.Thread | None = None
@@ -192,7 +193,7 @@ class Saver:
 
     def _publish(self, temporary: Path, step: int, facts: dict[str, Any], files: dict[str, Any]) -> None:
         final = folders.step_folder(self.root, step)
-        manifest = make_manifest(step, facts["layout"], facts["config"], files, facts["products"])
+        manifest = make_manifest(step, facts["layout"], facts["config"], files, facts["products"], self.permutation)
         folders.publish(temporary, final, manifest)
         folders.retire(final, self.keep_last, self.keep_every)
 

@@ -77,20 +77,29 @@ def _shards_hold_whole_bytes(model: FamilyConfig, sparsity: SmetConfig, parallel
 
 
 def _ranges_fit(model: FamilyConfig, sparsity: SmetConfig, parallel: ParallelConfig) -> list[str]:
-    ranges = sparsity.topology_ranges
-    if ranges < 2 or parallel.tensor < 1 or _tiles_fit(model, sparsity, parallel) or model.problems():
+    ranges, permuted = sparsity.topology_ranges, not sparsity.problems() and sparsity.is_permuted
+    if ranges < 2 and not permuted:
+        return []
+    if parallel.tensor < 1 or _tiles_fit(model, sparsity, parallel) or model.problems():
         return []
     if ranges % parallel.tensor:
+        if permuted:
+            return [
+                f"sparsity.topology_ranges is {ranges} with sparsity.permute '{sparsity.permute}', expected a multiple"
+                f" of parallel.tensor {parallel.tensor}: features are permuted within ranges, which a shard has whole"
+            ]
         return [
             f"sparsity.topology_ranges is {ranges}, expected 1 or a multiple of parallel.tensor {parallel.tensor}:"
             " a range lies within one tensor-parallel shard"
         ]
-    size = sparsity.block[0] * sparsity.block[1]
-    misfits = [
-        f"{kind} {height * width // size}"
-        for kind, height, width, _ in _sparse_shards(model, sparsity, parallel)
-        if height * width // size % (ranges // parallel.tensor)
-    ]
+    size, own = sparsity.block[0] * sparsity.block[1], ranges // parallel.tensor
+    shards = list(_sparse_shards(model, sparsity, parallel))
+    misfits = [f"{kind} {height * width // size}" for kind, height, width, _ in shards if height * width // size % own]
+    if permuted and not misfits and (uneven := [f"{kind} {height}" for kind, height, *_ in shards if height % own]):
+        return [
+            f"sparsity.topology_ranges is {ranges} with sparsity.permute '{sparsity.permute}', expected a number that"
+            f" divides the rows of every sparse layer; these do not fit: {', '.join(uneven)} rows per rank"
+        ]
     if not misfits:
         return []
     return [

@@ -128,6 +128,8 @@ class Place:
     """Whether these share the stream between the layers."""
     documents: bool
     """Whether attention stays within documents."""
+    permuted: bool = False
+    """Whether layers keep a copy of what they read, with its features permuted."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from smet.initial import first_mask
 from smet.mask import TileGrid, count_active, pack
 from smet.notices import end_notices, layer_notices
 from smet.patterns import selects
+from smet.permutation import orders_of, unfit
 from smet.say import note
 from smet.spec import first_and_final
 from smet.starved import unbalanced
@@ -65,7 +66,8 @@ class Builder:
         sparsity = config.sparsity
         self.densities, self.finals = first_and_final(shapes, sparsity)
         turned = {name: (i, o) if name in self.inventory.transposed else (o, i) for name, (o, i) in shapes.items()}
-        if wrong := unbalanced(turned, self.densities, sparsity):
+        wrong = unfit(turned, sparsity, layout.tensor_size) or unbalanced(turned, self.densities, sparsity)
+        if wrong:
             raise ConfigError([in_run_file(text) for text in wrong])
         size = sparsity.block[0] * sparsity.block[1]
         found = layer_notices({name: o * i // size for name, (o, i) in shapes.items()}, self.densities, sparsity)
@@ -161,7 +163,9 @@ class Builder:
             _require_shared_out(name, [count_active(bits) for bits in own], self.config)
             return own[rank]
         shape, transposed = (grid.rows * shards, grid.cols), name in self.inventory.transposed
-        weight = self._whole(f"{name}.weight", shape[::-1] if transposed else shape)
+        natural = shape[::-1] if transposed else shape
+        orders = orders_of(name, natural, transposed, self.config.sparsity)
+        weight = orders.stored(self._whole(f"{name}.weight", natural))
         whole = TileGrid(*shape, grid.tile)
         tiles = whole.to_tiles(weight.t() if transposed else weight)
         chosen = first_mask(name, whole.shape, active, self.config.sparsity, {"weights": tiles})

@@ -127,7 +127,10 @@ class Activations:
 def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool, sequence: bool) -> Activations:
     """Bytes saved per micro-batch by the rank that holds ``blocks``."""
     inventory, width, tensor = inventory_of(config.model), width_of(config), config.parallel.tensor
-    place = Place(width=width, tensor=tensor, sequence=sequence, documents=config.data.reset_attention)
+    place = Place(
+        width=width, tensor=tensor, sequence=sequence, documents=config.data.reset_attention,
+        permuted=config.sparsity.is_permuted,
+    )  # fmt: skip
     shape, tokens = inventory.shape, config.train.micro_batch_size * config.data.seq_length
     layers = [tokens * inventory.saved(block.whole, place) for block in blocks if block.is_layer]
     stream = tokens * shape.width / (tensor if sequence else 1) * width

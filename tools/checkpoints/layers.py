@@ -8,6 +8,7 @@ from math import prod
 from pretrain.models import inventory_of
 from pretrain.models.family import FamilyConfig
 from smet import SmetConfig
+from smet.permutation import NONE, Orders, orders_of
 from smet.spec import LayerSpec, layer_specs
 
 
@@ -61,3 +62,11 @@ def weights_of(model: FamilyConfig, sparsity: SmetConfig) -> list[SavedWeight]:
         vector = weight.name if layer is None else f"{layer.name}.values"
         found.append(SavedWeight(name=weight.name, shape=weight.shape, vector=vector, layer=layer))
     return found
+
+
+def orders_in(spec: LayerSpec, sparsity: SmetConfig) -> Orders:
+    """In which the features of a whole layer are stored."""
+    if not spec.selected:
+        return NONE
+    rows, cols = spec.grid.rows, spec.grid.cols
+    return orders_of(spec.name, (cols, rows) if spec.transposed else (rows, cols), spec.transposed, sparsity)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.checkpoint import folder as folders
+from pretrain.checkpoint.permutation import permutation_digest
 from pretrain.checkpoint.state import read_state
 from pretrain.checkpoint.vectors import VectorReader
 from pretrain.config.load import named_family
@@ -25,8 +26,9 @@ from smet.mask import count_active, has_spare_bits, pack, unpack
 from smet.named import is_own
 from smet.optim import FORMULAS, find
 from smet.optim.ages import CLOSED
+from smet.permutation import NONE, Orders
 
-from .layers import SavedWeight, weights_of
+from .layers import SavedWeight, orders_in, weights_of
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -95,6 +97,7 @@ class Checkpoint:
         self._require_size()
         self.weights = weights_of(self.model, self.sparsity)
         self._require_known_vectors()
+        self._require_same_permutation()
 
     @property
     def step(self) -> int:
@@ -165,6 +168,14 @@ class Checkpoint:
                     f"checkpoint {self.folder} holds {name} ({length} elements, {kind}), which the settings in its "
                     f"{folders.STATE} do not ask for"
                 )
+
+    def _require_same_permutation(self) -> None:
+        saved, own = self.manifest.get("permutation"), permutation_digest(self.model, self.sparsity)
+        if saved != own:
+            raise CheckpointError(
+                f"checkpoint {self.folder} has features permuted otherwise than the settings in its {folders.STATE} say"
+                f" (digest {saved or 'none'}, expected {own or 'none'}); use the version that its manifest.json names"
+            )
 
     def _declared(self) -> list[str] | None:
         """What the optimizer keeps beside each weight; None where only somebody's own module would tell."""
@@ -243,9 +254,10 @@ class Checkpoint:
             )
         if spec is None:
             return values.view(weight.shape)
-        if spec.is_full:
-            canonical = spec.grid.from_tiles(values)
-            return canonical.t() if spec.transposed else canonical
         outputs, inputs = weight.shape
         layer = SparseLinear(inputs, outputs, self.mask(weight), values, spec.grid.tile, spec.transposed)
-        return layer.dense_weight()
+        return self.orders(weight).natural(layer.dense_weight())
+
+    def orders(self, weight: SavedWeight) -> Orders:
+        """In which the features of a sparse weight are stored, and those that its mask is of."""
+        return NONE if weight.layer is None else orders_in(weight.layer, self.sparsity)

@@ -81,8 +81,11 @@ def require_space(root: Path, vectors: Vectors) -> None:
         )
 
 
-def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Path:
+def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any], permutation: str | None = None) -> Path:
     """Publish ``vectors`` and ``state`` as the checkpoint after ``state["step"]`` below ``root``.
+
+    Args:
+        permutation: digest of the permutations of features, for the manifest; None without any.
 
     Returns:
         Its folder.
@@ -107,7 +110,8 @@ def write_checkpoint(root: Path, vectors: Vectors, state: dict[str, Any]) -> Pat
     write_synced(temporary / folders.STATE, json.dumps(state))
     files = {path.name: folders.describe(path) for path in sorted(temporary.iterdir())}
     layout = {"world_size": 1, "data": 1, "tensor": 1, "pipeline": 1, "zero_stage": 0}
-    folders.publish(temporary, final, make_manifest(step, layout, state.get("config", {}), files))
+    manifest = make_manifest(step, layout, state.get("config", {}), files, permutation=permutation)
+    folders.publish(temporary, final, manifest)
     return final
 
 

@@ -72,6 +72,7 @@ def saved(model: LlamaConfig, block: Block, place: Place) -> float:
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     if place.documents:
         keys = queries  # the kernel that takes a bias knows no grouped queries
-    attention = ((2 * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor
+    outputs = 2 if place.permuted else 1  # that of attention, and what the layer behind it reads
+    attention = (((1 + outputs) * queries + 2 * keys) * width + 4 * model.num_attention_heads) / tensor
     feed_forward = 3 * model.intermediate_size * width / tensor
     return 2 * norm + 2 * model.hidden_size * width + attention + feed_forward

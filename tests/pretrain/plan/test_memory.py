@@ -74,6 +74,18 @@ def test_activations_of_decoder_layers(precision: str, checkpointing: bool) -> N
         assert planned.recomputed == one.layers
 
 
+@pytest.mark.parametrize("permute", ["none", "both"])
+def test_permuted_features_add_one_copy_of_what_attention_gives(permute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that others read stand where what they are copies of stood."""
+    monkeypatch.setattr(functions, "MOST_SCORES", 0)  # attention as on a GPU
+    run = config(sparsity={"block": [16, 16], "permute": permute})
+    model = LlamaForCausalLM(run.model)
+    layers = nn.Sequential(*sparsify(model, run.sparsity).model.model.layers).to(torch.bfloat16)
+    x = torch.randn(ROWS, LENGTH, run.model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    planned = activations(run, [block for block in blocks_of(run) if block.is_layer], False, sequence=False)
+    assert saved_bytes(layers, x) == pytest.approx(planned.layers, rel=0.01)
+
+
 class WithinDocuments(nn.Module):
     """Decoder layers under one bias."""
 

@@ -40,8 +40,12 @@ def jobs(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
         "dense": {**mha, "sparsity": {"method": "dense"}},
         "tensor": {**even, "parallel__tensor": 2, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.mlp.down_proj"]},
         "tensor-tied": {**even, "parallel__tensor": 2, "model__tie_word_embeddings": True, "sparsity__block": [1, 2]},
+        "permuted": {
+            **even, "parallel__tensor": 2, "sparsity__block": [3, 2], "sparsity__prune_start": 0.2,
+            "sparsity__permute": "both", "sparsity__topology_ranges": 2,
+        },
         "pipeline": {**even, "parallel__pipeline": 2, "parallel__zero_stage": 1, "model__tie_word_embeddings": True},
-    }
+    }  # fmt: skip
     made = {}
     for name, changes in varied.items():
         whole = changes.pop("sparsity", None)

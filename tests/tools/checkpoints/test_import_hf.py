@@ -23,6 +23,7 @@ from tests.pretrain.programs import Program
 from tests.pretrain.runs import settings
 from tests.tools.checkpoints.models import VOCABULARY, load_hf, make_hf, newest, read_state, read_vectors
 from tools import export_hf, import_hf
+from tools.checkpoints.reader import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,6 +34,7 @@ def import_(*arguments: Any) -> int:
 
 def there_and_back(source: Path, tmp_path: Path, *options: Any, dtype: str = "fp32") -> Any:
     """Import, export, and load with transformers."""
+    tmp_path.mkdir(exist_ok=True)
     assert import_(source, tmp_path / "imported", *options) == 0
     assert export_hf.main([str(tmp_path / "imported"), str(tmp_path / "exported"), "--dtype", dtype]) == 0
     return load_hf(tmp_path / "exported")
@@ -92,6 +94,27 @@ def test_sparse_keeps_the_largest_bit_for_bit(tmp_path: Path, options: list[Any]
         if "erk" not in options:
             assert active.sum() == round(options[1] * active.numel())
     assert ("erk" in options) == (max(shares) - min(shares) > 0.05)
+
+
+def test_permuted_features_come_back_in_their_places(tmp_path: Path) -> None:
+    original = make_hf(tmp_path / "source", num_attention_heads=4, num_key_value_heads=2).state_dict()
+    shape = ["--block", 3, 2, "--permute", "both", "--ranges", 2]
+    for density in (1, 0.5):
+        back = there_and_back(tmp_path / "source", tmp_path / str(density), "--density", density, *shape).state_dict()
+        for name, weight in original.items():
+            kept = back[name] != 0
+            assert torch.equal(back[name], weight * kept), name
+            assert (
+                kept.all()
+                if density == 1 or "_proj" not in name
+                else kept.float().mean() == pytest.approx(0.5, abs=0.05)
+            )
+        written = yaml.safe_load((tmp_path / str(density) / "imported" / "model.yaml").read_text())["sparsity"]
+        assert written["permute"] == "both" and written["topology_ranges"] == 2
+        facts = Checkpoint(tmp_path / str(density) / "imported").manifest
+        assert len(facts["permutation"]) == 32
+        origin = json.loads((tmp_path / str(density) / "exported" / "origin.json").read_text())
+        assert origin["permutation"] == facts["permutation"]
 
 
 def run_file(tmp_path: Path, corpus: str, **changes: Any) -> Path:

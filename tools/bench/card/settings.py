@@ -19,6 +19,8 @@ class Side:
 
     block: tuple[int, int] | None = None
     density: float = 0.25
+    permute: str = "none"
+    """Which features are permuted, as ``sparsity.permute`` says it."""
     plain: bool = False
     """Whether norms, gates, rotations and the loss are plain formulas; it is another way to step the engine of the side
     that is like it otherwise, which comes before it."""
@@ -30,7 +32,10 @@ class Side:
 
     @property
     def _engine(self) -> str:
-        return "dense" if self.block is None else f"SMET {self.block[0]} x {self.block[1]}, density {self.density:g}"
+        if self.block is None:
+            return "dense"
+        permuted = f", permuted {self.permute}" if self.permute != "none" else ""
+        return f"SMET {self.block[0]} x {self.block[1]}, density {self.density:g}{permuted}"
 
 
 @dataclass(frozen=True, kw_only=True)

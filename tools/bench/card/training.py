@@ -91,7 +91,7 @@ def _built(kind: Kind, setting: Setting, rank: Rank, batches: list[torch.Tensor]
     if kind.block is None:
         side = engines.DenseSide(here, rank.layout, DENSE_OPTIMIZER)
     else:
-        side = engines.SparseSide(here, rank.layout)
+        side = engines.SparseSide(here, rank.layout, permute=kind.permute)
     side.step(batches)  # kernels are tuned, and DeepSpeed makes its buffers
     if cuda:
         torch.cuda.synchronize()
