@@ -333,6 +333,7 @@ class TopologyController:
         change = self.decider.decide(sites, report.fraction, None if shield is None else layout.opened(shield), room)
         report.pruned += sum(len(site.values) for site in sites) - int(change.kept.sum())
         report.grown += change.count
+        report.moved[name] = change.count
         report.unmoved += change.unmoved
         if self.last_code:
             report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())

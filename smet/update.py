@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ class UpdateReport:
     seconds: float = 0.0
     digest: str = ""
     density: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
+    """Tiles grown by layer, of ``grown`` in all."""
 
     @staticmethod
     def merged(reports: Sequence[UpdateReport]) -> UpdateReport:
@@ -34,7 +37,9 @@ class UpdateReport:
         if len(reports) == 1:
             return first
         density: dict[str, list[float]] = {}
+        moved: Counter[str] = Counter()
         for report in reports:
+            moved.update(report.moved)
             for name, value in report.density.items():
                 density.setdefault(name, []).append(value)
         return UpdateReport(
@@ -46,6 +51,7 @@ class UpdateReport:
             seconds=max(report.seconds for report in reports),
             digest=combined_digest({str(shard): report.digest for shard, report in enumerate(reports)}),
             density={name: sum(values) / len(values) for name, values in density.items()},
+            moved=dict(moved),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

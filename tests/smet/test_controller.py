@@ -69,6 +69,7 @@ def test_reports_say_what_happened() -> None:
     assert report.digest == run.controller.mask_digest()
     assert report.seconds > 0
     assert report.to_json()["digest"] == report.digest
+    assert report.moved == {"0": changed[0], "1": changed[1]}
     assert run.until_update().update == 2
 
 
@@ -234,13 +235,16 @@ def test_each_range_keeps_its_own_number_of_blocks() -> None:
 
 def test_reports_of_shards_merge_into_one_of_the_model() -> None:
     parts = [
-        UpdateReport(10, 2, 0.2, pruned=3, grown=3, recycled=1, seconds=0.5, digest="a", density={"x": 0.2, "y": 0.1}),
-        UpdateReport(10, 2, 0.2, pruned=4, grown=4, recycled=0, seconds=0.7, digest="b", density={"x": 0.4}),
+        UpdateReport(
+            10, 2, 0.2, 3, 3, 1, seconds=0.5, digest="a", density={"x": 0.2, "y": 0.1}, moved={"x": 2, "y": 1}
+        ),
+        UpdateReport(10, 2, 0.2, 4, 4, 0, seconds=0.7, digest="b", density={"x": 0.4}, moved={"x": 4}),
     ]
     merged = UpdateReport.merged(parts)
     assert (merged.step, merged.update, merged.pruned, merged.grown, merged.recycled) == (10, 2, 7, 7, 1)
     assert merged.seconds == 0.7
     assert merged.density == {"x": pytest.approx(0.3), "y": 0.1}
+    assert merged.moved == {"x": 6, "y": 1}
     assert merged.digest not in ("a", "b") and merged.digest != UpdateReport.merged(parts[::-1]).digest
     assert UpdateReport.merged(parts[:1]) is parts[0]
 
