@@ -6,6 +6,7 @@ A file may be cut off, damaged or of something else: what cannot be used is one 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ class News:
     """Whether the file was written anew, as when a run goes back: ``rows`` are all there is, those before are void."""
     left_out: int = 0
     """Lines that cannot be used."""
+    more: bool = False
+    """Whether there is more to read already, since ``poll`` was to stop before the end."""
 
 
 class Follower:
@@ -56,21 +59,24 @@ class Follower:
         self._place, self._identity, self._anchor = 0, (0, 0), b""
         self._too_long = False
 
-    def poll(self) -> News:
+    def poll(self, most: int | None = None) -> News:
         """What is new. A file that is not there holds nothing.
+
+        Args:
+            most: bytes after which to stop for now, about; None = at the end of the file.
 
         Raises:
             OSError: it cannot be read, or is no file.
         """
         try:
             with outside.reading(self.path) as file:
-                return self._read(file)
+                return self._read(file, most)
         except FileNotFoundError:
             again, self._place = bool(self._place), 0
             self._forget((0, 0))
             return News(again=again)
 
-    def _read(self, file: BinaryIO) -> News:
+    def _read(self, file: BinaryIO, most: int | None) -> News:
         status = os.fstat(file.fileno())
         identity = (status.st_dev, status.st_ino)
         news = News()
@@ -78,7 +84,8 @@ class Follower:
             news.again, self._place = bool(self._place), 0
             self._forget(identity)
         file.seek(self._place)
-        while piece := file.read(AT_ONCE):
+        until = math.inf if most is None else self._place + most
+        while piece := file.read(AT_ONCE if most is None else min(AT_ONCE, most)):
             self._place += len(piece)
             self._anchor = (self._anchor + piece)[-ANCHOR:]
             *lines, self.half = (self.half + piece).split(b"\n")
@@ -86,6 +93,9 @@ class Follower:
                 self._take(line, news)
             if len(self.half) > LONGEST_LINE:
                 self.half, self._too_long = b"", True
+            if self._place >= until:
+                news.more = self._place < status.st_size
+                break
         return news
 
     def _forget(self, identity: tuple[int, int]) -> None:

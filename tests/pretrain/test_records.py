@@ -51,6 +51,20 @@ def test_lines_are_whole_however_they_are_cut(tmp_path: Path, size: int, monkeyp
     assert steps(found) == list(range(20)) and {row["word"] for row in found} == {"ä€"}
 
 
+def test_a_long_file_comes_in_parts_to_those_who_ask_for_that(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(b'{"step": %d}\n' % step for step in range(100)))
+    follower, steps, parts = Follower(file), [], 0
+    more = True
+    while more:
+        news = follower.poll(most=200)
+        steps += [row["step"] for row in news.rows]
+        more, parts = news.more, parts + 1
+        assert not news.again
+    assert steps == list(range(100)) and parts == -(-file.stat().st_size // 200)
+    assert follower.poll(most=200).rows == []
+
+
 def test_a_run_that_goes_back_is_told_anew(tmp_path: Path) -> None:
     folder, follower = RunFolder(tmp_path), RunReader(tmp_path).follow(METRICS)
     for step in range(1, 6):
