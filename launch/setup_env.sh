@@ -2,7 +2,7 @@
 # Makes .venv with the pinned requirements and this project (.venv/bin/smet), or does nothing where that is done already.
 #
 #   launch/setup_env.sh          what training and the tools need
-#   launch/setup_env.sh --dev    and what the tests and linters need, zsh among it (as root, with apt-get)
+#   launch/setup_env.sh --dev    and what the tests and linters need, zsh and chromium among it (as root, with apt-get)
 #
 # PYTHON names the interpreter (default: python3). Exit code 2: something is missing, one line says what.
 set -euo pipefail
@@ -34,15 +34,19 @@ exec 9>.venv/.setup.lock
 flock 9 # two jobs on one checkout take turns
 
 log=.venv/.setup.log
-system() { # for --dev: the shell that a test drives
-  [ "$kind" = dev ] && ! command -v zsh >/dev/null || return 0
+system() { # for --dev: the programs that tests drive
+  local program missing=()
+  [ "$kind" = dev ] || return 0
+  for program in zsh chromium; do command -v "$program" >/dev/null || missing+=("$program"); done
+  [ ${#missing[@]} -gt 0 ] || return 0
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing zsh"
-    apt-get install -y -qq --no-install-recommends zsh >>"$log" 2>&1 ||
-      { apt-get update -qq && apt-get install -y -qq --no-install-recommends zsh; } >>"$log" 2>&1 ||
-      die "apt-get could not install zsh; its output is in $log"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
+      { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >>"$log" 2>&1 ||
+      die "apt-get could not install ${missing[*]}; its output is in $log"
   else
-    say "no zsh found, and a test needs it; apt-get install zsh"
+    say "no ${missing[*]} found, and tests need it; apt-get install ${missing[*]}"
   fi
 }
 project() { # .venv/bin/smet runs this checkout; an environment that is linked here is another checkout's

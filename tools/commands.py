@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, Command | Group]] = {
             own_code=True,
         ),
         "status": Command("launch.__main__", "how a run is doing", ("status",)),
+        "watch": Command("tools.watch.cli", "a live page of one or several runs"),
         "plot": Command("tools.plot_run", "draw a run"),
         "memory": Command("tools.memory_table", "bytes at rest of several runs, side by side"),
     },

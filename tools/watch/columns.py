@@ -1,0 +1,124 @@
+"""The numbers of a run by step, and few enough points of them for a screen: lowest, highest and mean of neighbours."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+MOST = 2048
+"""Most points of a line; a screen has about that many pixels."""
+VALIDATION = "validation_loss"
+RUNNING = ("tokens",)
+"""Sums of what came before: of neighbours the last one counts, not the mean."""
+
+
+class Columns:
+    """Rows of numbers, in the order of their steps.
+
+    Points are *buckets* of ``size`` neighbouring rows, a power of two that grows with the run. Buckets begin at
+    multiples of their size, so that all but the last one stay as they are while rows are added: whoever has the first
+    ones needs only what follows.
+
+    Args:
+        names: of the numbers that are kept.
+    """
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows, as when a run goes back."""
+        self.steps = array("d")
+        self.values = {name: array("d") for name in self.names}
+        self.validation: list[tuple[float, float | None]] = []
+        self.not_finite: Counter[str] = Counter()
+        """Values by name that are no finite numbers; they are gaps."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def add(self, row: dict[str, Any]) -> bool:
+        """Take a record; False if it does not follow the last one."""
+        step = number(row.get("step"))
+        if not math.isfinite(step) or (self.steps and step <= self.steps[-1]):
+            return False
+        self.steps.append(step)
+        for name, values in self.values.items():
+            value = number(row.get(name))
+            if value != value and name in row:
+                self.not_finite[name] += 1
+            values.append(value)
+        if VALIDATION in row:
+            value = number(row[VALIDATION])
+            self.validation.append((step, value if value == value else None))
+        return True
+
+    @property
+    def size(self) -> int:
+        """Rows of a bucket now."""
+        return bucket_size(len(self.steps))
+
+    def buckets(self, first: int, size: int, begin: int = 0, end: int | None = None) -> dict[str, Any]:
+        """Buckets from number ``first`` on of the rows from ``begin`` to before ``end``.
+
+        Returns:
+            ``x``: the last step of each; for each column that holds anything ``mid``, and where a bucket has more than
+            one row ``low`` and ``high``; None where nothing is known.
+        """
+        end = len(self.steps) if end is None else end
+        begin += first * size
+        if begin >= end:
+            return {"x": [], "columns": {}}
+        starts = np.arange(0, end - begin, size)
+        ends = np.append(starts[1:], end - begin) - 1
+        columns = {}
+        for name, values in self.values.items():
+            part = np.frombuffer(values)[begin:end]
+            if len(self.steps) > self.not_finite_or_missing(name):
+                columns[name] = {"mid": plain(part[ends])} if name in RUNNING else _points(part, starts, size)
+        return {"x": np.frombuffer(self.steps)[begin:end][ends].tolist(), "columns": columns}
+
+    def not_finite_or_missing(self, name: str) -> int:
+        """How many rows have no finite value of that name."""
+        return int(np.isnan(np.frombuffer(self.values[name])).sum()) if self.steps else 0
+
+    def between(self, low: float, high: float) -> tuple[int, int]:
+        """The rows of the steps from ``low`` to ``high``: the first, and the one behind the last."""
+        steps = np.frombuffer(self.steps) if self.steps else np.zeros(0)
+        return int(np.searchsorted(steps, low, "left")), int(np.searchsorted(steps, high, "right"))
+
+
+def bucket_size(rows: int) -> int:
+    """The smallest power of two that makes at most ``MOST`` buckets of ``rows``."""
+    size = 1
+    while size * MOST < rows:
+        size *= 2
+    return size
+
+
+def number(value: Any) -> float:
+    """A finite number; NaN for anything else, such as the null that a run that diverged writes."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 1e300 else math.nan
+        return value if math.isfinite(value) else math.nan
+    return math.nan
+
+
+def _points(part: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], size: int) -> dict[str, list[float | None]]:
+    if size == 1:
+        return {"mid": plain(part)}
+    known = ~np.isnan(part)
+    with np.errstate(invalid="ignore"):
+        mean = np.add.reduceat(np.where(known, part, 0.0), starts) / np.add.reduceat(known.astype(float), starts)
+    low, high = np.fmin.reduceat(part, starts), np.fmax.reduceat(part, starts)
+    return {"mid": plain(mean), "low": plain(low), "high": plain(high)}
+
+
+def plain(values: np.ndarray[Any, Any]) -> list[float | None]:
+    """Numbers of six digits for JSON, None for NaN."""
+    return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]
