@@ -13,13 +13,32 @@ from tools.ablate.matrix import Matrix, load_matrix, slug
 FILES = sorted((Path(__file__).parent.parent.parent.parent / "configs" / "ablations").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+REMEDIES = [path for path in FILES if path.stem.startswith("llama")]
+
+
+@pytest.fixture(scope="module", params=REMEDIES, ids=lambda path: path.stem)
 def matrix(request: pytest.FixtureRequest) -> Matrix:
     return load_matrix(request.param)
 
 
-def test_the_files_are_the_two_that_the_command_knows():
-    assert [path.stem for path in FILES] == ["llama-quick", "llama"]
+def test_the_files_are_those_of_the_two_experiments():
+    assert [path.stem for path in FILES] == ["llama-quick", "llama", "tiles"]
+
+
+def test_masks_alone_tell_the_methods_of_tiles_apart():
+    matrix = load_matrix(FILES[-1])
+    masks = ("block", "balance", "permute", "prune_start", "seed")
+    settings = [cell.config(Path("x")).to_dict() for cell in matrix.cells]
+    found = [{key: value for key, value in each["sparsity"].items() if key not in masks} for each in settings]
+    assert all(each == found[0] for each in found)
+    first = settings[0]
+    active = 0.25 * 3 * (4 * 128 * 128 + 3 * 128 * 352)
+    assert first["train"]["steps"] * first["train"]["global_batch_size"] * first["data"]["seq_length"] >= 10 * active
+    claimed = {(entry["method"], entry["against"]) for entry in matrix.content["hypotheses"]}
+    for pair in claimed:
+        assert all(
+            {c.seed for c in matrix.cells if c.method == name} == set(range(5)) or "both" in name for name in pair
+        )
 
 
 def test_nothing_but_sparsity_density_rate_and_seed_differs_between_methods(matrix: Matrix):
