@@ -1,6 +1,6 @@
 """SentencePiece models and Hugging Face ``tokenizer.json`` files behind one interface.
 
-Both read text as text: see ``tools.corpus.plain``.
+Both read text as text: see ``pretrain.data.plain``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretrain.command import told
+from pretrain.data.card import old_card
+from pretrain.data.pieces import find_cut, pieces
+from pretrain.data.plain import plain_json, plain_sentencepiece
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
-
-from .card import old_card
-from .pieces import find_cut, pieces
-from .plain import plain_json, plain_sentencepiece
 
 _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 _BPE_PIECE, _PIECE = 1 << 14, 1 << 18
