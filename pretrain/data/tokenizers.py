@@ -6,6 +6,7 @@ Both read text as text: see ``pretrain.data.plain``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """Token ids of ``text`` without special tokens, int32 ``(tokens,)``."""
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text of token ids, ``(tokens,)``."""
 
 
@@ -77,7 +78,7 @@ class SentencePieceTokenizer:
             return self._model.encode_as_numpy(text)
         return np.concatenate([self._model.encode_as_numpy(piece) for piece in pieces(text, self._piece, self._cut)])
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
         return self._shown.decode([int(token) for token in tokens])
 
@@ -124,7 +125,7 @@ class JsonTokenizer:
         """Token ids, int32 ``(tokens,)``."""
         return np.concatenate([np.array(self._ids(piece), np.int32) for piece in pieces(text, _PIECE, self._cut)])
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
         return self._model.decode([int(token) for token in tokens], skip_special_tokens=False)
 
