@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from pretrain.command import program, told
-from pretrain.data.card import page
 from pretrain.errors import DataError, UserError
 from pretrain.files import write_atomically
 from pretrain.paths import path_argument
@@ -18,6 +17,7 @@ from pretrain.records import misfit, read_document
 from pretrain.screen import on_screen, refuse
 
 from . import report
+from .card import page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     try:
         if arguments[:1] == ["gpu"]:
-            from pretrain.data.card import command
+            from .card import command
 
             return command.main(arguments[1:])
         if arguments[:1] == ["tiles"]:

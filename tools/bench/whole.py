@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.config.yaml_text import read_yaml
-from pretrain.data.card import training
 
+from .card import training
 from .card.settings import DENSE, Setting, Side, on_a_cpu
 from .options import MODELS
 

@@ -74,7 +74,7 @@ def jobs(folder: Path, corpus: str, tokenizer: str) -> dict[str, dict[str, Any]]
     made |= {name: one(name, "fp32", "zero2", **drawn) for name in ("drawn", "disagreeing")}
     made["bf16-tiles"] = tiles = one("bf16-tiles", "bf16", "zero2", prompts=[])
     tiles["model"] = {**MODEL, "hidden_size": 32, "intermediate_size": 64}
-    tiles["sparsity"] |= {"block": [8, 16], "density": 0.5}
+    tiles["sparsity"] |= {"block": [8, 16], "density": 0.5, "permute": "both"}
     # DeepSpeed keeps what it was told of tensor parallelism: in one process, layouts without it come first.
     order = list(LAYOUTS.values())
     return dict(sorted(made.items(), key=lambda item: order.index(item[1]["parallel"])))
