@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint.masks import SavedMasks
@@ -24,18 +23,14 @@ from smet.optim.aged import AgedOptimizer
 
 
 class LossModel(nn.Module):
-    """What the engine runs: token ids in, loss out; or what comes next."""
+    """What the engine runs: token ids in, loss out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, last: Tensor | None = None) -> Tensor:
-        """Token ids ``(batch, seq + 1)`` to the mean cross-entropy of the ``seq`` predictions; with ``last``, those
-        ``(batch, seq)`` to the logits ``(batch, vocabulary)`` that follow this position of each row."""
-        if last is not None:
-            logits: Tensor = self.model(tokens)
-            return logits[torch.arange(len(last), device=last.device), last]
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids ``(batch, seq + 1)`` to the mean cross-entropy of the ``seq`` predictions."""
         loss: Tensor = self.model.loss(tokens)  # type: ignore[operator]
         return loss
 

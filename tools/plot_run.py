@@ -1,62 +1,51 @@
-"""Draw a run: loss with topology updates marked, density, throughput; and sum it up in a few lines."""
+"""Draw a run, or several laid over each other: losses with topology updates marked, learning rate, gradient norm,
+throughput, density, memory; and sum it up in a few lines.
+
+smet plot runs/mine
+smet plot runs/dense runs/smet --out compared.png
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pretrain.command import program
 from pretrain.errors import DataError, UserError
-from pretrain.paths import path_argument, resolved
-from pretrain.records import Rows, misfit
-from pretrain.run_folder.reader import METRICS, TOPOLOGY, RunReader
+from pretrain.paths import path_argument
+from pretrain.records import misfit
 from pretrain.screen import on_screen, refuse
 
+from .figures import of_runs, panels
+from .figures.runs import read_runs, summarize
+
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
-NUMBERS = ("step", "loss", "tokens_per_second")
+SEVERAL = Path("runs.png")
 
 
-def read_run(folder: Path) -> tuple[Rows, Rows, dict[str, Any]]:
-    """(metrics, topology updates, memory report) of a run folder.
-
-    Raises:
-        DataError: the folder holds no run, or one without a finished step.
-    """
-    run = RunReader(folder)
-    rows = run.rows(METRICS, NUMBERS)
-    if not rows:
-        raise DataError(f"{folder} holds no finished step in {METRICS}, expected a run folder (train.output_dir)")
-    return rows, run.rows(TOPOLOGY, ("step", "fraction")), run.memory()
-
-
-def summarize(folder: Path, rows: Rows, updates: Rows, memory: dict[str, Any]) -> dict[str, Any]:
-    """The figures a reader wants first, as measured."""
-    validated = [row for row in rows if "validation_loss" in row]
-    steady = sorted(row["tokens_per_second"] for row in rows[len(rows) // 10 :])
-    summary: dict[str, Any] = {
-        "run": str(folder),
-        "steps": rows[-1]["step"],
-        "loss": rows[-1]["loss"],
-        "tokens_per_second_median": steady[len(steady) // 2],
-        "topology_updates": len(updates),
-        "skipped_steps": sum(bool(row.get("skipped")) for row in rows),
-    }
-    if validated:
-        summary["validation_loss"] = validated[-1]["validation_loss"]
-        summary["validation_perplexity"] = validated[-1]["validation_perplexity"]
-    if memory:
-        layers = memory["sparse_layers"]
-        summary["sparse_layer_bytes_per_rank"] = layers["measured"]
-        summary["same_layers_dense_bytes_per_rank"] = layers["planned_if_dense"]
-        summary["memory_ratio"] = layers["ratio_to_dense"]
-    return summary
-
-
-def describe(summary: dict[str, Any], picture: Path) -> str:
+def describe(said: dict[str, Any]) -> str:
     """The summary as lines for a person."""
+    runs = said["runs"]
+    lines = _one(runs[0]) if len(runs) == 1 else _table(runs)
+    if said["left_out"]:
+        lines.append(f"left out: {_reasons(said['left_out'])}")
+    lines.append(f"plot: {said['plot']}")
+    return "\n".join(lines)
+
+
+def _reasons(left_out: dict[str, str]) -> str:
+    """Panels by why they are left out."""
+    reasons: dict[str, list[str]] = {}
+    for panel, why in left_out.items():
+        reasons.setdefault(why, []).append(panel)
+    return "; ".join(f"{', '.join(panels)} ({why})" for why, panels in reasons.items())
+
+
+def _one(summary: dict[str, Any]) -> list[str]:
     loss = _figure(summary["loss"], 4)
     lines = [f"{summary['steps']} steps, {summary['topology_updates']} topology updates, loss {loss}"]
     if "validation_perplexity" in summary:
@@ -71,8 +60,27 @@ def describe(summary: dict[str, Any], picture: Path) -> str:
         )
     if summary["skipped_steps"]:
         lines.append(f"{summary['skipped_steps']} steps were skipped for gradients that were not finite")
-    lines.append(f"plot: {picture}")
-    return "\n".join(lines)
+    return lines
+
+
+def _table(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A line per run, in columns."""
+    head = ["run", "steps", "loss", "validation", "tokens/s", "updates", "skipped", "MB at rest"]
+    rows = [
+        [
+            run["name"], f"{run['steps']:,}", _figure(run["loss"], 4),
+            _figure(run["validation_loss"], 4) if "validation_loss" in run else "-",
+            f"{run['tokens_per_second_median']:,.0f}", str(run["topology_updates"]), str(run["skipped_steps"]),
+            f"{run['sparse_layer_bytes_per_rank'] / 1e6:.2f}" if "memory_ratio" in run else "-",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                  for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in [head, *rows]
+    ]  # fmt: skip
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -80,87 +88,78 @@ def _figure(value: float | None, digits: int) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
 
 
-def draw(rows: Rows, updates: Rows, picture: Path, title: str) -> None:
-    """Write the plot: one column of panels that share the axis of steps."""
-    import matplotlib
+def picture_of(
+    folders: Sequence[Path], picture: Path, title: str | None = None, over: int | None = None,
+    names: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Draw the run folders, and return what is in the picture.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(3, 1, figsize=(9, 9), sharex=True, height_ratios=(3, 1, 1), layout="constrained")
-    loss_axis, density_axis, speed_axis = axes
-    steps = [row["step"] for row in rows]
-    for update in updates:
-        loss_axis.axvline(update["step"], color="0.8", linewidth=1, zorder=0)
-    if updates:
-        loss_axis.plot([], [], color="0.8", label="topology update")
-    loss_axis.plot(steps, [row["loss"] for row in rows], color="C0", linewidth=0.8, alpha=0.7, label="training loss")
-    validated = [row for row in rows if "validation_loss" in row]
-    loss_axis.plot(
-        [row["step"] for row in validated], [row["validation_loss"] for row in validated], "o-", color="C3",
-        markersize=4, label="validation loss",
-    )  # fmt: skip
-    loss_axis.set_ylabel("loss (nats per token)")
-    loss_axis.legend(loc="upper right", frameon=False)
-    loss_axis.set_title(title)
-    _draw_topology(density_axis, updates)
-    speed_axis.plot(steps, [row["tokens_per_second"] for row in rows], color="C2", linewidth=0.8)
-    speed_axis.set_ylabel("tokens/s")
-    speed_axis.set_ylim(bottom=0)
-    speed_axis.set_xlabel("optimizer step")
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
-
-
-def _draw_topology(axis: Any, updates: Rows) -> None:
-    """Density of the layers (a band where it differs) and the share of tiles moved by each update."""
-    axis.set_ylabel("density")
-    axis.set_ylim(0, 1)
-    if not updates:
-        axis.text(0.5, 0.5, "no topology updates", transform=axis.transAxes, ha="center", va="center", color="0.5")
-        return
-    steps = [update["step"] for update in updates]
-    low = [min(update["density"].values()) for update in updates]
-    high = [max(update["density"].values()) for update in updates]
-    axis.fill_between(steps, low, high, color="C0", alpha=0.3, linewidth=0)
-    axis.plot(steps, low, "o-", color="C0", markersize=3, label="density (lowest and highest layer)")
-    axis.plot(steps, high, "-", color="C0")
-    axis.plot(steps, [update["fraction"] for update in updates], "s--", color="C1", markersize=3, label="tiles moved")
-    axis.legend(loc="upper right", frameon=False, ncols=2)
-
-
-def picture_of(run: Path, picture: Path) -> dict[str, Any]:
-    """Draw the run folder ``run`` and return its summary.
+    Args:
+        over: steps to smooth over; None = as fits the longest run.
+        names: of the runs in the picture; none = as much of their paths as tells them apart.
 
     Raises:
-        DataError: it is no run.
+        DataError: one is no run, or is given twice.
         OSError: ``picture`` cannot be written.
     """
     if picture.suffix.lower() not in PICTURES:
-        raise DataError(f"--output {picture} is no picture's name, expected one that ends in {', '.join(PICTURES)}")
-    rows, updates, memory = read_run(run)
-    draw(rows, updates, picture, resolved(run).name)
-    return {**summarize(run, rows, updates, memory), "plot": str(picture)}
+        raise DataError(f"--out {picture} is no picture's name, expected one that ends in {', '.join(PICTURES)}")
+    runs = read_runs(folders, names)
+    made = panels.plan(runs, over)
+    said = [{**summarize(run), "name": run.name} for run in runs]
+    of_runs.draw(made, picture, title)
+    return {"runs": said, "smoothed_over": made.over, "left_out": made.left_out, "plot": str(picture)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog=program(f"{__package__}.plot_run"),
+        description="Draw a run, or several laid over each other, and sum it up in a few lines.",
+        epilog="Faint lines are what was measured at every step, strong ones the mean of as many steps as the legend "
+        "says. A panel of which nothing was measured is left out, which is told.",
+    )
+    made.add_argument("runs", type=path_argument, nargs="+", metavar="RUN_DIR", help="run folder (train.output_dir)")
+    made.add_argument(
+        "--out", "--output", type=path_argument, metavar="PICTURE",
+        help=f"the file to write: {', '.join(PICTURES)} (default: RUN_DIR/run.png; of several runs, {SEVERAL})",
+    )  # fmt: skip
+    made.add_argument("--title", help="above the picture (default: the last losses)")
+    made.add_argument(
+        "--smooth", type=_steps, metavar="STEPS", help="smooth over so many steps; 1 = not at all (default: as fits)"
+    )
+    made.add_argument("--name", action="append", default=[], help="of a run in the picture; once for each, in order")
+    made.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    return made
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"is '{text}', expected a number of steps, 1 or more")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=program(f"{__package__}.plot_run"), description=__doc__)
-    parser.add_argument("run", type=path_argument, metavar="RUN_DIR", help="run folder (train.output_dir)")
-    parser.add_argument("--output", type=path_argument, help="the PNG to write (default: RUN_DIR/run.png)")
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
-    options = parser.parse_args(arguments)
-    picture = options.output or options.run / "run.png"
+    options = parser().parse_args(arguments)
+    picture = options.out or (options.runs[0] / "run.png" if len(options.runs) == 1 else SEVERAL)
     try:
-        summary = picture_of(options.run, picture)
-        text = json.dumps(summary) if options.json else describe(summary, picture)
+        said = picture_of(options.runs, picture, options.title, options.smooth, options.name)
+        text = json.dumps(_flat(said)) if options.json else describe(said)
     except (UserError, OSError) as error:
         return refuse(error)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        print(f"error: a file of the run {options.run} is damaged: {misfit(error)}", file=sys.stderr)
+        whose = f"the run {options.runs[0]}" if len(options.runs) == 1 else "one of the runs"
+        print(f"error: a file of {whose} is damaged: {misfit(error)}", file=sys.stderr)
         return 2
     print(text)
     return 0
+
+
+def _flat(said: dict[str, Any]) -> dict[str, Any]:
+    """Of one run, its summary and the rest in one object."""
+    runs = said["runs"]
+    return said if len(runs) > 1 else {**runs[0], **{key: value for key, value in said.items() if key != "runs"}}
 
 
 if __name__ == "__main__":

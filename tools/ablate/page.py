@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from pretrain.files import write_atomically
 from pretrain.records import misfit
 
 from . import defaults, figures, hypotheses, reading, tables, text
+from .figures import Made
 from .view import LATER, View
 
 CAPTIONS = {
     "branches": 'Branch experiment: excess loss over "no update", mean and one standard deviation over branches.',
-    "update": "Held-out loss around a topology update, averaged over updates and seeds.",
-    "spikes": "The spike metric of every method.",
-    "changes": "How far regrown weights move in a step, against all others.",
-    "curves": "Training loss, mean and standard deviation over seeds.",
-    "density": "Final validation loss against density.",
+    "update": "Held-out loss around a topology update less that of the static run on the same batches, averaged over "
+    "updates and seeds. A line that rises through the update as before it is of a run that learns more slowly.",
+    "spikes": f"The rise of the held-out loss within {LATER} steps of an update, over the static run, by method.",
+    "changes": "Change of regrown weights in a step over that of all others, by their age.",
+    "curves": "Training loss, mean and standard deviation over seeds; the dense model at its best learning rate.",
+    "density": "Final validation loss less that of the dense model at its best learning rate, by density.",
 }
+"""What is drawn; what it says stands above it."""
 
 
 def write(results: dict[str, Any], target: Path) -> list[Path]:
@@ -29,18 +33,18 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
     try:
         view = View(results)
         images = figures.draw(view, target.parent / "images" / target.stem)
-        write_atomically(target, render(view, {name: f"images/{file.name}" for name, file in images.items()}))
+        write_atomically(target, render(view, images))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the results are not those of {told('ablate')} ({misfit(error)}); make them anew") from error
-    return list(images.values())
+    return [image.path for image in images.values()]
 
 
-def render(view: View, images: dict[str, str]) -> str:
+def render(view: View, images: Mapping[str, Made]) -> str:
     """The page's text.
 
     Args:
         view: the results.
-        images: figure name to its path, as the page links it.
+        images: figures that were drawn into ``images/`` beside the page.
     """
     parts = [
         _head(view),
@@ -56,8 +60,11 @@ def render(view: View, images: dict[str, str]) -> str:
     return "\n\n".join([*parts, _settings(view)]) + "\n"
 
 
-def _image(images: dict[str, str], name: str) -> list[str]:
-    return [f"![{CAPTIONS[name]}]({images[name]})", f"*{CAPTIONS[name]}*"] if name in images else []
+def _image(images: Mapping[str, Made], name: str) -> list[str]:
+    if name not in images:
+        return []
+    said = f"{images[name].message}. {CAPTIONS[name]}"
+    return [f"![{said}](images/{images[name].path.name})", f"*{said}*"]
 
 
 def _head(view: View) -> str:
@@ -83,7 +90,7 @@ def _summary(view: View) -> list[str]:
     return [f"**Not complete.** {said[0]}"] if said else []
 
 
-def _branches(view: View, images: dict[str, str]) -> list[str]:
+def _branches(view: View, images: Mapping[str, Made]) -> list[str]:
     groups = view.branch_groups()
     if not groups:
         return []
@@ -120,7 +127,7 @@ def _branches(view: View, images: dict[str, str]) -> list[str]:
     return parts
 
 
-def _finals(view: View, images: dict[str, str]) -> list[str]:
+def _finals(view: View, images: Mapping[str, Made]) -> list[str]:
     if not view.runs:
         return []
     parts = ["## Final losses"]
@@ -141,7 +148,7 @@ def _finals(view: View, images: dict[str, str]) -> list[str]:
     return [*parts, *_image(images, "density"), *_image(images, "curves")]
 
 
-def _methods(view: View, images: dict[str, str]) -> list[str]:
+def _methods(view: View, images: Mapping[str, Made]) -> list[str]:
     if view.main_density is None:
         return []
     parts = [

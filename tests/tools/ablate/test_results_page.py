@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pretrain.config.yaml_text import read_yaml
 from tools.ablate.__main__ import main
@@ -22,7 +24,18 @@ def test_the_page_is_rendered_from_the_results_beside_it(tmp_path: Path):
     assert (tmp_path / "results.md").read_text() == text
     linked = re.findall(r"\]\((images/[^)]+)\)", text)
     assert linked and all((PAGE.parent / image).is_file() for image in linked)
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {Path(image).name for image in linked}
+    drawn = {path.name: path for path in (tmp_path / "images").iterdir()}
+    assert drawn.keys() == {Path(image).name for image in linked}
+    for name, path in drawn.items():
+        committed = PAGE.parent / "images" / name
+        assert committed.stat().st_size < 120_000, f"{name}: pages are loaded over slow lines too"
+        assert share_that_differs(path, committed) < 2e-4, f"{name} is not what the command draws now: commit it anew"
+
+
+def share_that_differs(one: Path, other: Path) -> float:
+    """Of two pictures' pixels; a letter is more than a processor's last digit."""
+    a, b = (np.asarray(Image.open(path).convert("L"), dtype=int) for path in (one, other))
+    return float((abs(a - b) > 32).mean()) if a.shape == b.shape else 1.0
 
 
 def test_results_that_lack_something_are_told_in_a_users_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

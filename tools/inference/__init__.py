@@ -1,1 +1,0 @@
-"""Trained models in one process: what they say, and how well they predict."""
