@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint.masks import SavedMasks
@@ -23,14 +24,18 @@ from smet.optim.aged import AgedOptimizer
 
 
 class LossModel(nn.Module):
-    """What the engine runs: token ids in, loss out."""
+    """What the engine runs: token ids in, loss out; or what comes next."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids ``(batch, seq + 1)`` to the mean cross-entropy of the ``seq`` predictions."""
+    def forward(self, tokens: Tensor, last: Tensor | None = None) -> Tensor:
+        """Token ids ``(batch, seq + 1)`` to the mean cross-entropy of the ``seq`` predictions; with ``last``, those
+        ``(batch, seq)`` to the logits ``(batch, vocabulary)`` that follow this position of each row."""
+        if last is not None:
+            logits: Tensor = self.model(tokens)
+            return logits[torch.arange(len(last), device=last.device), last]
         loss: Tensor = self.model.loss(tokens)  # type: ignore[operator]
         return loss
 

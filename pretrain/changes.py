@@ -40,7 +40,10 @@ MAY_CHANGE_SECTIONS = (
     "callbacks",
     "deepspeed",
 )
-QUIET = ("train.output_dir", "train.stop_at", "train.device", "data.tokenizer", "checkpoint", "logging", "operation")
+QUIET = (
+    "train.output_dir", "train.stop_at", "train.device", "data.tokenizer", "checkpoint", "logging", "operation",
+    "evaluation.prompts", "evaluation.prompts_interval", "evaluation.prompts_tokens", "evaluation.prompts_temperature",
+)  # fmt: skip
 """Settings and sections that bend nothing."""
 
 

@@ -76,8 +76,11 @@ class Layout:
         return bool(value.item())
 
     def mean(self, value: torch.Tensor) -> float:
-        """Mean of a scalar over data-parallel ranks. Collective."""
-        total = value.detach().float().reshape(1)
+        """Mean of a scalar over data-parallel ranks. Collective.
+
+        Sums of a few fp32 numbers are exact in fp64: in whatever order they are added, the bits are the same.
+        """
+        total = value.detach().float().double().reshape(1)
         if self.group is not None:
             dist.all_reduce(total, group=self.group)
         return float(total.item()) / self.dp_size
@@ -96,6 +99,14 @@ class Layout:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
+
+    def told(self, numbers: list[int]) -> list[int]:
+        """What the first rank of the last stage gives, on every rank; as many numbers everywhere. Collective."""
+        if self.world_size == 1:
+            return numbers
+        value = torch.tensor(numbers)
+        dist.broadcast(value, (self.stages - 1) * self.dp_size * self.tensor_size, group=self.control)
+        return value.tolist()
 
     def barrier(self) -> None:
         """Wait for every rank."""

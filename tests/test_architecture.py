@@ -25,7 +25,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "settings": ("changes", "config", "environment", "formula", "schedule"),
     "starting": ("meeting", "startup"),
     "what computes, and what that takes": ("engine", "parallel", "plan"),
-    "what is kept": ("build", "checkpoint", "evaluate", "first_masks", "run_folder"),
+    "what is kept": ("build", "checkpoint", "evaluate", "first_masks", "generate", "run_folder"),
     "what a run does beside training": ("callbacks", "heartbeat"),
     "the loop": ("trainer",),
     "what a run file names": ("lookup",),

@@ -36,6 +36,7 @@ class Group:
 
 
 RUN = ("yaml", "psutil", "deepspeed")
+USE = ("yaml", "tqdm")
 
 COMMANDS: dict[str, dict[str, Command | Group]] = {
     "runs": {
@@ -70,6 +71,8 @@ COMMANDS: dict[str, dict[str, Command | Group]] = {
         "export": Command("tools.export_hf", "a checkpoint as a Hugging Face model", own_code=True),
         "import": Command("tools.import_hf", "a Hugging Face model as a checkpoint to train on", own_code=True),
         "inspect": Command("tools.inspect_checkpoint", "what a checkpoint holds", own_code=True),
+        "generate": Command("tools.generate", "text that a trained model writes", needs=USE, own_code=True),
+        "eval": Command("tools.evaluate", "how well a trained model predicts text", needs=USE, own_code=True),
     },
     "planning and measuring": {
         "plan": Command("tools.plan", "memory, traffic and time of a run before it starts", own_code=True),

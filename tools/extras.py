@@ -9,6 +9,7 @@ EXTRAS = {
     "tokenizers": "data", "zstandard": "data",
     "huggingface_hub": "hf", "safetensors": "hf", "transformers": "hf",
     "matplotlib": "plot",
+    "lm_eval": "eval",
     "mpi4py": "mpi",
 }  # fmt: skip
 """Name that is imported -> the first extra of ``pyproject.toml`` that brings it."""

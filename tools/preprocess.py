@@ -20,6 +20,7 @@ import numpy as np
 
 from pretrain.command import told
 from pretrain.data.indexed import token_dtype
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.data.writer import IndexedWriter
 from pretrain.errors import DataError
 from pretrain.numbers import byte_size, finite
@@ -40,7 +41,6 @@ from .corpus.record import describe_sources, total, write_manifest
 from .corpus.rejects import nothing_left, rejects_path, write_rejects
 from .corpus.state import WorkFolder, already_made, check_free, clear_done
 from .corpus.tokenize import Finished, make_parts
-from .corpus.tokenizers import load_tokenizer
 from .corpus.units import plan_units, shard_units
 from .corpus.work import Job
 

@@ -1,4 +1,4 @@
-"""From nothing to a trained sparse LLaMA: corpus, tokenizer, training, resume, results.
+"""From nothing to a trained sparse LLaMA: corpus, tokenizer, training, resume, results, a sample of its text.
 
 Uses two GPUs, or one, or two CPU processes, and the working folder: data/quickstart and runs/quickstart. What is there
 already is used again; to start anew, remove the two. QUICKSTART_TEXT names another folder of Python files to learn from
@@ -30,6 +30,8 @@ DATA = Path("data/quickstart")
 TOKENIZER, CORPUS = DATA / "tokenizer", DATA / "python"
 HALF = 150
 """The first of two trainings stops after this step; the second resumes from its checkpoint."""
+PROMPTS = ("def __init__(self", "import ")
+"""What the trained model is given to go on with."""
 CHATTER = re.compile(r"\[.*\] \[(INFO|WARNING)\] \[(launch|runner|real_accelerator)\.py|\[W.*socket")
 """Lines of DeepSpeed's launcher that say nothing to a newcomer."""
 
@@ -54,18 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(error)
     run, half = settings.get("train.output_dir", "runs/quickstart"), settings.get("train.stop_at", str(HALF))
     text = os.environ.get("QUICKSTART_TEXT") or sysconfig.get_path("stdlib")
-    _say(f"1/4 corpus and tokenizer: the Python sources in {text}")
+    _say(f"1/5 corpus and tokenizer: the Python sources in {text}")
     if code := _prepare(text):
         return code
     ranks = 1 if _gpus() == 1 else 2
-    _say(f"2/4 training on {ranks} process{'es' if ranks > 1 else ''} until step {half}")
+    _say(f"2/5 training on {ranks} process{'es' if ranks > 1 else ''} until step {half}")
     if code := _train(ranks, [*overrides, f"train.stop_at={half}"]):
         return code
-    _say("3/4 resuming from the checkpoint, to the end")
+    _say("3/5 resuming from the checkpoint, to the end")
     if code := _train(ranks, [*overrides, "train.stop_at=0"]):
         return code
-    _say("4/4 results")
-    return _tool("plot_run", run)
+    _say("4/5 results")
+    if code := _tool("plot_run", run):
+        return code
+    _say("5/5 what it writes")
+    return _tool("generate", run, *PROMPTS, "--temperature", "0.8", "--max-new-tokens", "48")
 
 
 def _settings(overrides: list[str]) -> dict[str, str]:

@@ -16,19 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.card import card_path, old_card
+from pretrain.data.tokenizers import SentencePieceTokenizer
 from pretrain.data.writer import publish
 from pretrain.errors import DataError
 from pretrain.numbers import byte_size, finite
 from pretrain.paths import prefix_text
 from pretrain.screen import on_screen
 
-from .corpus.card import card_path, old_card
 from .corpus.cli import Summary, make_parser, run_tool
 from .corpus.draw import Drawn, draw_samples
 from .corpus.inputs import add_source_arguments
 from .corpus.rejects import rejects_path
 from .corpus.sample import Sample, sentences
-from .corpus.tokenizers import SentencePieceTokenizer
 from .locks import claim
 
 BUILT_IN = ("<unk>", "<s>", "</s>")

@@ -18,6 +18,7 @@ ORDER = {
     "traffic": "counts what the step has sent before those behind it send more",
     "guard": "knows first whether a step counts, and goes back before anybody has begun the next one",
     "evaluation": "measures the model, and not the shock of an update right before",
+    "samples": "lets the model write that was just measured",
     "topology": "moves the optimizer's clock, and changes the masks where that is due",
     "stability": "watches the losses that follow an update",
     "consistency": "compares what several ranks hold alike, updates included",

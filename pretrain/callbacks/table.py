@@ -14,6 +14,7 @@ from pretrain.callbacks.evaluation import EvaluationCallback
 from pretrain.callbacks.guard import GuardCallback, Reload
 from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
+from pretrain.callbacks.samples import SamplesCallback
 from pretrain.callbacks.sources import SourcesCallback
 from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
@@ -47,10 +48,15 @@ def _evaluation(parts: Parts) -> Callback | None:
     return EvaluationCallback(parts.validation) if parts.validation is not None else None
 
 
+def _samples(parts: Parts) -> Callback | None:
+    return SamplesCallback(parts.folder) if parts.config.evaluation.prompts else None
+
+
 BUILT_IN: dict[str, Callable[[Parts], Callback | None]] = {
     "traffic": _traffic,
     "guard": lambda parts: GuardCallback(parts.config.guard, parts.folder, parts.saver, parts.reload),
     "evaluation": _evaluation,
+    "samples": _samples,
     "topology": lambda parts: TopologyCallback(parts.folder),
     "stability": lambda parts: StabilityCallback(parts.folder),
     "consistency": lambda _: ConsistencyCallback(),

@@ -108,6 +108,21 @@ def _evaluation_has_data(data: DataConfig, evaluation: EvaluationConfig) -> list
     ]
 
 
+def _prompts_have_a_tokenizer(data: DataConfig, evaluation: EvaluationConfig) -> list[str]:
+    if data.tokenizer or not evaluation.prompts:
+        return []
+    return ["evaluation.prompts is given without data.tokenizer, expected a tokenizer for these texts, or prompts []"]
+
+
+def _prompts_have_room(data: DataConfig, evaluation: EvaluationConfig) -> list[str]:
+    if not evaluation.prompts or evaluation.prompts_tokens < data.seq_length:
+        return []
+    return [
+        f"evaluation.prompts_tokens is {evaluation.prompts_tokens}, expected fewer than data.seq_length"
+        f" {data.seq_length}, in which a prompt has to fit too"
+    ]
+
+
 def _deepspeed_is_known_and_not_derived(deepspeed: dict[str, Any]) -> list[str]:
     found = [
         f"deepspeed.{key} is derived, expected no such key here; set {instead}"
@@ -131,5 +146,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     *LAYOUT_CHECKS,
     _warmup_fits,
     _evaluation_has_data,
+    _prompts_have_a_tokenizer,
+    _prompts_have_room,
     _deepspeed_is_known_and_not_derived,
 )

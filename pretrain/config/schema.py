@@ -182,10 +182,19 @@ class EvaluationConfig:
     """Optimizer steps between evaluations; 0 = only at the end."""
     samples: int = 256
     """Sequences per evaluation, over all ranks."""
+    prompts: tuple[str, ...] = ()
+    """Texts that the model goes on with at evaluations, in samples.jsonl and on the screen; ``''`` = a new document."""
+    prompts_interval: int = 0
+    """Optimizer steps between those; 0 = at every evaluation."""
+    prompts_tokens: int = 48
+    """Tokens that it adds to each, at most."""
+    prompts_temperature: float = 0.0
+    """0 = the likeliest token each time; more = drawn, the less likely ones the more often."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        return below("evaluation", self, 0, ("interval",)) + below("evaluation", self, 1, ("samples",))
+        found = below("evaluation", self, 0, ("interval", "prompts_interval", "prompts_temperature"))
+        return found + below("evaluation", self, 1, ("samples", "prompts_tokens"))
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ class Engine(ABC):
     """
 
     fixed_rows: bool
-    """Whether every micro-batch must have the same number of rows."""
+    """Whether every micro-batch must have the same number of rows, and of tokens."""
 
     def __init__(self, model: nn.Module, layout: Layout, store: ParameterStore):
         self.model, self.layout, self.store = model, layout, store
@@ -42,6 +42,16 @@ class Engine(ABC):
     @abstractmethod
     def loss(self, tokens: Tensor) -> float:
         """Loss of a micro-batch ``(b, s + 1)`` without training, averaged over data-parallel ranks. Collective."""
+
+    @abstractmethod
+    def next_logits(self, tokens: Tensor, last: Tensor) -> Tensor | None:
+        """What follows position ``last`` ``(b,)`` of each row of ``tokens`` ``(b, s)``, a micro-batch at most.
+
+        Collective: all ranks give the same rows.
+
+        Returns:
+            Logits ``(b, v)`` in fp32; None on a rank that does not see them.
+        """
 
     @abstractmethod
     def gradient_norm(self) -> float:

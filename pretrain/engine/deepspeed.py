@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from pretrain.engine.base import Engine
 from pretrain.engine.parts import Around, around_parts
 from pretrain.layout import Layout
+from pretrain.models.functions import IGNORED
 from pretrain.models.parts import split_sample
+from pretrain.parallel.collectives import gather_vocabulary
 from smet.zero import ZeroStore
 
 
@@ -58,6 +60,11 @@ class DeepSpeedEngine(Engine):
         """See ``Engine``."""
         return around_parts(self._deepspeed, around)
 
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Logits of the whole vocabulary, of this rank's share of it."""
+        whole = logits if self.layout.tensor_size == 1 else gather_vocabulary(logits, self.layout.tensor_group)
+        return whole.float()
+
 
 class PlainEngine(DeepSpeedEngine):
     """Data and tensor parallelism: ZeRO 1, 2 or 3."""
@@ -91,6 +98,15 @@ class PlainEngine(DeepSpeedEngine):
         finally:
             self._deepspeed.train()
 
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, last: Tensor) -> Tensor:
+        """See ``Engine``."""
+        self._deepspeed.eval()
+        try:
+            return self._whole(self._deepspeed(tokens.to(self.layout.device), last.to(self.layout.device)))
+        finally:
+            self._deepspeed.train()
+
 
 class PipelineEngine(DeepSpeedEngine):
     """Pipeline parallelism with ZeRO-1. Only the first and the last stage look at the tokens."""
@@ -111,6 +127,17 @@ class PipelineEngine(DeepSpeedEngine):
         result = self._deepspeed.eval_batch(self._samples([tokens]), num_micro_batches=1)
         self._deepspeed.train()
         return float(result)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, last: Tensor) -> Tensor | None:
+        """See ``Engine``: the ranks of the last stage see them."""
+        inputs = tokens.to(self.layout.device)
+        batch = iter([(inputs, torch.full_like(inputs, IGNORED))])
+        _, logits = self._deepspeed.eval_batch(batch, return_logits=True, num_micro_batches=1)
+        self._deepspeed.train()
+        if logits is None:
+            return None
+        return self._whole(logits[torch.arange(len(last)), last.to(logits.device)])
 
     def _samples(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return iter([split_sample(tokens.to(self.layout.device)) for tokens in batches])

@@ -42,7 +42,9 @@ class ModelModule(Protocol):
 
     Model: Callable[..., nn.Module]
     """(config, parts, activation_checkpointing=..., eos_id=...) to the whole model in one process, with
-    ``loss(tokens)``: samples (b, s + 1) to their mean cross-entropy. A tied head goes by the embedding's name."""
+    ``loss(tokens)``: samples (b, s + 1) to their mean cross-entropy; called with token ids (b, s), it gives logits
+    (b, s, v), and may take a ``cache`` beside them (``pretrain.models.cache``). A tied head goes by the embedding's
+    name."""
 
     def blocks(self, config: Any, parts: Parts, recompute: bool) -> list[tuple[str, Callable[[], nn.Module]]]:
         """Name and maker of every block, in order. Each maps one tensor to one; a decoder layer takes a bias on the

@@ -131,8 +131,8 @@ class MeanCrossEntropy(torch.autograd.Function):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value; without a bias, causal. (b, q, s, d), twice (b, k, s, d),
-    (b, 1, s, s) -> (b, q, s, d)"""
+    """softmax(query key^T / sqrt(d) + bias) value; without a bias, causal: the queries are those of the last tokens.
+    (b, q, s, d), twice (b, k, s or more, d), (b, 1, s, s) -> (b, q, s, d)"""
     shared, length = query.shape[1] // key.shape[1], query.shape[2]
     version = fused.steps(query, key, value, *([] if bias is None else [bias]))
     if hasattr(version, "attention_slope") and torch.is_grad_enabled() and 0 < shared * length**2 <= MOST_SCORES:
@@ -145,9 +145,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) ->
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    shared = query.shape[1] // key.shape[1]
+    shared, length, seen = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    if bias is None and length in (1, seen):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=length == seen, enable_gqa=shared > 1)
     if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared > 1)
+        bias = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril(seen - length)
     if shared > 1:
         # The memory-efficient kernel takes a bias, but no grouped queries; any other would store all the scores.
         key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))

@@ -138,3 +138,11 @@ def vocabulary_cross_entropy(logits: Tensor, targets: Tensor, group: dist.Proces
     """
     losses: Tensor = _VocabularyCrossEntropy.apply(logits, targets, group)
     return losses
+
+
+def gather_vocabulary(logits: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Whole rows of logits ``(b, v)`` from this rank's columns ``(b, v / ranks)``. Without a gradient. Collective."""
+    ranks = dist.get_world_size(group)
+    parts = logits.new_empty(ranks, *logits.shape)
+    all_gather_flat(parts.view(-1), logits.contiguous().view(-1), group=group)
+    return torch.cat(list(parts), dim=1)

@@ -16,6 +16,8 @@ from pretrain.records import Follower, Rows, is_number, read_document, read_rows
 
 SETTINGS, METRICS, TOPOLOGY = "config.yaml", "metrics.jsonl", "topology.jsonl"
 EVENTS, MEMORY, HEARTBEAT = "events.jsonl", "memory.json", "heartbeat"
+SAMPLES = "samples.jsonl"
+"""What the model makes of ``evaluation.prompts``: step, prompt, text."""
 CHECKPOINTS = "checkpoints"
 
 NUMBERS = ("step", "step_seconds", "tokens_per_second", "loss", "tokens", "time", "update", "grown", "pruned")

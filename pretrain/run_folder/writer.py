@@ -18,10 +18,21 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import write_atomically
 from pretrain.paths import resolved
 from pretrain.records import append, keep_until
-from pretrain.run_folder.reader import CHECKPOINTS, EVENTS, HEARTBEAT, MEMORY, METRICS, SETTINGS, TOPOLOGY, RunReader
+from pretrain.run_folder.reader import (
+    CHECKPOINTS,
+    EVENTS,
+    HEARTBEAT,
+    MEMORY,
+    METRICS,
+    SAMPLES,
+    SETTINGS,
+    TOPOLOGY,
+    RunReader,
+)
 
 OWN = {
-    SETTINGS, "deepspeed.json", METRICS, TOPOLOGY, EVENTS, MEMORY, CHECKPOINTS, HEARTBEAT, "tensorboard", "run.png",
+    SETTINGS, "deepspeed.json", METRICS, TOPOLOGY, EVENTS, MEMORY, SAMPLES, CHECKPOINTS, HEARTBEAT, "tensorboard",
+    "run.png",
 }  # fmt: skip
 """Names of what a run and its tools write."""
 HARMLESS = {HEARTBEAT, EVENTS, "tensorboard", "run.png"}
@@ -64,7 +75,7 @@ class RunFolder:
     """What one run writes.
 
     ``config.yaml``, ``deepspeed.json``, ``metrics.jsonl``, ``topology.jsonl``, ``events.jsonl``, ``memory.json``,
-    ``checkpoints/``, ``heartbeat/``.
+    ``samples.jsonl``, ``checkpoints/``, ``heartbeat/``.
     """
 
     def __init__(self, path: str | Path):
@@ -201,8 +212,8 @@ class RunFolder:
                 )
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps after ``step``, which will be done again."""
-        for name in (METRICS, TOPOLOGY):
+        """Drop metrics and samples of steps after ``step``, which will be done again."""
+        for name in (METRICS, TOPOLOGY, SAMPLES):
             keep_until(self.path / name, step)
 
     def append(self, name: str, record: dict[str, Any]) -> None:

@@ -55,7 +55,9 @@ def test_two_processes_one_stop_one_resume(folder: Path, capfd: pytest.CaptureFi
     first, second = ([*words[:2], *words[4:]] for words in trainings(folder))
     common = ["--num_gpus", "2", "--module", "pretrain", config]
     assert (first, second) == ([*common, "train.stop_at=150"], [*common, "train.stop_at=0"])
-    assert (folder / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/quickstart"
+    *_, plot, text = (folder / "calls").read_text().splitlines()
+    assert plot == "python -m tools.plot_run runs/quickstart"
+    assert text.startswith("python -m tools.generate runs/quickstart def __init__(self import ")
     screen = capfd.readouterr().out
     assert "step 1 of this program" in screen and "[2026" not in screen
 
@@ -72,7 +74,8 @@ def test_overrides_reach_both_trainings_and_the_second_goes_to_the_end(folder: P
     assert quickstart.main(given) == 0
     first, second = trainings(folder)
     assert first[-4:] == [*given, "train.stop_at=8"] and second[-4:] == [*given, "train.stop_at=0"]
-    assert (folder / "calls").read_text().splitlines()[-1] == "python -m tools.plot_run runs/other"
+    *_, plot, text = (folder / "calls").read_text().splitlines()
+    assert plot == "python -m tools.plot_run runs/other" and text.startswith("python -m tools.generate runs/other ")
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [("0", "2"), ("1", "1"), ("2", "2"), ("8", "2")])
@@ -90,7 +93,7 @@ def test_a_training_that_fails_ends_it(
     assert quickstart.main([]) == 2
     assert len(trainings(folder)) == reached
     screen = capfd.readouterr().out
-    assert "4/4" not in screen and "step 1 of this program" in screen
+    assert "4/5" not in screen and "step 1 of this program" in screen
 
 
 def test_an_argument_that_is_no_override_is_refused_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -183,11 +186,12 @@ def test_from_a_fresh_checkout_to_a_trained_model(clone: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     screen = done.stdout
     for expected in (
-        "== 2/4 training on",
+        "== 2/5 training on",
         "resumed from runs/quickstart/checkpoints/step-00000012 after step 12",
         "24 steps, 3 topology updates, loss",
         "sparse layers hold",
         "plot: runs/quickstart/run.png",
+        "== 5/5 what it writes\ndef __init__(self",
     ):
         assert expected in screen, screen
     share = re.search(r"dense AdamW would hold .* MB: ([\d.]+) %", screen)

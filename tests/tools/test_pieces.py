@@ -10,8 +10,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from pretrain.data.pieces import Cut, find_cut, pieces
 from tests.tools.texts import make_documents
-from tools.corpus.pieces import Cut, find_cut, pieces
 
 TEXT = "\n".join(make_documents(300, seed=2)) + " a  b   c \n d "
 

@@ -15,12 +15,12 @@ from pretrain.config import load_config
 from pretrain.data.corpus import open_corpus
 from pretrain.data.indexed import HEADER, MAGIC
 from pretrain.data.manifest import manifest_path
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.errors import ConfigError, DataError
 from tests.damage import bombs, numpy_file, pickled, torch_file, yaml_tag
 from tests.pretrain.attempts import corpus_with_manifest, write_run_file
 from tests.tools.texts import make_documents
 from tools import dataset, preprocess
-from tools.corpus.tokenizers import load_tokenizer
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import read_manifest
+from pretrain.data.tokenizers import load_tokenizer
 from tests.tools.texts import DOCUMENTS, ROOT, write_jsonl
-from tools.corpus.tokenizers import load_tokenizer
 from tools.preprocess import main
 
 

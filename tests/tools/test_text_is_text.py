@@ -12,9 +12,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from pretrain.data.indexed import IndexedDataset
+from pretrain.data.tokenizers import load_tokenizer
 from tests.tools.texts import make_documents, write_jsonl
 from tools import dataset
-from tools.corpus.tokenizers import load_tokenizer
 from tools.preprocess import main
 
 END = "<|end|>"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.errors import DataError
 from tests.tools.texts import make_documents, write_jsonl
 from tools.corpus.sample import Sample, sentences
-from tools.corpus.tokenizers import load_tokenizer
 from tools.train_tokenizer import main
 
 

@@ -242,23 +242,43 @@ class Checkpoint:
         stored[stored.nonzero().view(-1)[closed]] = False
         return pack(stored)
 
+    def values(self, weight: SavedWeight) -> Tensor:
+        """What is stored of one weight, fp32, 1-D: all of it, or its active values.
+
+        Raises:
+            CheckpointError: some of them are NaN or infinite.
+        """
+        values = self.vector(weight.vector)
+        if odd := values.numel() - int(values.isfinite().sum()):
+            raise CheckpointError(
+                f"checkpoint {self.folder}: {odd:,} of {values.numel():,} weights of {weight.name} are NaN or "
+                "infinite, expected finite ones: the run had diverged; take an earlier checkpoint of it"
+            )
+        return values
+
     def dense_weight(self, weight: SavedWeight) -> Tensor:
         """One weight as the model computes with it, fp32; inactive entries are exactly 0.
 
         Raises:
             CheckpointError: its mask does not fit its values, or some of them are NaN or infinite.
         """
-        values, spec = self.vector(weight.vector), weight.layer
-        if odd := values.numel() - int(values.isfinite().sum()):
-            raise CheckpointError(
-                f"checkpoint {self.folder}: {odd:,} of {values.numel():,} weights of {weight.name} are NaN or "
-                "infinite, expected finite ones: the run had diverged; take an earlier checkpoint of it"
-            )
-        if spec is None:
-            return values.view(weight.shape)
-        outputs, inputs = weight.shape
-        layer = SparseLinear(inputs, outputs, self.mask(weight), values, spec.grid.tile, spec.transposed)
-        return self.orders(weight).natural(layer.dense_weight())
+        if weight.layer is None:
+            return self.values(weight).view(weight.shape)
+        layer = self.sparse_layer(weight)
+        return layer.orders.natural(layer.dense_weight())
+
+    def sparse_layer(self, weight: SavedWeight) -> SparseLinear:
+        """The layer around a weight that is stored as a sparse one, in fp32 and without a bias.
+
+        Raises:
+            CheckpointError: see ``dense_weight``.
+        """
+        spec, (outputs, inputs) = weight.layer, weight.shape
+        assert spec is not None
+        bits, values = self.mask(weight), self.values(weight)
+        layer = SparseLinear(inputs, outputs, bits, values, spec.grid.tile, spec.transposed)
+        layer.configured_density, layer.orders = spec.density, self.orders(weight)
+        return layer
 
     def orders(self, weight: SavedWeight) -> Orders:
         """In which the features of a sparse weight are stored, and those that its mask is of."""

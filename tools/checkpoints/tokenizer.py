@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.errors import DataError
 from pretrain.files import write_synced
-
-from ..corpus.tokenizers import load_tokenizer
 
 _SPACE = "\u2581"
 _PROBES = (

@@ -22,12 +22,12 @@ from typing import Any
 
 import psutil
 
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
 
 from ..packages import ROOT, named
 from .progress import progress
-from .tokenizers import load_tokenizer
 
 BATCH = 1000
 """Documents parsed ahead of each timed stretch."""

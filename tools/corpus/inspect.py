@@ -9,10 +9,10 @@ import numpy as np
 from pretrain.data.corpus import TokenCorpus
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import read_manifest
+from pretrain.data.tokenizers import Tokenizer, load_tokenizer
 from pretrain.errors import DataError
 
 from .progress import progress
-from .tokenizers import Tokenizer, load_tokenizer
 
 ENTRIES = 1 << 20
 """Index entries or tokens counted together."""

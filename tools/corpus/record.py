@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pretrain.data.manifest import Manifest
+from pretrain.data.tokenizers import Tokenizer
 from pretrain.data.writer import IndexedWriter
 
 from .assemble import Output
 from .parts import PartSummary
 from .sources import Source
-from .tokenizers import Tokenizer
 
 LISTED_SOURCES = 64
 """A manifest names this many sources one by one; more are told by number, size and hash of the list."""

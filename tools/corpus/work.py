@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretrain.data.indexed import token_dtype
+from pretrain.data.tokenizers import Tokenizer, load_tokenizer
 from pretrain.errors import DataError
 
 from .extract import RejectedError, Settings, text_of
@@ -21,7 +22,6 @@ from .readers import read_slice
 from .rejects import described
 from .sources import Unit
 from .streams import Meter
-from .tokenizers import Tokenizer, load_tokenizer
 
 SEGMENT_BYTES = 8 << 20
 """Payload in one segment of a sequential unit; what a kill can cost at most per worker."""

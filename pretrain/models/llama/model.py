@@ -8,7 +8,8 @@ Module names and the rotary convention are those of Hugging Face's ``LlamaForCau
 interchangeable. A block maps one tensor to one tensor, so that a pipeline can cut between any two;
 ``Parts`` names the layers that tensor parallelism replaces. Nothing here knows of ranks: a block
 takes the number of its heads from what its projections return. Documents that share a sample see each
-other, unless an end-of-document token is given: then a bias on the attention's scores keeps them apart.
+other, unless an end-of-document token is given: then a bias on the attention's scores keeps them apart. With a cache,
+tokens follow those that it has seen (``pretrain.models.cache``).
 
 Shapes: b sequences, s tokens, h hidden, q query heads, k key and value heads, d head_dim, i inner, v vocabulary.
 """
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.data.boundaries import document_bias, document_numbers
+from pretrain.models.cache import Cache, Kept
 from pretrain.models.functions import RMSNorm, Rotate, attention, swiglu
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.parts import DENSE, Parts, split_sample
@@ -59,15 +61,25 @@ class Attention(nn.Module):
         self.v_proj = parts.column(config.hidden_size, keys)
         self.o_proj = parts.row(queries, config.hidden_size)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(b, s, h) -> (b, s, h); bias: (b, 1, s, s), causality included, or None for plain causal attention."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, kept: Kept | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias: (b, 1, s, s), causality included, or None for plain causal attention; kept:
+        keys and values of the tokens before."""
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, q or k, s, d)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        cos, sin = rotary_tables(query.shape[2], self.head_dim, self.theta, query.device)
-        mixed = attention(rotate(query, cos, sin), rotate(key, cos, sin), value, bias)  # (b, q, s, d)
+        cos, sin = self._angles(query, kept)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if kept is not None:
+            key, value = kept.extend(key, value)  # (b, k, all tokens so far, d)
+        mixed = attention(query, key, value, bias)  # (b, q, s, d)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _angles(self, query: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
+        first, length = (0, query.shape[2]) if kept is None else (kept.length, kept.room)
+        cos, sin = rotary_tables(length, self.head_dim, self.theta, query.device)
+        here = slice(first, first + query.shape[2])
+        return cos[here], sin[here]
 
 
 class FeedForward(nn.Module):
@@ -94,19 +106,19 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config, parts)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(b, s, h) -> (b, s, h); bias: that of ``Attention``"""
-        x = x + self.self_attn(self.input_layernorm(x), bias)
+    def forward(self, x: Tensor, bias: Tensor | None = None, kept: Kept | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias, kept: those of ``Attention``"""
+        x = x + self.self_attn(self.input_layernorm(x), bias, kept)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class RecomputedLayer(DecoderLayer):
     """A decoder layer that keeps only its input for the backward pass, and computes the rest again."""
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(b, s, h) -> (b, s, h); bias: that of ``Attention``"""
+    def forward(self, x: Tensor, bias: Tensor | None = None, kept: Kept | None = None) -> Tensor:
+        """(b, s, h) -> (b, s, h); bias, kept: those of ``Attention``"""
         if not torch.is_grad_enabled():
-            return super().forward(x, bias)
+            return super().forward(x, bias, kept)
         return checkpoint(super().forward, x, bias, use_reentrant=False)
 
 
@@ -136,12 +148,14 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (b, s) -> (b, s, h)"""
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Token ids (b, s) -> (b, s, h); with a cache, those of one document."""
         x = self.embed_tokens(tokens)  # (b, s, h)
-        bias = None if self.eos_id is None else document_bias(document_numbers(tokens, self.eos_id), x.dtype)
-        for layer in self.layers:
-            x = layer(x, bias)
+        bias = None
+        if self.eos_id is not None and cache is None:
+            bias = document_bias(document_numbers(tokens, self.eos_id), x.dtype)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, bias, None if cache is None else cache[number])
         return self.norm(x)
 
 
@@ -168,9 +182,9 @@ class LlamaForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = embedding.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Token ids (b, s) -> logits (b, s, v) of the token that follows each."""
-        return self.lm_head(self.model(tokens))
+        return self.lm_head(self.model(tokens, cache))
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Samples (b, s + 1) -> mean cross-entropy over the s predicted tokens, in fp32 nats."""

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import load_config
+from pretrain.data.tokenizers import load_tokenizer
 from pretrain.data.writer import IndexedWriter
 from tests.distributed import free_port
 from tests.pages import ROOT, blocks, commands, link_checkout, run
 from tests.tools.texts import make_documents
 from tools import export_hf, import_hf, inspect_checkpoint
-from tools.corpus.tokenizers import load_tokenizer
 
 PAGE = "docs/checkpoints.md"
 

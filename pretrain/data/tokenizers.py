@@ -1,11 +1,12 @@
 """SentencePiece models and Hugging Face ``tokenizer.json`` files behind one interface.
 
-Both read text as text: see ``tools.corpus.plain``.
+Both read text as text: see ``pretrain.data.plain``.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from pretrain.command import told
+from pretrain.data.card import old_card
+from pretrain.data.pieces import find_cut, pieces
+from pretrain.data.plain import plain_json, plain_sentencepiece
 from pretrain.errors import DataError
 from pretrain.paths import why_no_file
-
-from .card import old_card
-from .pieces import find_cut, pieces
-from .plain import plain_json, plain_sentencepiece
 
 _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 _BPE_PIECE, _PIECE = 1 << 14, 1 << 18
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """Token ids of ``text`` without special tokens, int32 ``(tokens,)``."""
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text of token ids, ``(tokens,)``."""
 
 
@@ -78,7 +78,7 @@ class SentencePieceTokenizer:
             return self._model.encode_as_numpy(text)
         return np.concatenate([self._model.encode_as_numpy(piece) for piece in pieces(text, self._piece, self._cut)])
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
         return self._shown.decode([int(token) for token in tokens])
 
@@ -125,7 +125,7 @@ class JsonTokenizer:
         """Token ids, int32 ``(tokens,)``."""
         return np.concatenate([np.array(self._ids(piece), np.int32) for piece in pieces(text, _PIECE, self._cut)])
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
         return self._model.decode([int(token) for token in tokens], skip_special_tokens=False)
 

@@ -1,0 +1,1 @@
+"""Trained models in one process: what they say, and how well they predict."""
