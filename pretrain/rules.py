@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pretrain.errors import nearest
+from smet.fields import choices
 
 
 def below(section: str, config: Any, minimum: int, names: Iterable[str]) -> list[str]:
@@ -35,11 +36,11 @@ def outside_unit(section: str, config: Any, names: Iterable[str]) -> list[str]:
     ]
 
 
-def no_choice(section: str, config: Any, choices: dict[str, tuple[str, ...]]) -> list[str]:
-    """A problem for each of the named values that is not among its choices."""
+def no_choice(section: str, config: Any) -> list[str]:
+    """A problem for each value that is not among the choices of its field, a ``Literal`` of text."""
     return [
         f"{section}.{name} is '{getattr(config, name)}', expected one of {', '.join(allowed)}"
         + nearest(getattr(config, name), allowed)
-        for name, allowed in choices.items()
+        for name, allowed in choices(config.__class__).items()
         if getattr(config, name) not in allowed
     ]

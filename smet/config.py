@@ -8,23 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from smet.compute import problem as compute_problem
 from smet.criteria import TABLES
 from smet.errors import ConfigError, nearest
-from smet.fields import wrong_types
+from smet.fields import choices, wrong_types
 from smet.named import problem
-
-CHOICES = {
-    "distribution": ("uniform", "erk"),
-    "balance": ("auto", "always", "never"),
-    "permute": ("none", "inputs", "both"),
-    "bias_correction": ("local", "global"),
-    "warmup_scope": ("regrown", "all"),
-    "mask_residency": ("sharded", "replicated"),
-    "weight_residency": ("compressed", "dense"),
-}
 
 
 C = TypeVar("C", bound=type)
@@ -61,12 +51,12 @@ class SmetConfig:
     """Fraction of the run after which ``density`` is reached: at the last topology update until then."""
     block: tuple[int, int] = (1, 1)
     """Rows and columns of one mask tile, in the canonical orientation of the matrix."""
-    distribution: str = "uniform"
+    distribution: Literal["uniform", "erk"] = "uniform"
     """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
-    balance: str = "auto"
+    balance: Literal["auto", "always", "never"] = "auto"
     """Whether rows and columns of tiles have equal numbers of active ones at first, and updates keep these: ``auto``
     (where tiles are larger than 1 x 1), ``always``, ``never``."""
-    permute: str = "none"
+    permute: Literal["none", "inputs", "both"] = "none"
     """Whether features are permuted, once and for all, before tiles are laid over a matrix (``smet.permutation``):
     ``none``, ``inputs``, ``both`` (outputs too). By chance then, and not by place, features share a tile."""
     include: tuple[str, ...] = ("*",)
@@ -102,11 +92,11 @@ class SmetConfig:
     protect_rounds: int = 0
     """A tile younger than this many updates is not pruned, whatever the criterion (beyond the paper; 0 = off)."""
 
-    bias_correction: str = "local"
+    bias_correction: Literal["local", "global"] = "local"
     """``local``: by the weight's own age; ``global``: by the run's step, as plain Adam does."""
     warmup_steps: int = 100
     """W: steps over which a regrown weight's update grows to full size; 0 = off."""
-    warmup_scope: str = "regrown"
+    warmup_scope: Literal["regrown", "all"] = "regrown"
     """``regrown`` weights only, or ``all`` (also those active from the start; for ablations)."""
     lr_exponent: float = 0.5
     """e: weights at density d train with lr * d**-e; 0 = off. d is what is really active, and d**-e at most 32."""
@@ -114,9 +104,9 @@ class SmetConfig:
     """Scale the initial standard deviation by density**-0.5, under the same bounds. Not where the first masks are
     chosen by the weights: those that are kept are no sample of all."""
 
-    mask_residency: str = "sharded"
+    mask_residency: Literal["sharded", "replicated"] = "sharded"
     """``sharded``: each data-parallel rank keeps 1/D of the mask bits; ``replicated``: all of them."""
-    weight_residency: str = "compressed"
+    weight_residency: Literal["compressed", "dense"] = "compressed"
     """``compressed``: the dense matrix lives only while its layer computes; ``dense``: kept between uses."""
     compute: str = "auto"
     """Who multiplies: ``auto``, ``tiles``, ``dense``, or ``package.module:Class`` of your own (``smet.compute``)."""
@@ -248,6 +238,9 @@ class SmetConfig:
         """Whether layers have permuted features: along a side of tiles of one feature that would change nothing."""
         return self.permute != "none" and max(self.block) > 1
 
+
+CHOICES = choices(SmetConfig)
+"""Settings that are one of a few words, and these."""
 
 TILES_PRUNE_START = 0.05
 """``prune_start`` of balanced tiles: replacing a fifth of few, whole tiles at once was found to hurt in long runs."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import types
 import typing
+from functools import lru_cache
 from typing import Any
 
 WORDS: dict[Any, str] = {
@@ -17,7 +19,8 @@ LARGEST_INTEGER = 2**63 - 1
 def wrong_types(config: Any) -> dict[str, str]:
     """Field name to ``"<found>, expected <kind>"`` for every value of a dataclass that is not of its field's kind.
 
-    Numbers are finite and fit 64 bits. Kinds: int, float, bool, str, tuples of these, and ``X | None``.
+    Numbers are finite and fit 64 bits. Kinds: int, float, bool, str, tuples of these, ``X | None``, and choices of text
+    (``Literal``), of which any text will do here: which ones there are, ``choices`` tells.
     """
     hints = typing.get_type_hints(type(config))
     found = {}
@@ -26,6 +29,17 @@ def wrong_types(config: Any) -> dict[str, str]:
         if not _fits(value, kind):
             found[part.name] = f"{shown(value)}, expected {_described(kind)}"
     return found
+
+
+@lru_cache(maxsize=64)
+def choices(cls: type) -> dict[str, tuple[str, ...]]:
+    """Field name to the values it may have, for every field of a dataclass that is a ``Literal`` of text."""
+    kinds = {name: _alone(kind) for name, kind in typing.get_type_hints(cls, include_extras=True).items()}
+    return {
+        name: typing.get_args(kind)
+        for name, kind in kinds.items()
+        if typing.get_origin(kind) is typing.Literal and isinstance(typing.get_args(kind)[0], str)
+    }
 
 
 def shown(value: Any) -> str:
@@ -38,7 +52,16 @@ def shown(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def _alone(kind: Any) -> Any:
+    """``X`` of ``X | None``."""
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return kind
+    return next(part for part in typing.get_args(kind) if part is not type(None))
+
+
 def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(value, str)
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         open_ended = len(parts) == 2 and parts[1] is Ellipsis
@@ -57,6 +80,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _described(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return WORDS[str]
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         count = "" if parts[-1] is Ellipsis else f"{len(parts)} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pretrain.rules import below, no_choice, outside_unit
 from smet.optim import problem as formula_problem
@@ -29,7 +29,7 @@ class OptimizerConfig:
     """Decoupled weight decay, times the learning rate, per optimizer step."""
     gradient_clipping: float = 1.0
     """Largest global norm of the gradients; 0 = no clipping."""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Decay after the warm-up: ``cosine``, ``linear``, ``wsd`` (warm-up, stable, decay) or ``constant``."""
     warmup_steps: int = 0
     """Optimizer steps over which the rate rises linearly to ``lr``."""
@@ -40,8 +40,7 @@ class OptimizerConfig:
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        schedules = ("cosine", "linear", "wsd", "constant")
-        found = no_choice("optimizer", self, {"schedule": schedules}) + below("optimizer", self, 0, ("warmup_steps",))
+        found = no_choice("optimizer", self) + below("optimizer", self, 0, ("warmup_steps",))
         found += outside_unit("optimizer", self, ("min_lr_ratio", "decay_fraction"))
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:

@@ -8,7 +8,7 @@ expected and what to change. What concerns two sections at once is in ``pretrain
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pretrain.paths import LocalPath
 from pretrain.rules import below, no_choice
@@ -116,7 +116,7 @@ class TrainConfig:
     """Sequences per optimizer step, over all ranks and micro-batches."""
     micro_batch_size: int = 1
     """Sequences per rank and micro-batch."""
-    precision: str = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and products in ``bf16`` or ``fp32``; master weights and moments are fp32 either way."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
@@ -126,14 +126,14 @@ class TrainConfig:
     """Run folder, relative to the working directory."""
     consistency_interval: int = 500
     """Optimizer steps between comparisons of what several ranks must hold alike; 0 = never."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """``cpu``, ``cuda``, or ``auto``: cuda where there is one."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
         found = below("train", self, 1, ("steps", "global_batch_size", "micro_batch_size"))
         found += below("train", self, 0, ("seed", "stop_at", "consistency_interval"))
-        found += no_choice("train", self, {"precision": ("bf16", "fp32"), "device": ("auto", "cpu", "cuda")})
+        found += no_choice("train", self)
         if not self.output_dir:
             found.append("train.output_dir is empty, expected the path of the run folder")
         return found

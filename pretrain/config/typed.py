@@ -81,6 +81,8 @@ def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
     """
     if typing.get_origin(kind) in (types.UnionType, typing.Union):  # only "X | None" is used; null never comes here
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is typing.Literal:  # which of them there are, problems() tells
+        kind = type(typing.get_args(kind)[0])
     if typing.get_origin(kind) is typing.Annotated:
         return _coerce_path(value, where, problems)
     if typing.get_origin(kind) is tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.models.family import FamilyConfig
 from pretrain.rules import above, below, no_choice
@@ -35,13 +36,13 @@ class LlamaConfig(FamilyConfig):
     """Base of the rotary frequencies."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights (sparse layers scale it by their density)."""
-    initializer: str = "fixed"
+    initializer: Literal["fixed", "scaled"] = "fixed"
     """``fixed``: every weight starts with ``initializer_range``; ``scaled``: matrices with 1 / sqrt(inputs), those that
     add to the stream with that over sqrt(2 layers), an embedding of its own with 1, a tied one with 1 / sqrt(features).
     """
     tie_word_embeddings: bool = False
     """Whether the head uses the embedding's weights."""
-    hidden_act: str = "silu"
+    hidden_act: Literal["silu"] = "silu"
     """Activation of the gate; LLaMA's is ``silu``, the only one built."""
     attention_bias: bool = False
     """Bias in the attention's projections; LLaMA has none, so only ``false``."""
@@ -59,7 +60,7 @@ class LlamaConfig(FamilyConfig):
         found += above("model", self, 1 << 16, ("num_hidden_layers",))
         found += above("model", self, 1 << 24, (*sizes[1:3], "num_attention_heads", "num_key_value_heads", "head_dim"))
         found += above("model", self, (1 << 31) - 1, ("vocab_size", "max_position_embeddings"))
-        found += no_choice("model", self, {"hidden_act": ("silu",), "initializer": ("fixed", "scaled")})
+        found += no_choice("model", self)
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             if not getattr(self, name) > 0:
                 found.append(f"model.{name} is {getattr(self, name)}, expected a positive number")
