@@ -43,6 +43,17 @@ SMALLEST_BYTES = 1 << 16
 """Free space without which not even settings and the first lines of metrics can be written."""
 
 
+def _unsaved(config: RunConfig, step: int) -> list[str]:
+    """That a run which goes on after ``step`` saves nothing before its end, where it is so."""
+    interval, last = config.checkpoint.interval, config.train.stop_at or config.train.steps
+    if step >= last or (interval and (step // interval + 1) * interval < last):
+        return []
+    return [
+        f"checkpoint.interval is {interval}: nothing is saved before step {last}, unless a signal or a time limit ends"
+        " the run first; a crash loses what was done, and spikes cannot be rolled back"
+    ]
+
+
 def require_writable(output_dir: str) -> None:
     """Refuse a place that cannot be written, before a model is built for minutes; nothing is written.
 
@@ -172,8 +183,9 @@ class RunFolder:
 
     def remarks(self, config: RunConfig, step: int) -> list[str]:
         """What a run that begins or goes on after ``step`` finds here and should say; before ``begin``."""
+        unsaved = _unsaved(config, step)
         if step:
-            return []
+            return unsaved
         found = [f"begins at step 1 of {config.train.steps} in {self.path}"]
         others = sorted(name for name in self._names() if name not in OWN and not name.endswith(".tmp"))
         if others and not (self.path / SETTINGS).exists():
@@ -181,7 +193,7 @@ class RunFolder:
             found.append(f"{self.path} holds files of others, which stay as they are: {', '.join(others[:3])}{more}")
         if reached := RunReader(self.path).reached().step:
             found.append(f"an earlier start came to step {reached} there, and left no checkpoint: it is done again")
-        return found
+        return found + unsaved
 
     def begin(self, config: RunConfig, deepspeed: dict[str, Any], step: int) -> None:
         """Write the settings; drop metrics of steps after ``step``, which will be done again.
