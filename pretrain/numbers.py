@@ -34,6 +34,14 @@ def byte_size(text: str) -> int:
     return size
 
 
+def short_count(number: float) -> str:
+    """``1234567`` -> ``1.23 M``; three digits, with k, M, B (10^9) or T (10^12)."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * scale:
+            return f"{number / scale:.3g} {unit}" if number < 999.5 * scale else f"{number / scale:,.0f} {unit}"
+    return f"{number:.3g}"
+
+
 def duration(seconds: float) -> str:
     """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -77,19 +77,34 @@ def _masks(rank: Rank, buckets: Sequence[int]) -> int:
     sparsity, ranks = rank.config.sparsity, rank.data_ranks
     if ranks == 1 or sparsity.mask_residency == "replicated" or not buckets:
         return 0
-    last = len(buckets) - 1
-    held, current, sent = set(window(0, None, len(buckets))), 0, 0
+    state, sent = (frozenset(window(0, None, len(buckets))), 0), 0
     passes = list(one_forward_one_backward(rank.config.parallel.pipeline, rank.pipeline_stage, rank.micro_batches))
     if sparsity.weight_residency == "dense":  # the first forward pass makes weights that later ones find
         passes = [True, *(forward for forward in passes if not forward)]
+    sizes = [ring_bytes("all_gather", -(-size // ranks) * ranks, ranks) for size in buckets]
+    known: dict[tuple[bool, _Held], tuple[int, _Held]] = {}  # passes repeat themselves, once for each micro-batch
     for forward in passes:
-        for index in range(len(buckets)) if forward else range(last, -1, -1):
-            if index == current:
-                continue
-            wanted = set(window(index, current, len(buckets)))
-            sent += sum(ring_bytes("all_gather", -(-buckets[i] // ranks) * ranks, ranks) for i in wanted - held)
-            held, current = wanted, index
+        if (forward, state) not in known:
+            known[forward, state] = _gathered_in_pass(sizes, forward, state)
+        more, state = known[forward, state]
+        sent += more
     return sent
+
+
+_Held = tuple[frozenset[int], int]
+"""Numbers of the buckets that are whole, and of the one that was used last."""
+
+
+def _gathered_in_pass(sizes: Sequence[int], forward: bool, state: _Held) -> tuple[int, _Held]:
+    """Bytes of one pass over all buckets, and what is held afterwards."""
+    (held, current), sent = state, 0
+    for index in range(len(sizes)) if forward else range(len(sizes) - 1, -1, -1):
+        if index == current:
+            continue
+        wanted = frozenset(window(index, current, len(sizes)))
+        sent += sum(sizes[i] for i in wanted - held)
+        held, current = wanted, index
+    return sent, (held, current)
 
 
 def one_forward_one_backward(stages: int, pipeline_stage: int, micro_batches: int) -> Iterator[bool]:

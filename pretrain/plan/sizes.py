@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from pretrain.config import RunConfig
 from pretrain.models import inventory as models
@@ -121,17 +121,17 @@ class Rank:
         """Stage of ZeRO."""
         return self.config.parallel.zero_stage
 
-    @property
+    @cached_property
     def weights(self) -> list[PlannedWeight]:
         """Of all its blocks, in order."""
         return [weight for block in self.blocks for weight in block.weights]
 
-    @property
+    @cached_property
     def sparse(self) -> list[PlannedWeight]:
         """Those that a ``SparseLinear`` holds."""
         return [] if self.dense else [weight for weight in self.weights if weight.sparse]
 
-    @property
+    @cached_property
     def aged(self) -> list[PlannedWeight]:
         """Those whose topology changes."""
         return [weight for weight in self.sparse if weight.aged]

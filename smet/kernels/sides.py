@@ -6,6 +6,9 @@ GPU_SIDES = (16, 32, 64, 128)
 BREAK_EVEN = {16: 12.6, 32: 3.9, 64: 2.6, 128: 1.8}
 """Time of the three products over that of cuBLAS at density 1, by the smaller side of a tile, and a little: with small
 tiles every input is read again for every few outputs. Measured on an H200; see docs/performance-gpu.md."""
+STEP_OVER_TILES = 0.6
+"""GPU time of a whole step at density 0.25 in tiles of 128 x 128 over that of the dense step, about: what is no product
+stays. Measured as above; by the clock it was more, where the GPU waited for Python."""
 GPU_FEWEST_TOKENS = 512
 """With fewer, the dense product is as fast or faster."""
 

@@ -13,6 +13,7 @@ from pretrain.config import RunConfig
 from pretrain.config.layouts import candidates, works
 from pretrain.errors import ConfigError
 
+from .host import host_seconds
 from .timing import Machine, StepTime, slowest_stage
 
 
@@ -53,27 +54,69 @@ def variants(config: RunConfig, gpus: int, machine: Machine) -> Iterator[RunConf
                     yield replace(config, parallel=layout, train=train)
 
 
-def search(config: RunConfig, gpus: int, memory: float, machine: Machine, reserve: float = 0.1) -> list[Found]:
+def share_evenly(config: RunConfig, gpus: int) -> RunConfig:
+    """``config`` with the nearest global batch that ``gpus`` data-parallel ranks can share, where its own is none."""
+    batch = config.train.global_batch_size
+    if batch % gpus == 0:
+        return config
+    shared = round(batch / (8 * gpus)) * 8 * gpus  # with room for micro-batches, unless the batch would be another
+    if abs(shared - batch) > batch / 10:
+        shared = max(1, round(batch / gpus)) * gpus
+    return replace(config, train=replace(config.train, global_batch_size=shared))
+
+
+def search(
+    config: RunConfig, gpus: int, memory: float, machine: Machine, reserve: float = 0.1, thorough: bool = True
+) -> list[Found]:
     """Layouts of ``gpus`` GPUs of ``memory`` bytes whose peak leaves ``reserve`` of it free, fastest first.
+
+    Args:
+        thorough: False passes over micro-batches that are smaller than one that fits, where there is no pipeline, which
+            would have to wait for more of them: they are slower.
 
     Raises:
         ConfigError: none fits.
     """
     found = []
     smallest: tuple[int, RunConfig] | None = None
-    for candidate in tqdm(list(variants(config, gpus, machine)), desc="layouts", disable=not sys.stderr.isatty()):
+    layouts = list(variants(config, gpus, machine))
+    passed_over: set[tuple[str, bool]] = set()
+    if not thorough:  # the smallest micro-batch first: where it does not fit, no other does
+        layouts.sort(key=lambda one: (one.train.micro_batch_size > 1, -one.train.micro_batch_size))
+    for candidate in tqdm(layouts, desc="layouts", disable=not thorough or not sys.stderr.isatty()):
+        kind = (str(candidate.parallel), candidate.train.activation_checkpointing)
+        if kind in passed_over:
+            continue
         plans, time = slowest_stage(candidate, gpus, machine, alike=False)
         peak = max(plan.peak for plan in plans)
         if smallest is None or peak < smallest[0]:
             smallest = (peak, candidate)
-        if peak <= memory * (1 - reserve):
+        fits, alone = peak <= memory * (1 - reserve), candidate.train.micro_batch_size == 1
+        if fits:
             data = gpus // (candidate.parallel.tensor * candidate.parallel.pipeline)
             tokens = candidate.train.global_batch_size * candidate.data.seq_length
             rest = max(plan.rest for plan in plans)
             found.append(Found(overrides(candidate), data, peak, rest, time, tokens / time.total))
+        if not thorough and fits != alone and (alone or candidate.parallel.pipeline == 1):
+            passed_over.add(kind)
     if not found:
         raise ConfigError(_nothing_fits(config, gpus, memory, reserve, smallest))
     return sorted(found, key=lambda one: one.time.total)
+
+
+def fastest(config: RunConfig, gpus: int, found: list[Found]) -> Found:
+    """The one that is fastest by the clock, where GPUs may wait for Python (``host_seconds``)."""
+    return min(found, key=lambda one: max(one.time.total, host_seconds(applied(config, one), gpus)))
+
+
+def applied(config: RunConfig, found: Found) -> RunConfig:
+    """``config`` in the layout that was found."""
+    parts: dict[str, dict[str, Any]] = {"parallel": {}, "train": {}}
+    for name, value in found.settings.items():
+        section, _, key = name.partition(".")
+        parts[section][key] = value
+    parallel, train = replace(config.parallel, **parts["parallel"]), replace(config.train, **parts["train"])
+    return replace(config, parallel=parallel, train=train)
 
 
 def overrides(config: RunConfig) -> dict[str, Any]:

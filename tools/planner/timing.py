@@ -52,15 +52,15 @@ class Machine:
         if problems:
             raise ConfigError(problems)
 
-    def describe(self, offloaded: bool = False) -> str:
+    def describe(self, offloaded: bool = False, source: str = "Assumed per GPU") -> str:
         """What predictions rest on, in one sentence; with host memory, if the optimizer is ``offloaded``."""
         host = ""
         if offloaded:
             within = self.host_memory_bandwidth / 1e9
             host = f"{self.host_bandwidth / 1e9:g} GB/s to host memory and {within:g} GB/s within it; "
         return (
-            f"Assumed per GPU: {self.flops / 1e12:g} TFLOP/s in products, {self.memory_bandwidth / 1e12:g} TB/s of "
-            f"memory, {self.node_bandwidth / 1e9:g} GB/s within a machine of {self.gpus_per_node}, "
+            f"{source}: {self.flops / 1e12:.3g} TFLOP/s in products, {self.memory_bandwidth / 1e12:.3g} TB/s of "
+            f"memory, {self.node_bandwidth / 1e9:.3g} GB/s within a machine of {self.gpus_per_node}, "
             f"{self.network_bandwidth / 1e9:g} GB/s between machines; {host}background traffic hides behind "
             f"{self.overlap:.0%} of the products' time. Predicted, not measured."
         )
@@ -99,7 +99,7 @@ def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, d
     parallel, sparsity = config.parallel, config.sparsity
     data = world // (parallel.tensor * parallel.pipeline)
     micro_batches = config.accumulation(data)
-    products = _products(config, plan) / machine.flops
+    products = sum(products_by_backend(config, plan, machine).values())
     expanding = 0.0 if dense else _expanding(config, plan, micro_batches) / machine.memory_bandwidth
     tensor = plan.sent["tensor"] / _speed(parallel.tensor, machine)
     pipeline = plan.sent["pipeline"] / _speed(parallel.tensor * data + 1, machine)
@@ -123,10 +123,20 @@ def step_time(config: RunConfig, world: int, plan: RankPlan, machine: Machine, d
     )
 
 
-def _products(config: RunConfig, plan: RankPlan) -> float:
-    """FLOPs, those over tiles as many dense ones as take as long."""
-    slower = sides.BREAK_EVEN.get(min(config.sparsity.block), 1.0)
-    return plan.flops.hardware + (slower - 1) * plan.flops.over_tiles
+def products_by_backend(config: RunConfig, plan: RankPlan, machine: Machine) -> dict[str, float]:
+    """Seconds of the products of one step, by what multiplies (``smet.compute``)."""
+    over_tiles = plan.flops.over_tiles
+    return {
+        "tiles": slower_over_tiles(config) * over_tiles / machine.flops,
+        "dense": (plan.flops.hardware - over_tiles) / machine.flops,
+    }
+
+
+def slower_over_tiles(config: RunConfig) -> float:
+    """How many times as long an operation takes over tiles of this size as in a product of whole matrices."""
+    if config.train.device == "cpu":
+        return 1 / sides.CPU_DENSEST
+    return sides.BREAK_EVEN.get(min(config.sparsity.block), 1.0)
 
 
 def _optimizing(plan: RankPlan, machine: Machine) -> float:
