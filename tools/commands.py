@@ -76,6 +76,12 @@ COMMANDS: dict[str, dict[str, Command | Group]] = {
     },
     "planning and measuring": {
         "plan": Command("tools.plan", "memory, traffic and time of a run before it starts", own_code=True),
+        "config": Command(
+            "tools.config.__main__",
+            "run files: keys, schema, where values come from, new ones",
+            words=("schema", "keys", "show", "diff", "new"),
+            own_code=True,
+        ),
         "bench": Command(
             "tools.bench.__main__", "SMET against dense AdamW on this machine", words=("gpu", "tiles", "render")
         ),

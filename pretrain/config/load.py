@@ -38,6 +38,40 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int
     return _checked(merged, problems, (named_family(merged),), world_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What one file, or one override, says by itself."""
+
+    content: dict[str, Any]
+    path: Path | None = None
+    """None = an override."""
+
+
+def layers_of(path: str | Path, overrides: Iterable[str] = ()) -> tuple[list[Layer], dict[str, Any]]:
+    """The layers that ``load_config`` merges, the weakest first, and the plain settings that they make together.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, or an override is malformed.
+    """
+    layers: list[Layer] = []
+    merged = _read_with_bases(_expanded(str(path), "run file"), (), layers)
+    layers += [Layer(from_overrides([text])) for text in overrides]
+    return layers, merge(merged, from_overrides(overrides))
+
+
+def from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Plain settings of overrides (``section.key=value``), the last the strongest.
+
+    Raises:
+        ConfigError: with every one that is malformed.
+    """
+    problems: list[str] = []
+    found = _from_overrides(overrides, problems)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
 def config_from_dict(given: dict[str, Any], families: Collection[str] = ()) -> RunConfig:
     """Build and check the settings from plain dicts, as ``RunConfig.to_dict`` makes them.
 
@@ -90,7 +124,8 @@ def _without_presets(sparsity: dict[str, Any], method: Any) -> dict[str, Any]:
     return {k: v for k, v in sparsity.items() if k not in new and not (k in old and old[k] == v)}
 
 
-def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, parents: tuple[Path, ...], layers: list[Layer] | None = None) -> dict[str, Any]:
+    """The file merged over its bases; each that was read is added to ``layers``."""
     place = resolved(path)
     if place in parents:
         chain = " -> ".join(file.name for file in (*parents[parents.index(place) :], place))
@@ -102,7 +137,9 @@ def _read_with_bases(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} has base {bases}, expected a path or a list of paths relative to the file")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read_with_bases(beside(path, base), (*parents, place)))
+        merged = merge(merged, _read_with_bases(beside(path, base), (*parents, place), layers))
+    if layers is not None:
+        layers.append(Layer(content, path))
     return merge(merged, content)
 
 

@@ -55,9 +55,15 @@ for _tag, _pattern in _NUMBERS.items():
     _Dumper.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
-def to_yaml(content: dict[str, Any]) -> str:
-    """Text that ``parse_yaml`` reads back as ``content``: plain dicts, lists and scalars."""
-    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120))
+def to_yaml(content: dict[str, Any], short: bool = False) -> str:
+    """Text that ``parse_yaml`` reads back as ``content``: plain dicts, lists and scalars.
+
+    Args:
+        short: mappings and lists of scalars on a line each.
+    """
+    return str(
+        yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=None if short else False)
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -89,6 +95,19 @@ def _shipped(path: Path) -> Path | None:
     root = Path(__file__).resolve().parents[2]
     places = (root.joinpath(name, *path.parts[1:]) for name in ("smet_configs", "configs"))
     return next((place for place in places if place.is_file()), None)
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """Dotted name of every key of the YAML file ``path``, which ``read_yaml`` takes, to its line, counted from 1."""
+    found: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found[f"{prefix}{key.value}"] = key.start_mark.line + 1
+            walk(value, f"{prefix}{key.value}.")
+
+    walk(_Loader(outside.read_bytes(path, 16 * outside.MEGABYTE).decode("utf-8")).get_single_node(), "")
+    return found
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -1,0 +1,1 @@
+"""Parts of ``smet config``: every key of a run file, its JSON schema, where a value came from, and new run files."""

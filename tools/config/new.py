@@ -1,0 +1,209 @@
+"""``smet config new``: a run file for a model size, a corpus and some GPUs, with the fastest layout that fits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import RunConfig, config_from_dict
+from pretrain.config.load import from_overrides, layers_of, merge
+from pretrain.config.yaml_text import to_yaml
+from pretrain.data.corpus import VOCAB_PADDING
+from pretrain.data.indexed import tokens_path
+from pretrain.data.manifest import read_manifest
+from pretrain.errors import ConfigError, nearest
+from pretrain.numbers import duration, short_count
+from pretrain.plan.table import human
+
+from ..packages import CONFIGS, ROOT
+from ..planner.budget import Budget, weights_of
+from ..planner.host import waiting
+from ..planner.machines import Named
+from ..planner.search import Found, fastest, search, share_evenly
+from ..planner.which import TOKENS_PER_WEIGHT, layout, model_sizes
+
+EPOCHS = 4
+"""Passes over a corpus beyond which another one teaches little (Muennighoff et al. 2023, arXiv 2305.16264)."""
+BETWEEN_SAVES = 1800
+"""Seconds, about."""
+VOCABULARY_STEP = 64
+"""Rows of embeddings come in multiples of it, so that tensor-parallel ranks and tiles divide them."""
+
+
+@dataclass(kw_only=True)
+class Wanted:
+    """What the new run is to be."""
+
+    size: str
+    data: str
+    validation: str | None = None
+    tokenizer: str | None = None
+    gpus: int = 1
+    named: Named
+    memory: int
+    tokens: float | None = None
+    hours: float | None = None
+    """One of both; neither: 20 tokens per weight."""
+    tiles: bool = False
+    overrides: Sequence[str] = ()
+
+
+@dataclass
+class New:
+    """A run file that is not written yet."""
+
+    content: dict[str, Any]
+    config: RunConfig
+    best: Found
+    budget: Budget
+    remarks: list[str] = field(default_factory=list)
+
+
+def plan(wanted: Wanted) -> New:
+    """The settings, from those of ``configs/`` for the size, with a plan that fits.
+
+    Raises:
+        ConfigError: no such size, settings that do not fit each other, or no layout that fits the GPUs.
+    """
+    if wanted.size not in (sizes := model_sizes()):
+        raise ConfigError(
+            f"--model is '{wanted.size}', expected one of {', '.join(sizes)}{nearest(wanted.size, sizes)}"
+        )
+    _, content = layers_of(CONFIGS / ("tiles" if wanted.tiles else "") / f"{wanted.size}.yaml")
+    remarks: list[str] = []
+    _set_data(content, wanted, remarks)
+    content["train"]["output_dir"] = f"runs/{Path(wanted.data).name}-{wanted.size}"
+    if wanted.named.is_cpu:
+        content["train"]["device"] = "cpu"
+    content = merge(content, from_overrides(wanted.overrides))
+    config = _shared(content, config_from_dict(content), wanted.gpus, remarks)
+    found = search(config, wanted.gpus, wanted.memory, wanted.named.machine, thorough=False)
+    best = fastest(config, wanted.gpus, found)
+    for name, value in best.settings.items():
+        section, _, key = name.partition(".")
+        content.setdefault(section, {})[key] = value
+    _set_length(content, config, wanted, best.time.total)
+    made = config_from_dict(content)
+    budget = Budget.of(made, wanted.gpus, best.time.total, None)
+    waits = waiting(made, wanted.gpus, best.time.total)
+    return New(content, made, best, budget, [*remarks, *_epochs(wanted.data, budget), *([waits] if waits else [])])
+
+
+def _set_data(content: dict[str, Any], wanted: Wanted, remarks: list[str]) -> None:
+    data = content["data"]
+    data |= {"train": wanted.data, "validation": wanted.validation, "tokenizer": wanted.tokenizer}
+    for key in ("validation", "tokenizer"):
+        if data[key] is None:
+            del data[key]
+    if wanted.validation is None:
+        content.pop("evaluation", None)
+        remarks.append("no validation corpus is given: the run will not be evaluated")
+    manifest = read_manifest(wanted.data)
+    if manifest is None:
+        lacks = "has no manifest" if tokens_path(wanted.data).is_file() else "is not there yet"
+        remarks.append(f"{wanted.data} {lacks}: its vocabulary and length are not checked")
+        return
+    rows, least = content["model"]["vocab_size"], manifest.vocab_size
+    if not least <= rows < least + VOCAB_PADDING:
+        content["model"]["vocab_size"] = -(-least // VOCABULARY_STEP) * VOCABULARY_STEP
+        remarks.append(f"model.vocab_size is {content['model']['vocab_size']}, as the corpus needs, instead of {rows}")
+
+
+def _shared(content: dict[str, Any], config: RunConfig, gpus: int, remarks: list[str]) -> RunConfig:
+    """With a global batch that the GPUs can share."""
+    shared = share_evenly(config, gpus)
+    batch = shared.train.global_batch_size
+    if batch != config.train.global_batch_size:
+        remarks.append(f"train.global_batch_size is {batch}, which {gpus} GPUs can share, instead of"
+                       f" {config.train.global_batch_size}")  # fmt: skip
+        content["train"]["global_batch_size"] = batch
+    return shared
+
+
+def _set_length(content: dict[str, Any], config: RunConfig, wanted: Wanted, seconds: float) -> None:
+    """Steps, and what is laid out over them: warm-up, evaluations, saves."""
+    per_step = config.train.global_batch_size * config.data.seq_length
+    tokens = wanted.tokens or TOKENS_PER_WEIGHT * weights_of(config)[0]
+    steps = max(1, int(wanted.hours * 3600 / seconds) if wanted.hours else -(-int(tokens) // per_step))
+    content["train"]["steps"] = steps
+    content["optimizer"]["warmup_steps"] = min(config.optimizer.warmup_steps, steps // 10)
+    if "evaluation" in content:
+        content["evaluation"]["interval"] = max(1, steps // 10)
+    saving = content.setdefault("checkpoint", {})
+    saving["interval"] = max(1, min(round(BETWEEN_SAVES / seconds), steps // 10))
+    saving.pop("keep_every", None)
+
+
+def _epochs(prefix: str, budget: Budget) -> list[str]:
+    manifest = read_manifest(prefix)
+    if manifest is None or not manifest.tokens:
+        return []
+    epochs = budget.tokens / manifest.tokens
+    told = f"the corpus has {short_count(manifest.tokens)} tokens: {epochs:.3g} epochs"
+    return [told if epochs <= EPOCHS else f"warning: {told}, of which those beyond {EPOCHS} teach little"]
+
+
+def text(new: New, wanted: Wanted, path: Path) -> str:
+    """The file's content."""
+    head = [
+        schema_line(path),
+        f"# LLaMA {wanted.size} on {wanted.data}: {short_count(new.budget.tokens)} tokens, "
+        f"{new.budget.tokens / new.budget.weights:.3g} per weight.",
+        f"# {summary(new, wanted)}",
+        *(f"# {remark}" for remark in new.remarks),
+    ]
+    sections = [to_yaml({name: section}) for name, section in new.content.items() if section]
+    return "\n".join(["\n".join(head) + "\n", *sections])
+
+
+def summary(new: New, wanted: Wanted) -> str:
+    """The plan in a sentence."""
+    kind = "processes on CPU" if wanted.named.is_cpu else "GPUs"
+    seconds = new.budget.hours * 3600
+    return (
+        f"Planned for {wanted.gpus} {kind}: {layout(new.best)}; peak {human(new.best.peak)} of {human(wanted.memory)}, "
+        f"{new.best.time.total:.3g} s per step, {duration(seconds)} for {new.budget.steps:,} steps. "
+        "Predicted, not measured."
+    )
+
+
+def schema_line(path: Path) -> str:
+    """What editors look for: where the schema lies, seen from the file ``path``."""
+    schema, place = CONFIGS / "schema.json", path.resolve().parent
+    near = place.is_relative_to(ROOT) and (ROOT / "pyproject.toml").is_file()
+    return f"# yaml-language-server: $schema={os.path.relpath(schema, place) if near else schema}"
+
+
+def write(new: New, wanted: Wanted, path: Path) -> None:
+    """Make the file; never in the place of another.
+
+    Raises:
+        ConfigError: there is something already.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text(new, wanted, path))
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already, expected the name of a new file") from None
+
+
+def count(words: str) -> float:
+    """``10B``, ``500M`` or ``1e9`` as a number.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kMBGT]?)\s*", words, re.I)
+    scale = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+    try:
+        number = float(found[1]) * scale[found[2].lower()] if found else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e18:
+        raise ConfigError(f"'{words}' is no number of tokens, expected one such as 10B or 500M")
+    return number
