@@ -57,6 +57,18 @@ def train_on_a_full_disk(job: dict[str, Any]) -> tuple[str, int]:
     return "", trainer.step
 
 
+def test_a_run_that_saves_nothing_before_its_end_says_so(tmp_path: Path) -> None:
+    def said(step: int = 0, interval: int = 0, stop_at: int = 0) -> bool:
+        changes = {"train__steps": 14, "train__stop_at": stop_at, "checkpoint__interval": interval}
+        config = config_from_dict(settings("corpus", tmp_path / "run", **changes))
+        return any("nothing is saved before step" in line for line in RunFolder(tmp_path / "run").remarks(config, step))
+
+    assert (
+        said() and said(interval=14) and said(interval=20) and said(step=8, interval=7) and said(interval=7, stop_at=6)
+    )
+    assert not said(interval=7) and not said(step=6, interval=7) and not said(step=14)
+
+
 def test_a_disk_that_fills_between_saves_stops_all_ranks_with_one_line(tmp_path: Path) -> None:
     job = settings(write_corpus(tmp_path / "corpus"), tmp_path / "run", evaluation__interval=0)
     first, second = run_ranks(train_on_a_full_disk, 2, job)
