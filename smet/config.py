@@ -16,7 +16,6 @@ from smet.errors import ConfigError, nearest
 from smet.fields import choices, wrong_types
 from smet.named import problem
 
-
 C = TypeVar("C", bound=type)
 
 
