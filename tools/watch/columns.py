@@ -12,6 +12,7 @@ import numpy as np
 MOST = 2048
 """Most points of a line; a screen has about that many pixels."""
 VALIDATION = "validation_loss"
+LARGEST = 1e300
 RUNNING = ("tokens",)
 """Sums of what came before: of neighbours the last one counts, not the mean."""
 
@@ -35,6 +36,7 @@ class Columns:
         """Forget all rows, as when a run goes back."""
         self.steps = array("d")
         self.values = {name: array("d") for name in self.names}
+        self._appends = [(name, values.append) for name, values in self.values.items()]
         self.validation: list[tuple[float, float | None]] = []
         self.not_finite: Counter[str] = Counter()
         """Values by name that are no finite numbers; they are gaps."""
@@ -48,11 +50,13 @@ class Columns:
         if not math.isfinite(step) or (self.steps and step <= self.steps[-1]):
             return False
         self.steps.append(step)
-        for name, values in self.values.items():
-            value = number(row.get(name))
-            if value != value and name in row:
-                self.not_finite[name] += 1
-            values.append(value)
+        for name, append in self._appends:
+            value = row.get(name)
+            if type(value) is not float or not -LARGEST < value < LARGEST:  # the usual case costs one look
+                value = number(value)
+                if value != value and name in row:
+                    self.not_finite[name] += 1
+            append(value)
         if VALIDATION in row:
             value = number(row[VALIDATION])
             self.validation.append((step, value if value == value else None))
@@ -104,8 +108,7 @@ def bucket_size(rows: int) -> int:
 def number(value: Any) -> float:
     """A finite number; NaN for anything else, such as the null that a run that diverged writes."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1e300 else math.nan
-        return value if math.isfinite(value) else math.nan
+        return float(value) if -LARGEST < value < LARGEST else math.nan
     return math.nan
 
 

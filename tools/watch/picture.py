@@ -69,7 +69,7 @@ class Pictures:
 
 
 def draw(checkpoint: Any, weight: Any) -> dict[str, Any]:
-    """The picture of one layer, with outputs from top to bottom and inputs from left to right.
+    """The picture of one layer, with outputs from top to bottom and inputs from left to right, in the order of tiles.
 
     Returns:
         ``active`` and ``age``: a byte per pixel, row by row, base64: the share of its tiles that are active (255 =
@@ -79,6 +79,7 @@ def draw(checkpoint: Any, weight: Any) -> dict[str, Any]:
 
     from smet.mask import unpack
     from smet.optim.ages import CLOSED
+    from smet.permutation import NONE
 
     spec, step = weight.layer, checkpoint.step
     stored = unpack(checkpoint.mask(weight), spec.grid.tiles).nonzero().view(-1)
@@ -112,6 +113,7 @@ def draw(checkpoint: Any, weight: Any) -> dict[str, Any]:
         "tile": list(spec.grid.tile), "transposed": bool(spec.transposed), "outputs": outputs, "inputs": inputs,
         "height": height, "width": width, "tiles": spec.grid.tiles, "open": len(places),
         "closed": len(stored) - len(places), "aged": aged, "births": sorted(births.items()),
+        "permuted": checkpoint.orders(weight) != NONE,
         "active": _bytes(counts / _tiles_per_pixel(outputs, inputs, height, width)), "age": _bytes(age),
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import UserError
 from pretrain.records import Follower, misfit
-from pretrain.run_folder.reader import CHECKPOINTS, EVENTS, METRICS, SETTINGS, TOPOLOGY, RunReader
+from pretrain.run_folder.reader import CHECKPOINTS, EVENTS, METRICS, SAMPLES, SETTINGS, TOPOLOGY, RunReader
 
 from ..packages import named
 from .checkpoints import Checkpoints
@@ -22,9 +22,10 @@ from .lines import Events, Lines, Samples, Topology, known, text
 
 CHARTED = ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", "tflops", "memory_peak_fullest", "density")
 """Columns of ``metrics.jsonl`` that are kept."""
-SAMPLES = "samples.jsonl"
 AT_ONCE = 4 << 20
-"""Bytes of metrics that are read before whoever asks gets an answer."""
+"""Bytes of metrics that are read without looking at the clock."""
+PATIENCE = 1.0
+"""Seconds after which whoever asks gets what is read so far."""
 OFTEN, SELDOM = 0.4, 2.0
 """Seconds between two looks at files of lines, and at everything else."""
 
@@ -55,7 +56,10 @@ class RunView:
     def news(self, have: dict[str, Any]) -> dict[str, Any]:
         """What whoever holds the tokens ``have``, by section, lacks; sections without news are left out."""
         with self._lock:
+            begin = time.monotonic()
             self._refresh()
+            while self.more and time.monotonic() - begin < PATIENCE:
+                self._refresh()
             found: dict[str, Any] = {"name": self.name, "more": self.more}
             sections = {"metrics": self._metrics_since(have.get("metrics"))}
             for name, lines in self.lines.items():

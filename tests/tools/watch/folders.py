@@ -1,14 +1,20 @@
-"""Run folders as runs write them, made up: of any length, with whatever events and ranks a test asks for."""
+"""Run folders: made up, of any length, with what events and ranks a test asks for; and a tiny run that trains."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pretrain.config.yaml_text import to_yaml
+from tests.pretrain.runs import settings, write_corpus
+from tests.tools.texts import ROOT
 
 LAYERS = [f"model.layers.{at}.{kind}" for at in range(3) for kind in ("self_attn.q_proj", "mlp.up_proj")]
 
@@ -67,3 +73,18 @@ def make_run(
     for rank in range(ranks):
         beat(folder, rank, steps)
     return folder
+
+
+def start_run(folder: Path, **changes: Any) -> subprocess.Popen[bytes]:
+    """Start a tiny run of one rank."""
+    file = folder / "run.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {
+        "train__steps": 20_000,
+        "checkpoint__interval": 20,
+        "checkpoint__keep_last": 2,
+        "operation__heartbeat": 0.5,
+    }
+    file.write_text(to_yaml(settings(write_corpus(folder / "corpus"), folder / "run", **{**given, **changes})))
+    command = [sys.executable, "-m", "pretrain", str(file)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("wb"))

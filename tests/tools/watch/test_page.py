@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pretrain.config.yaml_text import to_yaml
-from tests.pretrain.runs import settings, write_corpus
-from tests.tools.texts import ROOT
 from tests.tools.watch.browser import Browser, Page
-from tests.tools.watch.folders import add, beat, make_run, record, update
+from tests.tools.watch.folders import add, beat, make_run, record, start_run, update
 from tests.tools.watch.serving import Watch
 
 SOON = 5.0
@@ -27,26 +21,11 @@ FOCUSED = "[document.activeElement.id, document.activeElement.className].filter(
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
-def train(folder: Path, **changes: Any) -> subprocess.Popen[bytes]:
-    """Start a tiny run of one rank."""
-    file = folder / "run.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    given = {
-        "train__steps": 20_000,
-        "checkpoint__interval": 20,
-        "checkpoint__keep_last": 2,
-        "operation__heartbeat": 0.5,
-    }
-    file.write_text(to_yaml(settings(write_corpus(folder / "corpus"), folder / "run", **{**given, **changes})))
-    command = [sys.executable, "-m", "pretrain", str(file)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("wb"))
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run that trains while the tests go on."""
     folder = tmp_path_factory.mktemp("real")
-    process = train(folder)
+    process = start_run(folder)
     yield folder / "run"
     process.send_signal(signal.SIGTERM)
     try:
@@ -255,40 +234,3 @@ def test_a_run_that_trains_is_followed_with_its_masks(real: Path, page: Page) ->
     page.until("[...document.querySelectorAll('[data-layer]')].some((cell) => Number(cell.innerText) > 0)")
     page.leave()
     assert watch.end()[0] == 0
-
-
-@pytest.mark.slow
-def test_losses_are_the_same_bit_for_bit_with_the_page_open(tmp_path: Path, browser: Browser) -> None:
-    """Two runs of 15 s."""
-    losses = []
-    for watched in (False, True):
-        folder = tmp_path / str(watched)
-        process = train(folder, train__steps=400, checkpoint__interval=50)
-        watch = Watch(folder / "run") if watched else None
-        page = browser.page()
-        if watch is not None:
-            page.open(watch.url)
-            page.sees("400 of 400", "#runs", within=120)
-        assert process.wait(120) == 0
-        rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-        losses.append([(row["step"], row["loss"], row["grad_norm"]) for row in rows])
-        page.close()
-        if watch is not None:
-            watch.end()
-    assert len(losses[0]) == 400 and losses[0] == losses[1]
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_steps_and_a_thousand_ranks_load_in_seconds(tmp_path: Path, browser: Browser) -> None:
-    """What is asked for is 2 s; a busy machine of the CI gets three times that."""
-    run = make_run(tmp_path / "long", 100_000, 200_000, ranks=1000)
-    watch, page = Watch(run), browser.page()
-    begin = time.monotonic()
-    page.open(watch.url)
-    page.sees("step 100,000", "#chart-loss")
-    page.sees("1,000 ranks on 125 hosts", "#ranks")
-    seconds = time.monotonic() - begin
-    print(f"loaded in {seconds:.2f} s")
-    assert seconds < 6.0
-    assert page.errors() == []
-    watch.end()

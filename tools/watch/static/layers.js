@@ -206,7 +206,8 @@ export function drawMask() {
   const share = percent(picture.open / picture.tiles);
   const each = whole ? "a pixel is a tile" : `a pixel is about ${trim(down)} x ${trim(across)} tiles`;
   canvas.setAttribute("aria-label", `Mask of ${picture.layer}: ${share} of ${count(picture.tiles)} tiles active`);
-  const note = `${picture.layer} · step ${count(picture.step)} · ${count(picture.outputs)} x ${count(picture.inputs)} tiles of ${picture.tile.join(" x ")} · ${share} active · ${each}`;
+  const order = picture.permuted ? " · features permuted, as tiles lie over them" : "";
+  const note = `${picture.layer} · step ${count(picture.step)} · ${count(picture.outputs)} x ${count(picture.inputs)} tiles of ${picture.tile.join(" x ")} · ${share} active · ${each}${order}`;
   fill(
     document.getElementById("mask"),
     note,
