@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.command import program
+from pretrain.command import program, told
 from pretrain.errors import ConfigError, UserError
 from pretrain.exit_codes import DONE
 from pretrain.screen import on_screen, refuse
@@ -70,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code := _tool("plot_run", run):
         return code
     _say("5/5 what it writes")
-    return _tool("generate", run, *PROMPTS, "--temperature", "0.8", "--max-new-tokens", "48")
+    if code := _tool("generate", run, *PROMPTS, "--temperature", "0.8", "--max-new-tokens", "48"):
+        return code
+    print(f"\nto see this run in a browser, as one that trains: {told('watch', run)}", flush=True)
+    return DONE
 
 
 def _settings(overrides: list[str]) -> dict[str, str]:

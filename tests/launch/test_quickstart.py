@@ -60,6 +60,7 @@ def test_two_processes_one_stop_one_resume(folder: Path, capfd: pytest.CaptureFi
     assert text.startswith("python -m tools.generate runs/quickstart def __init__(self import ")
     screen = capfd.readouterr().out
     assert "step 1 of this program" in screen and "[2026" not in screen
+    assert screen.splitlines()[-1].endswith(" watch runs/quickstart")
 
 
 def test_what_is_there_is_used_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
