@@ -48,7 +48,6 @@ const CHARTS = [
 const WHY_EMPTY = {
   mfu: "No peak of its devices is known to the run.",
   peak: "The run does not record it.",
-  none: "The run has recorded no finite value of it.",
   density: "No topology update yet: densities come with each.",
   moved: "No topology update yet.",
 };
@@ -72,7 +71,7 @@ export function buildCharts(root) {
     built.set(chart.id, made);
     root.append(box);
   }
-  root.append(el("article", { class: "chart", id: "chart-none" }, el("h2", {}, "Not recorded"), el("dl", {})));
+  root.append(el("article", { class: "chart", id: "chart-none" }, el("h2", {}, "Not there"), el("dl", {})));
 }
 
 export function drawCharts(only = null) {
@@ -84,12 +83,15 @@ export function drawCharts(only = null) {
 
 // Charts without anything are not drawn: one place says which, and why.
 function tellMissing() {
-  const missing = [...built.values()].filter((made) => !made.chart.main && !made.drawn);
+  const reasons = new Map();
+  for (const { chart, drawn, why } of built.values()) {
+    if (!chart.main && !drawn) reasons.set(why, [...(reasons.get(why) ?? []), chart.title]);
+  }
   const box = document.getElementById("chart-none");
-  box.hidden = !missing.length;
+  box.hidden = !reasons.size;
   box
     .querySelector("dl")
-    .replaceChildren(...missing.flatMap(({ chart, why }) => [el("dt", {}, chart.title), el("dd", {}, why)]));
+    .replaceChildren(...[...reasons].flatMap(([why, titles]) => [el("dt", {}, titles.join(", ")), el("dd", {}, why)]));
 }
 
 // Colours are read again: of the theme, or of the runs.
@@ -104,7 +106,7 @@ function lineLegend(runs) {
   if (metrics.some((one) => one.size > 1)) {
     found.push(el("li", {}, `band: lowest to highest of ${Math.max(...metrics.map((one) => one.size))} steps`));
   }
-  if (view.smoothing !== "off") found.push(el("li", {}, smoothing(metrics)));
+  if (view.smoothing !== "off" && metrics.some((one) => one.rows)) found.push(el("li", {}, smoothing(metrics)));
   if (metrics.some((one) => one.validation.length)) found.push(el("li", {}, "rings: validation"));
   const odd = metrics.reduce((sum, one) => sum + (one.not_finite.loss ?? 0), 0);
   if (odd) found.push(el("li", { class: "warn" }, `${plural(odd, "loss", "losses")} not finite: gaps`));
@@ -135,14 +137,10 @@ function draw(made) {
   const { chart } = made;
   const table = tableOf(runs, chart);
   if (!table) {
-    const waiting = runs.length
-      ? (WHY_EMPTY[chart.id] ?? (runs.some((run) => run.metrics.rows) ? WHY_EMPTY.none : "No step is finished yet."))
-      : "No run is shown: press 1 to 9, or a run's name.";
-    const reading = runs.some((run) => run.more) ? "Reading the run's files." : waiting;
+    made.why = whyEmpty(chart, runs);
     forget(made);
     made.box.classList.add("bare");
-    made.why = reading;
-    made.plot.replaceChildren(empty(reading));
+    made.plot.replaceChildren(empty(made.why));
     made.readout.textContent = "";
     return;
   }
@@ -163,6 +161,13 @@ function draw(made) {
     made.key = key;
   }
   tell(made);
+}
+
+function whyEmpty(chart, runs) {
+  if (!runs.length) return "No run is shown: press 1 to 9, or a run's name.";
+  if (runs.some((run) => run.more)) return "Reading the run's files.";
+  if (!runs.some((run) => run.metrics.rows)) return "No step is finished yet.";
+  return WHY_EMPTY[chart.id] ?? "The run has recorded no finite value of it.";
 }
 
 function forget(made) {
