@@ -1,8 +1,8 @@
 """Text that a trained model writes: from a run, one of its checkpoints, or an exported model.
 
 SOURCE is a run folder (then its newest checkpoint), a checkpoint of any layout, or a folder of exported files. One
-process; sparse layers stay sparse: their weights are made dense one layer at a time, inside the product, unless
---keep-dense trades memory for time. Greedy unless --temperature is given.
+process; sparse layers stay sparse: on a CPU a token is multiplied with their active weights alone, elsewhere their
+weights are made dense one layer at a time, inside the product. Greedy unless --temperature is given.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from smet.seeds import generator
 from .checkpoints.cli import add_family, byte_count, make_parser
 from .inference.model import DTYPES, Loaded, load
 from .inference.tokenizer import find_tokenizer
+
+FEW = "smet.compute.few:Few"
+"""The backend that multiplies few tokens, where it can."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -142,7 +145,9 @@ def _of_sparse_layers(loaded: Loaded) -> str:
     held = sum(layer.values.nbytes + layer.packed_mask().nbytes for layer in layers)
     dense = [layer.in_features * layer.out_features * dtype.itemsize for layer in layers]
     by, kept = compute.describe(layers, 1, dtype), any(layer.keep_dense for layer in layers)
-    if by != "dense":
+    if by == "few":
+        more = "from which each token is multiplied"
+    elif by != "dense":
         more = f"products by {by}"
     elif kept:
         more = f"and {byte_count(sum(dense))} of dense weights, which are kept"
@@ -162,6 +167,9 @@ def run(options: argparse.Namespace) -> int:
         options.source, precision=options.precision, device=options.device, own_family=options.family,
         keep_dense=options.keep_dense or None,
     )  # fmt: skip
+    for layer in loaded.sparse.values():
+        if layer.compute == compute.AUTO and not layer.keep_dense:
+            layer.compute = FEW
     tokenizer = find_tokenizer(loaded, options.tokenizer, options.eos_token)
     for remark in loaded.remarks:
         print(f"note: {printable(remark)}", file=sys.stderr, flush=True)
