@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch.distributed as dist
 
 import pretrain.callbacks.samples as samples
+from pretrain.errors import DataError
 from pretrain.generate import choose
 from tests.pretrain.runs import settings, train
 from tests.tools.texts import make_documents, write_jsonl
@@ -75,18 +76,23 @@ def jobs(folder: Path, corpus: str, tokenizer: str) -> dict[str, dict[str, Any]]
     made["bf16-tiles"] = tiles = one("bf16-tiles", "bf16", "zero2", prompts=[])
     tiles["model"] = {**MODEL, "hidden_size": 32, "intermediate_size": 64}
     tiles["sparsity"] |= {"block": [8, 16], "density": 0.5, "permute": "both"}
+    made["too-long"] = one("too-long", "fp32", "zero2", prompts=["a", "word " * 40])
     # DeepSpeed keeps what it was told of tensor parallelism: in one process, layouts without it come first.
     order = list(LAYOUTS.values())
     return dict(sorted(made.items(), key=lambda item: order.index(item[1]["parallel"])))
 
 
 def train_each(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """In every rank: train each run. In ``disagreeing``, the second rank would choose other tokens than the first."""
+    """In every rank: train each run, or say what stops it. In ``disagreeing``, the second rank would choose other
+    tokens than the first."""
     found = {}
     for name, one in given.items():
         disagrees = name == "disagreeing" and dist.get_rank() == 1
         with patch.object(samples, "choose", _another if disagrees else choose):
-            found[name] = train(one)
+            try:
+                found[name] = train(one)
+            except DataError as error:
+                found[name] = {"error": str(error)}
     return found
 
 

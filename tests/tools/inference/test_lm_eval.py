@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tools.inference.conftest import Trained
+from tests.tools.checkpoints.models import make_hf
+from tests.tools.inference.runs import quietly
 from tools.evaluate import main as evaluate
+from tools.import_hf import main as import_model
 from tools.inference import harness
 
 TASK = """\
@@ -37,26 +40,34 @@ def task(folder: Path) -> str:
     return f"--include_path {folder} --batch_size 2 --device cpu"
 
 
+@pytest.fixture
+def checkpoint(tmp_path: Path, model: str) -> Path:
+    """Of a model that was never trained, with a tokenizer."""
+    make_hf(tmp_path / "model", vocab_size=512, max_position_embeddings=64)
+    shutil.copy(model, tmp_path / "model" / "tokenizer.model")
+    quietly(import_model, tmp_path / "model", tmp_path / "imported", "--density", 0.5)
+    return tmp_path / "imported"
+
+
 @pytest.mark.slow
 def test_a_local_task_is_asked_of_the_export(
-    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """About half a minute, most of it for the harness to import."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    run, more = str(trained.folder / "fp32-zero2"), task(tmp_path)
+    run, more = str(checkpoint), task(tmp_path)
     arguments = [run, "--lm-eval", "which_is_likelier", "--lm-eval-args", more, "--json"]
     assert evaluate(arguments) == 0
     report = json.loads(capfd.readouterr().out)
     assert report["model"] == run
     assert report["results"]["which_is_likelier"]["acc,none"] == 0.5, "every other answer is right"
-    assert not list(trained.folder.rglob("export")), "what was exported for it is gone"
-    assert evaluate([run, "--lm-eval", "no_such_task"]) == 2
-    assert "error: lm_eval ended with exit code" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("export")), "what was exported for it is gone"
 
 
 def test_a_missing_package_is_one_line(
-    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = importlib.util.find_spec
 
@@ -64,17 +75,35 @@ def test_a_missing_package_is_one_line(
         return None if name == harness.PACKAGE else whole(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    assert evaluate([str(trained.folder / "fp32-zero2"), "--lm-eval", "piqa"]) == 2
+    assert evaluate([str(tmp_path), "--lm-eval", "piqa"]) == 2
     assert capsys.readouterr().err == (
         "error: --lm-eval needs lm_eval, which is not installed here; pip install 'smet-train[eval]'\n"
     )
 
 
-def test_options_that_are_given_here_are_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    if importlib.util.find_spec(harness.PACKAGE) is None:
-        pytest.skip("lm_eval is not installed")
-    arguments = [str(trained.folder / "fp32-zero2"), "--lm-eval", "piqa", "--lm-eval-args", "--limit 2 --model=vllm"]
-    assert evaluate(arguments) == 2
+def harness_that(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of its name that ends with ``code``."""
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tmp_path / "lm_eval" / "__main__.py").write_text(f"raise SystemExit({code})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+
+def test_a_harness_that_fails_or_finds_nothing_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness_that(3, tmp_path, monkeypatch)
+    (tmp_path / "config.json").touch()  # files that are exported already
+    assert evaluate([str(tmp_path), "--lm-eval", "piqa"]) == 2
+    assert capfd.readouterr().err == "error: lm_eval ended with exit code 3; what it said stands above\n"
+
+
+def test_options_that_are_given_here_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert evaluate([str(tmp_path), "--lm-eval", "piqa", "--lm-eval-args", "--limit 2 --model=vllm"]) == 2
     assert "--lm-eval-args has --model=vllm, which is given here" in capsys.readouterr().err
 
 
