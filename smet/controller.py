@@ -55,7 +55,8 @@ class TopologyController:
         store: fragments of master weights and state.
         bank: serves the masks; sharded over ``store.group``.
         total_steps: length of the run in optimizer steps.
-        shard, shards: which tensor-parallel part of how many the layers are.
+        shard: which tensor-parallel part the layers are.
+        shards: of how many.
         tell: says what of the schedule is probably not meant.
 
     Raises:

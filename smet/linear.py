@@ -22,7 +22,8 @@ class SparseLinear(nn.Module):
     over their inputs), so that a tensor-parallel shard is always a contiguous range of mask and values.
 
     Args:
-        in_features, out_features: as in ``nn.Linear``.
+        in_features: columns of W.
+        out_features: its rows.
         bits: packed mask of the canonical matrix's tiles, uint8.
         values: initial active values, ``(active * tile_size,)``, tile by tile.
         block: tile size in the canonical matrix.

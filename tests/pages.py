@@ -41,7 +41,8 @@ def scripts() -> Path:
     (folder / "smet").write_text(
         f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         f"os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [{str(ROOT)!r}, os.environ.get('PYTHONPATH')]))\n"
-        "from tools.__main__ import smet\nsmet()\n"
+        "if __name__ == '__main__':  # workers import this file again\n"
+        "    from tools.__main__ import smet\n\n    smet()\n"
     )
     (folder / "smet").chmod(0o755)
     return folder

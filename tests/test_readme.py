@@ -71,3 +71,17 @@ def test_the_program_trains_with_the_settings_that_it_names(capsys: pytest.Captu
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_number_of_when_it_pays_is_on_a_page_behind_it() -> None:
+    section = README.partition("## When it pays")[2].partition("\n## ")[0]
+    items = re.split(r"^- ", section, flags=re.MULTILINE)[1:]
+    assert len(items) >= 6
+    for item in items:
+        pages = re.findall(r"\]\((docs/[\w-]+\.md)\)", item)
+        behind = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+        numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+|,\d{3})", item)
+        assert numbers, item
+        for number in numbers:
+            found = re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d.,]*\d)", behind)
+            assert found, f"{number} is on none of {pages}:\n{item}"

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import load_config
-from pretrain.data.tokenizers import load_tokenizer
-from pretrain.data.writer import IndexedWriter
 from tests.distributed import free_port
-from tests.pages import ROOT, blocks, commands, link_checkout, run
-from tests.tools.texts import make_documents
+from tests.pages import ROOT, blocks, commands, run
+from tests.tools.quickstart import lay_quickstart
 from tools import export_hf, import_hf, inspect_checkpoint
 
 PAGE = "docs/checkpoints.md"
@@ -31,18 +29,8 @@ SHORT = (
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     """What the page expects to find: the checkout, and the quickstart's corpus and tokenizer."""
-    import numpy as np
-
     folder = tmp_path_factory.mktemp("checkout")
-    link_checkout(folder)
-    data = folder / "data" / "quickstart"
-    data.mkdir(parents=True)
-    (data / "tokenizer.model").symlink_to(model)
-    tokenizer = load_tokenizer(model)
-    for name in ("train", "validation"):
-        with IndexedWriter(data / f"python_{name}", np.dtype(np.uint16)) as writer:
-            for document in make_documents(100):
-                writer.add(tokenizer.encode(document).astype(np.uint16))
+    lay_quickstart(folder, model)
     (folder / "imported.yaml").write_text(blocks(PAGE, "yaml")[0])
     return folder
 
