@@ -31,7 +31,7 @@ else:
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS = ("smet", "pretrain", "launch", "tools", "configs")
-NAMES = {"huggingface_hub": "huggingface-hub", "yaml": "PyYAML"}
+NAMES = {"huggingface_hub": "huggingface-hub", "yaml": "PyYAML", "PIL": "pillow"}
 """Distributions that are not called as the module that they bring."""
 OF_TORCH = {"torch", "numpy", "triton"}
 """What the core brings: triton comes with torch where there is a GPU."""

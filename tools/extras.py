@@ -8,7 +8,7 @@ EXTRAS = {
     "yaml": "data", "psutil": "data", "tqdm": "data", "datasets": "data", "pyarrow": "data", "sentencepiece": "data",
     "tokenizers": "data", "zstandard": "data",
     "huggingface_hub": "hf", "safetensors": "hf", "transformers": "hf",
-    "matplotlib": "plot",
+    "matplotlib": "plot", "PIL": "plot",
     "lm_eval": "eval",
     "mpi4py": "mpi",
 }  # fmt: skip

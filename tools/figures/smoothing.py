@@ -37,8 +37,8 @@ def smoothed(steps: Sequence[float], values: Sequence[float | None], over: int) 
     """
     import numpy as np
 
-    at = np.asarray(steps, dtype=float)
-    raw = np.asarray([np.nan if value is None else value for value in values], dtype=float)
+    at = np.asarray(steps, dtype="float64")
+    raw = np.asarray([np.nan if value is None else value for value in values], dtype="float64")
     known = np.isfinite(raw)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, raw, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])

@@ -7,6 +7,7 @@ white. SMET has the only strong one.
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,18 +109,30 @@ def settle(figure: Figure) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    """A reader sees the old picture or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(_rendered(figure, path.suffix.lower()))
+        os.replace(temporary, path)
+    except OSError as error:  # under the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _rendered(figure: Figure, suffix: str) -> bytes:
     # Without a date and version, the same numbers give the same bytes.
-    suffix = path.suffix.lower()
+    metadata: dict[str, dict[str, Any]] = {
+        ".svg": {"Date": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }  # fmt: skip
+    raw = io.BytesIO()
+    figure.savefig(raw, dpi=DPI, format=suffix[1:], metadata=metadata.get(suffix))
     if suffix != ".png":
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
-        figure.savefig(path, dpi=DPI, metadata=metadata.get(suffix))
-        return
+        return raw.getvalue()
     from PIL import Image
 
-    raw = io.BytesIO()
-    figure.savefig(raw, dpi=DPI, format="png")
+    small = io.BytesIO()
     with Image.open(raw) as image:  # a third of the bytes, and nothing that an eye sees
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def line_of(kind: str, place: int = 0) -> dict[str, Any]:
