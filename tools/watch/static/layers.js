@@ -188,7 +188,7 @@ export function drawMask() {
   if (!picture) return;
   const canvas = el("canvas", { class: "picture", width: picture.width, height: picture.height, role: "img" });
   const [active, age] = [decoded(picture.active), decoded(picture.age)];
-  const [ground, young, old] = [rgb(colour("panel")), rgb(colour("strong")), rgb(colour("old"))];
+  const [ground, young, old] = [rgb(colour("panel")), rgb(colour("young")), rgb(colour("old"))];
   const image = new ImageData(picture.width, picture.height);
   for (let at = 0; at < active.length; at++) {
     const [share, years] = [active[at] / 255, age[at] / 255];

@@ -192,7 +192,7 @@ export function drawSamples(run) {
     `${plural(run.samples.length, "sample")}, newest first; what was given is grey`,
     newest.map((sample) => {
       const when = el("span", { class: "dim" }, `after step ${count(sample.step)}`);
-      return el("p", { class: "sample" }, when, el("mark", {}, sample.prompt), sample.text);
+      return el("p", { class: "sample" }, when, el("mark", {}, sample.prompt), sample.text.trimEnd());
     }),
   );
 }

@@ -48,6 +48,7 @@ export function ticks(values) {
 
 export function figure(value) {
   if (value === null || value === undefined) return "not finite";
+  if (Number.isInteger(value)) return count(value);
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2).replace("e+", "e");
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
