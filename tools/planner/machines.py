@@ -18,7 +18,7 @@ from .timing import Machine
 
 PRODUCTS, MEMORY, LINKS = 0.4, 0.6, 0.67
 """Parts of the data sheet's figures that a step is taken to achieve. Of products: a whole dense step on one H200
-reached 0.45 of them (docs/performance-gpu.md); larger models reach more, small ones and slow networks less."""
+reached 0.43 of them (docs/performance-gpu.md); larger models reach more, small ones and slow networks less."""
 CPU = "cpu"
 UNNAMED = 80 * 10**9
 SECONDS = 0.3
