@@ -15,6 +15,7 @@ from pretrain.config import RunConfig, load_config
 from pretrain.environment import PORT
 from pretrain.errors import LaunchError
 from pretrain.ports import listen, why_not
+from pretrain.writers import require_installed
 
 from . import slurm
 from .attempt import Watch
@@ -51,6 +52,7 @@ def prepare(options: argparse.Namespace, environ: Mapping[str, str] = os.environ
         require_host(options.master_addr, "--master-addr")
     submits = options.slurm and "SLURM_JOB_ID" not in environ
     config = load_config(options.config, options.overrides)
+    require_installed(config.logging.writers)
     hosts = _hosts(options, config, environ, submits)
     require_fit(config, hosts)
     launcher = options.launcher or _launcher(options, hosts)

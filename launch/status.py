@@ -90,12 +90,13 @@ def _launched(noted: list[dict[str, Any]]) -> str | None:
 def _speed(metrics: list[dict[str, Any]], left: int) -> dict[str, float | None]:
     recent = [record for record in metrics[-RECENT:] if record.get("step_seconds") is not None]
     if not recent:
-        return {"seconds_left": None, "tokens_per_second": None, "step_seconds": None}
+        return {"seconds_left": None, "tokens_per_second": None, "step_seconds": None, "mfu": None}
     step_seconds = median(record["step_seconds"] for record in recent)
     return {
         "seconds_left": max(0, left) * step_seconds,
         "tokens_per_second": median(record.get("tokens_per_second") or 0.0 for record in recent),
         "step_seconds": step_seconds,
+        "mfu": recent[-1].get("mfu"),  # of older runs, and of devices whose peak is not known, there is none
     }
 
 
@@ -147,6 +148,7 @@ def report(status: dict[str, Any]) -> str:
         to_go = f"{left} left" if status["state"] == "running" else f"{steps:,} steps to go, {left} at that speed"
         lines.append(
             f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step"
+            + (f", MFU {status['mfu']:.1%}" if status["mfu"] is not None else "")
             + (f", {to_go}" if steps > 0 else "")
         )
         lines.append(f"so far      {_count(status['tokens'])} tokens, loss {_number(status['loss'])}")

@@ -107,6 +107,7 @@ class Start:
     def _layout(self, place: Place, config: RunConfig) -> Layout:
         from pretrain.meeting import meet
         from pretrain.run_folder import require_writable
+        from pretrain.writers import require_installed
 
         if _has_joined():
             from pretrain.startup import start
@@ -118,6 +119,7 @@ class Start:
         try:
             if place.rank == 0:
                 require_writable(config.train.output_dir)
+                require_installed(config.logging.writers)
             from pretrain.startup import start
 
             meeting.joining()

@@ -15,6 +15,7 @@ from typing import Any
 
 from pretrain.command import again, override
 from pretrain.config import RunConfig
+from pretrain.config.checks import MONITORS
 from pretrain.config.load import config_from_dict
 from pretrain.errors import ConfigError
 from pretrain.schedule import learning_rate
@@ -151,6 +152,9 @@ def known(settings: dict[str, Any], family: str) -> RunConfig | None:
     sparsity = settings.get("sparsity")
     if isinstance(sparsity, dict):
         settings = {**settings, "sparsity": {"balance": BEFORE_BALANCE, **sparsity}}
+    deepspeed = settings.get("deepspeed")
+    if isinstance(deepspeed, dict):  # an earlier version let DeepSpeed's monitors be set, which train nothing
+        settings = {**settings, "deepspeed": {key: v for key, v in deepspeed.items() if key not in MONITORS}}
     try:
         return config_from_dict(settings, (family,))
     except ConfigError:

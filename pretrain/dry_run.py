@@ -7,6 +7,7 @@ fake ones, which know their ranks and send nothing.
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from torch import nn
 from pretrain.changes import settle
 from pretrain.config import RunConfig
 from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
+from pretrain.data.corpus import open_corpus
+from pretrain.data.epochs import epochs, too_many
+from pretrain.data_specs import training_spec
 from pretrain.environment import check_world
-from pretrain.errors import LaunchError
+from pretrain.errors import DataError, LaunchError
 from pretrain.layout import Coordinates, Layout
 from pretrain.lookup import require_found
 from pretrain.models import FAMILIES
@@ -32,7 +36,7 @@ from smet.linear import SparseLinear, sparse_layers
 from smet.mask import TileGrid, packed_bytes
 from smet.notices import run_notices
 from smet.patterns import selects
-from smet.say import note
+from smet.say import note, say
 
 
 @settings_by_run_file()
@@ -144,8 +148,11 @@ def _report(config: RunConfig, layout: Layout, model: nn.Module, as_json: bool) 
     plan = plan_rank(config, layout.world_size, layout.stage)
     place: dict[str, Any] = {"rank": layout.rank, "data": layout.dp_rank, "tensor": layout.tensor_rank,
                              "stage": layout.stage, "world_size": layout.world_size}  # fmt: skip
+    length, warnings = _length(config)
     if as_json:
-        return json.dumps({**place, "plan": plan.to_json()})
+        return json.dumps({**place, "plan": plan.to_json(), "epochs": length})
+    for warning in warnings:
+        say(warning, logging.WARNING)
     layers = sparse_layers(model).values()
     active, total = (sum(counts) for counts in zip(*((la.values.numel(), la.grid.tiles * la.grid.tile_size)
                                                      for la in layers), strict=True)) if layers else (0, 0)  # fmt: skip
@@ -160,6 +167,24 @@ def _report(config: RunConfig, layout: Layout, model: nn.Module, as_json: bool) 
             "",
             table(plan, dense),
             "",
+            _length_line(config, length),
             "dry run: all checks passed, nothing was trained",
         ]
     )
+
+
+def _length(config: RunConfig) -> tuple[float | None, list[str]]:
+    """Epochs of the whole run, and warnings about them; None where the data does not lie here."""
+    try:
+        corpus = open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed, check=False)
+    except (DataError, OSError):
+        return None, []
+    samples = config.train.steps * config.train.global_batch_size
+    return epochs(corpus, samples), too_many(corpus, config.train.steps, config.train.global_batch_size)
+
+
+def _length_line(config: RunConfig, length: float | None) -> str:
+    train = config.train
+    tokens = train.steps * train.global_batch_size * config.data.seq_length
+    told = "epochs unknown, since its data cannot be read here" if length is None else f"{length:.3g} epochs"
+    return f"{train.steps:,} steps of {tokens // train.steps:,} tokens = {tokens:,} tokens, {told}"

@@ -75,6 +75,14 @@ class Layout:
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
         return bool(value.item())
 
+    def maxima(self, *values: int) -> tuple[int, ...]:
+        """The largest of each value over all ranks, in one reduction. Collective."""
+        if self.world_size == 1:
+            return values
+        largest = torch.tensor(values)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.control)
+        return tuple(largest.tolist())
+
     def mean(self, value: torch.Tensor) -> float:
         """Mean of a scalar over data-parallel ranks. Collective.
 

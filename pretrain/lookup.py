@@ -10,6 +10,7 @@ from pretrain.config import RunConfig
 from pretrain.config.names import settings_by_run_file
 from pretrain.formula import formula_of
 from pretrain.models import family_of
+from pretrain.writers import require_there
 from smet import criteria
 from smet.compute import backend
 from smet.errors import require_all
@@ -30,6 +31,7 @@ LOOKUPS: tuple[Callable[[RunConfig], object], ...] = (
     _criteria,
     lambda config: backend(config.sparsity.compute, "sparsity.compute"),
     classes_of,
+    lambda config: require_there(config.logging.writers),
     _family,
 )
 """Each raises ``ConfigError`` where a name means nothing."""

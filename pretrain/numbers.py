@@ -42,6 +42,18 @@ def short_count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def magnitude(value: float, unit: str) -> str:
+    """``value`` with three digits and a prefix of powers of 1000: ``21.3 GFLOP``."""
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * scale:
+            return (
+                f"{value / scale:.3g} {prefix}{unit}"
+                if value < 999.5 * scale
+                else f"{value / scale:,.0f} {prefix}{unit}"
+            )
+    return f"{value:.3g} {unit}"
+
+
 def duration(seconds: float) -> str:
     """``75`` -> ``1m15s``; ``4000`` -> ``1h06m``; ``200000`` -> ``2d07h``."""
     minutes, rest = divmod(round(seconds), 60)

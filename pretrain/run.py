@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -19,11 +18,12 @@ from pretrain.checkpoint.save import Saver
 from pretrain.command import told
 from pretrain.config import RunConfig
 from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
-from pretrain.config.schema import Source, Stage
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
+from pretrain.data_specs import blend_spec, training_spec
 from pretrain.ends import broken_line, last_line, why_ended
 from pretrain.engine import Engine
+from pretrain.engine.log import listen, stop_listening
 from pretrain.errors import DataError
 from pretrain.first_masks import first_masks
 from pretrain.heartbeat import Heartbeat, require_free
@@ -33,14 +33,15 @@ from pretrain.models import inventory_of
 from pretrain.origin import origin_of
 from pretrain.parallel.groups import require_alike
 from pretrain.paths import why_no_file
-from pretrain.plan import cut
-from pretrain.products import choose_products, micro_batch
+from pretrain.products import choose_products
 from pretrain.run_folder import RunFolder
+from pretrain.run_folder.reader import LOGS
 from pretrain.stopping import StopRequest
+from pretrain.summary import first_lines
 from pretrain.trainer import Trainer
-from smet import MaskBank, TopologyController, compute, kernels
+from pretrain.yardstick import yardstick
+from smet import MaskBank, TopologyController
 from smet.say import note
-from smet.starved import empty, starved
 
 
 @settings_by_run_file()
@@ -60,6 +61,7 @@ def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> T
         raise
     finally:
         trainer.heartbeat.close()
+        stop_listening()
     if layout.is_main:
         trainer.folder.append_event("end", trainer.step, why=why_ended(trainer, first))
         print(last_line(trainer, first), flush=True)
@@ -79,6 +81,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     stop = stop or StopRequest()
     stop.limit(operation.time_limit, operation.time_margin)
     folder = RunFolder(config.train.output_dir)
+    log = listen(folder.path / LOGS, layout.rank)
     accumulation = config.accumulation(layout.dp_size)
     train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
     layout.agree(lambda: require_free(folder) if layout.is_main else None)
@@ -114,18 +117,24 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     remarks = folder.remarks(config, trainer.step) if layout.is_main else []
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()
+    log.open()
     for notice in idle_in_run_file(config.sparsity):
         note(notice)
-    weights = layout.gather_objects(_sparse_weights(trainer))
-    starved = _starved(trainer)
+    trainer.yardstick = yardstick(trainer)
+    balance = _balance_as_it_was(config) if asked != config.sparsity.balance else []
+    bends = origin.what_bends(trainer) if origin and layout.is_main else []
+    lines = first_lines(trainer, log, [*remarks, *measured, *bends, *balance])
     if layout.is_main:
-        remarks += [*measured, *(origin.what_bends(trainer) if origin else [])]
-        if config.sparsity.balance != asked and config.sparsity.block != (1, 1):
-            start = config.sparsity.prune_start
-            remarks.append(f"sparsity.balance is {config.sparsity.balance} and prune_start {start:g}, as the run began")
-        remarks += starved
-        print("\n".join([*remarks, _summary(trainer, weights)]), flush=True)
+        print("\n".join(lines), flush=True)
     return trainer
+
+
+def _balance_as_it_was(config: RunConfig) -> list[str]:
+    """Where the run file leaves the balance to the program, and the run began with another one than it would now."""
+    sparsity = config.sparsity
+    if sparsity.block == (1, 1):
+        return []
+    return [f"sparsity.balance is {sparsity.balance} and prune_start {sparsity.prune_start:g}, as the run began"]
 
 
 def _topology(config: RunConfig, layout: Layout, engine: Engine) -> tuple[MaskBank, TopologyController]:
@@ -162,7 +171,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
         tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
     corpora = []
     check = os.environ.get("LOCAL_RANK", "0") == "0"  # once per host: each may have a copy of its own
-    for spec in (_curriculum(data.curriculum) or _blend(data.train), _blend(data.validation)):
+    for spec in (training_spec(data), blend_spec(data.validation)):
         corpus = open_corpus(spec, data.seq_length, data.seed, check) if spec else None
         if corpus is not None:
             check_vocabulary(corpus, inventory_of(config.model).shape.vocabulary, tokenizer)
@@ -177,72 +186,9 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
     return train, validation
 
 
-def _blend(sources: tuple[Source, ...]) -> Any:
-    if len(sources) == 1:
-        return sources[0].path
-    return [{"path": source.path, "weight": source.weight} for source in sources]
-
-
-def _curriculum(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
-    return [
-        {"blend": [dataclasses.asdict(source) for source in stage.blend]}
-        | ({} if stage.until_tokens is None else {"until_tokens": stage.until_tokens})
-        for stage in stages
-    ]
-
-
 def _callbacks(config: RunConfig, folder: RunFolder, layout: Layout, validation: BatchLoader | None) -> list[Callback]:
     """All callbacks, in the order of ``callbacks.base.ORDER``."""
     settings = config.checkpoint
     permutation = permutation_digest(config.model, config.sparsity) if layout.is_main else None  # who publishes
     saver = Saver(folder.checkpoints, layout, settings.keep_last, settings.keep_every, permutation)
     return callbacks_of(Parts(config, layout, folder, saver, resume, validation))
-
-
-def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
-    """Active and all weights of this rank's sparse layers, 0 where another data-parallel rank counts them."""
-    layers = trainer.topology.all_layers.values() if trainer.layout.is_first_replica else ()
-    return sum(la.active * la.grid.tile_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
-
-
-def _starved(trainer: Trainer) -> list[str]:
-    """A line about rows and columns of tiles without any active one, over all tensor-parallel ranks. Collective."""
-    bank, layout = trainer.bank, trainer.layout
-    layers = trainer.topology.all_layers
-    own = {name: empty(bank.bits(la), la.grid) for name, la in layers.items()
-           if la.grid.tile_size > 1 and not la.is_full}  # fmt: skip
-    bank.release()
-    found = layout.gather_objects(own if layout.is_first_replica else {})
-    return [f"warning: {in_run_file(line)}" for line in starved(found)]
-
-
-def _density(trainer: Trainer, stored: float) -> str:
-    """How dense the sparse layers are, as the summary says it."""
-    sparsity = trainer.config.sparsity
-    if not sparsity.falls:
-        return f"active (density {stored:.4g}"
-    return (
-        f"stored (density {stored:.4g}, of which {trainer.topology.density:.4g} is open and {sparsity.density:g} will"
-        " be left; storage keeps its first size"
-    )
-
-
-def _summary(trainer: Trainer, counts: list[tuple[int, int]]) -> str:
-    """One resolved line: what trains, how, on what. ``counts``: what ``_sparse_weights`` is on each rank."""
-    config, layout = trainer.config, trainer.layout
-    weights, total = (sum(numbers) for numbers in zip(*counts, strict=True))
-    rows, cols = config.sparsity.block
-    permuted = f", permuted {config.sparsity.permute}" if config.sparsity.is_permuted else ""
-    degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
-    ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
-    stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
-    formula = trainer.store.optimizer.formula.name
-    optimizer = "SmetAdamW" if formula == "adamw" else formula
-    products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
-    return (
-        f"SMET: {weights:,} of {total:,} sparse-layer weights {_density(trainer, weights / total)}, block "
-        f"{rows}x{cols}{permuted}); {optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}"
-        f"{stages}; {config.train.precision} weights and gradients, fp32 master and moments; "
-        f"{config.train.micro_batch_size} x {config.accumulation(layout.dp_size)} x {layout.dp_size} sequences of "
-        f"{config.data.seq_length} tokens per step; products by {products}; {kernels.describe(layout.device.type)}"
-    )

@@ -13,9 +13,11 @@ from pretrain.data.loader import BatchLoader
 from pretrain.engine import Engine
 from pretrain.heartbeat import TRAINING, Heartbeat
 from pretrain.layout import Layout
+from pretrain.peak import peak_memory
 from pretrain.run_folder import RunFolder
 from pretrain.schedule import learning_rate
 from pretrain.stopping import StopRequest
+from pretrain.yardstick import Yardstick
 from smet.bank import MaskBank
 from smet.controller import TopologyController
 
@@ -54,6 +56,10 @@ class Trainer:
         """Samples (from, to) that are left out, since training did not get over them."""
         self.stop_request, self.heartbeat = stop_request, heartbeat
         self.stop_reason = ""
+        self.yardstick: Yardstick | None = None
+        """What a step's time is compared with."""
+        self.fullest_rank = 0
+        """Most bytes that any rank had held when all were last asked whether to stop."""
         engine.before_update(self._before_update)
 
     @property
@@ -98,8 +104,15 @@ class Trainer:
         self.stop_reason = self.stop_reason or reason
 
     def stopping(self) -> bool:
-        """Whether to end early: any rank was asked to. Collective; asked wherever the run can be left."""
-        if not self.stop_reason and self.layout.any(bool(self.stop_request.why())):
+        """Whether to end early: any rank was asked to. Collective; asked wherever the run can be left.
+
+        Each rank's memory goes along: one reduction more for it would be one more to wait for.
+        """
+        if self.stop_reason:
+            return True
+        asked, held = bool(self.stop_request.why()), peak_memory(self.layout.device)
+        someone, self.fullest_rank = self.layout.maxima(asked, held)
+        if someone:
             reasons = self.layout.gather_objects(self.stop_request.why())
             self.request_stop(next(reason for reason in reasons if reason))
         return bool(self.stop_reason)

@@ -22,8 +22,8 @@ SMALLER = (
 """What a test can afford."""
 
 SAID = {
-    "own_momentum": "; momentum in ZeRO-2",
-    "own_compute": "; products by rows",
+    "own_momentum": "momentum in ZeRO-2",
+    "own_compute": "products by rows",
     "own_callback": "SmetAdamW in ZeRO-2",
 }
 

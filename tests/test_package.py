@@ -105,8 +105,9 @@ def test_dependencies_are_ranges_that_the_pins_lie_in() -> None:
     assert len(ranges) > 10
     assert all("==" not in str(specifier) for specifier in ranges.values())
     pinned = set()
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
+    files = ("requirements.txt", "requirements-dev.txt")
+    for line in [line for file in files for line in (ROOT / file).read_text().splitlines()]:
+        if line and not line.startswith(("#", "-r")) and Requirement(line.partition(" #")[0]).name in ranges:
             pin = Requirement(line.partition(" #")[0])
             (version,) = pin.specifier
             pinned.add(pin.name)

@@ -11,6 +11,7 @@ EXTRAS = {
     "matplotlib": "plot", "PIL": "plot",
     "lm_eval": "eval",
     "mpi4py": "mpi",
+    "wandb": "wandb", "trackio": "trackio",
 }  # fmt: skip
 """Name that is imported -> the first extra of ``pyproject.toml`` that brings it."""
 

@@ -24,9 +24,11 @@ ORDER = {
     "consistency": "compares what several ranks hold alike, updates included",
     "memory": "measures what is held at rest, when evaluation and update have let go",
     "sources": "counts samples, for the record and for the checkpoint of the same step",
+    "speed": "looks at the fullest moment, which evaluation and update may be",
     OWN: "sees all of the record, and what it adds is written; its state is saved with the step that it belongs to",
     "checkpoint": "saves before a step what all others know of the step before; at the end, after their last word",
     "metrics": "writes the record, when everybody has added to it",
+    "writers": "hands on what was written, and what happened until then",
     "progress": "prints what was written",
 }
 """Who is called when, and why there: at each hook, every callback in this order, on all ranks."""

@@ -16,9 +16,11 @@ from pretrain.callbacks.logging import MetricsCallback, ProgressCallback
 from pretrain.callbacks.memory import MemoryCallback
 from pretrain.callbacks.samples import SamplesCallback
 from pretrain.callbacks.sources import SourcesCallback
+from pretrain.callbacks.speed import SpeedCallback
 from pretrain.callbacks.stability import StabilityCallback
 from pretrain.callbacks.topology import TopologyCallback
 from pretrain.callbacks.traffic import TrafficCallback
+from pretrain.callbacks.writers import WritersCallback
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
 from pretrain.data.loader import BatchLoader
@@ -63,7 +65,9 @@ BUILT_IN: dict[str, Callable[[Parts], Callback | None]] = {
     "memory": lambda parts: MemoryCallback(parts.folder),
     "sources": lambda _: SourcesCallback(),
     "checkpoint": lambda parts: CheckpointCallback(parts.saver),
-    "metrics": lambda parts: MetricsCallback(parts.folder, parts.config.logging.tensorboard),
+    "speed": lambda parts: SpeedCallback(parts.config),
+    "metrics": lambda parts: MetricsCallback(parts.folder),
+    "writers": lambda parts: WritersCallback(parts.config, parts.folder),
     "progress": lambda _: ProgressCallback(),
 }
 """By the names of ``ORDER``; None where the settings ask for none."""

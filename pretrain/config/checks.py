@@ -32,13 +32,21 @@ DEEPSPEED_OWNED = {
 }
 """Keys of the DeepSpeed JSON that are derived from other sections, and where to set them instead."""
 
+MONITORS = {
+    "tensorboard": "set logging.writers: [tensorboard]",
+    "wandb": "set logging.writers: [wandb]",
+    "csv_monitor": "metrics.jsonl in the run folder has every figure of every step, and logging.writers takes more",
+    "comet": "set logging.writers to tensorboard, wandb, trackio, or a writer of your own (package.module:function)",
+}
+"""DeepSpeed's own monitors, which know neither of topology nor of resuming, and what takes their place."""
+
 DEEPSPEED_KEYS = (
-    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger", "communication_data_type",
-    "compile", "csv_monitor", "data_efficiency", "data_types", "dataloader_drop_last",
+    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "communication_data_type",
+    "compile", "data_efficiency", "data_types", "dataloader_drop_last",
     "disable_allgather", "disable_python_gc", "dump_state", "elasticity", "expert_parallel", "flops_profiler",
     "gradient_allreduce_op", "gradient_predivide_factor", "log_level", "managed_gradient_accumulation",
     "memory_breakdown", "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print",
-    "tensor_parallel", "tensorboard", "timers", "torch_autocast", "wall_clock_breakdown", "wandb",
+    "tensor_parallel", "timers", "torch_autocast", "wall_clock_breakdown",
     "weight_quantization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
 )  # fmt: skip
 """The other keys that deepspeed 0.19.8 reads; it passes over any that it does not know without a word."""
@@ -130,9 +138,14 @@ def _deepspeed_is_known_and_not_derived(deepspeed: dict[str, Any]) -> list[str]:
         if key in deepspeed
     ]
     found += [
+        f"deepspeed.{key} is DeepSpeed's own monitor, expected no such key here; {instead}"
+        for key, instead in MONITORS.items()
+        if key in deepspeed
+    ]
+    found += [
         f"deepspeed.{key} is not a known key of DeepSpeed{nearest(str(key), DEEPSPEED_KEYS)}"
         for key in deepspeed
-        if key not in DEEPSPEED_KEYS and key not in DEEPSPEED_OWNED
+        if key not in DEEPSPEED_KEYS and key not in DEEPSPEED_OWNED and key not in MONITORS
     ]
     zero = deepspeed.get("zero_optimization")
     if isinstance(zero, dict) and "stage" in zero:

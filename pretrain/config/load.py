@@ -223,9 +223,8 @@ def _checked(
 
 def _callbacks(raw: Any, kind: Any, problems: list[str]) -> tuple[CallbackConfig, ...]:
     """The list of callbacks, of which each may be written as its name."""
-    written = [{"name": one} if isinstance(one, str) else one for one in raw] if isinstance(raw, (list, tuple)) else raw
     try:
-        made: tuple[CallbackConfig, ...] = () if raw is None else coerce(written, kind, "callbacks", problems)
+        made: tuple[CallbackConfig, ...] = () if raw is None else coerce(_named(raw), kind, "callbacks", problems)
     except TypeError as mismatch:
         problems.append(f"callbacks is {mismatch}")
         return ()
@@ -235,10 +234,18 @@ def _callbacks(raw: Any, kind: Any, problems: list[str]) -> tuple[CallbackConfig
     return made
 
 
+def _named(raw: Any) -> Any:
+    """A list of things with a name and options, of which each may be written as its name."""
+    return [{"name": one} if isinstance(one, str) else one for one in raw] if isinstance(raw, (list, tuple)) else raw
+
+
 def _prepared(name: str, raw: dict[str, Any]) -> dict[str, Any]:
     """Short forms written out: a preset's name as its keys, one prefix as a blend of one."""
     if name == "sparsity" and isinstance(raw.get("method"), str):
         return SmetConfig.with_preset(raw)
+    if name == "logging" and raw.get("writers") is not None:
+        given = raw["writers"]
+        return {**raw, "writers": _named([given] if isinstance(given, str) else given)}
     if name == "data":
         return {key: _blends_written_out(key, value) for key, value in raw.items()}
     return raw

@@ -7,12 +7,14 @@ expected and what to change. What concerns two sections at once is in ``pretrain
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pretrain.paths import LocalPath
 from pretrain.rules import below, no_choice
-from smet.named import is_own
+from pretrain.writers import WRITERS
+from smet.named import is_own, problem
 
 
 @dataclass(kw_only=True)
@@ -239,16 +241,37 @@ class CallbackConfig:
 
 
 @dataclass(kw_only=True)
+class WriterConfig:
+    """A writer. May also be written as its name, a string."""
+
+    name: str
+    """``tensorboard``, ``wandb`` or ``trackio``; or ``package.module:function`` of one's own, which gives a
+    ``pretrain.writers.Writer``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What it is made with; those of ``wandb`` and ``trackio`` go to their ``init``, such as ``project``."""
+
+    def problems(self, where: str) -> list[str]:
+        """Every invalid value, one sentence each; ``where`` is the dotted name of this writer. Imports nothing."""
+        wrong = problem(f"{where}.name", self.name, WRITERS)
+        return [wrong] if wrong else []
+
+
+@dataclass(kw_only=True)
 class LoggingConfig:
     """What the run tells about itself."""
 
     interval: int = 10
     """Optimizer steps between progress lines; metrics.jsonl has every step."""
-    tensorboard: bool = False
-    """Write TensorBoard events into the run folder."""
+    writers: tuple[WriterConfig, ...] = ()
+    """What else gets the figures: ``tensorboard``, ``wandb``, ``trackio``, or writers of one's own."""
     traffic: bool = True
     """Count the bytes that each step sends, by kind, in runs of several ranks (``bytes_sent_...`` in metrics.jsonl)."""
 
     def problems(self) -> list[str]:
         """Every invalid value, one sentence each."""
-        return below("logging", self, 1, ("interval",))
+        found = below("logging", self, 1, ("interval",))
+        for position, writer in enumerate(self.writers):
+            found += writer.problems(f"logging.writers[{position}]")
+        names = Counter(writer.name for writer in self.writers)
+        twice = [name for name, count in names.items() if count > 1]
+        return found + [f"logging.writers has {name} twice, expected each writer once" for name in twice]

@@ -55,6 +55,9 @@ class Corpus(Protocol):
     def consumed(self, num_samples: int) -> dict[str, int]:
         """Samples each source gave among the first ``num_samples``, by prefix; times ``seq_length`` for tokens."""
 
+    def sizes(self) -> dict[str, int]:
+        """Samples in one epoch of each source, by prefix."""
+
 
 class BlendedCorpus:
     """Several corpora interleaved in exact proportions of samples; each goes through its own epochs.
@@ -102,6 +105,10 @@ class BlendedCorpus:
         for corpus, count in zip(self.corpora, self.blend.counts(num_samples), strict=True):
             given[corpus.prefix] += count
         return dict(given)
+
+    def sizes(self) -> dict[str, int]:
+        """Samples in one epoch of each corpus, by prefix."""
+        return {corpus.prefix: corpus.num_samples for corpus in self.corpora}
 
 
 class Curriculum:
@@ -184,6 +191,10 @@ class Curriculum:
         for key, corpus in self._corpora.items():
             by_prefix[corpus.prefix] += given[key]
         return dict(by_prefix)
+
+    def sizes(self) -> dict[str, int]:
+        """Samples in one epoch of each corpus of any stage, by prefix."""
+        return {corpus.prefix: corpus.num_samples for corpus in self._corpora.values()}
 
 
 def open_corpus(

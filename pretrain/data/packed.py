@@ -94,6 +94,10 @@ class TokenCorpus:
         """All of them, from this corpus."""
         return {self.prefix: num_samples}
 
+    def sizes(self) -> dict[str, int]:
+        """Samples in one epoch."""
+        return {self.prefix: self.num_samples}
+
 
 def digest_of(*parts: object) -> str:
     """sha256 over the printed form of simple values (dicts in sorted order)."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.config import RunConfig
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind
-from pretrain.plan.sizes import Block, PlannedWeight, Rank
+from pretrain.plan.sizes import Block, PlannedWeight, Rank, blocks_of
 from smet.kernels import sides
 
 
@@ -37,6 +37,30 @@ def flops(rank: Rank) -> Flops:
         round(tokens * 3 * (layers + head)), round(tokens * (passes * layers + 3 * head)),
         round(tokens * passes * sum(2 * weight.stored for weight in over_tiles)),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Active:
+    """FLOPs of one optimizer step over all ranks that the model itself needs: forward and backward, nothing twice."""
+
+    sparse: int
+    """Of the active weights of sparse layers, whoever multiplies."""
+    other: int
+    """Of dense layers, attention over half of the sequence (causal), and the head."""
+
+
+def active_flops(config: RunConfig) -> Active:
+    """What "FLOP/s done" and MFU count: products of weights that are active, and of no others."""
+    whole = replace(config, parallel=replace(config.parallel, tensor=1, pipeline=1, sequence=False))
+    blocks = blocks_of(whole)
+    tokens = config.train.global_batch_size * config.data.seq_length
+    sparse = [weight for block in blocks if block.is_layer for weight in block.weights if weight.sparse]
+    everything = sum(layer_flops(whole, block) for block in blocks if block.is_layer) + head_flops(whole)
+    inactive = 2 * sum(weight.total for weight in sparse)
+    return Active(
+        sparse=tokens * 3 * 2 * sum(weight.stored for weight in sparse),
+        other=round(tokens * 3 * (everything - inactive)),
+    )
 
 
 def is_over_tiles(config: RunConfig, weight: PlannedWeight) -> bool:

@@ -19,8 +19,12 @@ EVENTS, MEMORY, HEARTBEAT = "events.jsonl", "memory.json", "heartbeat"
 SAMPLES = "samples.jsonl"
 """What the model makes of ``evaluation.prompts``: step, prompt, text."""
 CHECKPOINTS = "checkpoints"
+WRITERS, LOGS = "writers.json", "logs"
 
-NUMBERS = ("step", "step_seconds", "tokens_per_second", "loss", "tokens", "time", "update", "grown", "pruned")
+NUMBERS = (
+    "step", "step_seconds", "tokens_per_second", "loss", "tokens", "epochs", "tflops", "mfu", "memory_peak",
+    "memory_peak_fullest", "time", "update", "grown", "pruned",
+)  # fmt: skip
 """Of a record in a file of lines, what is computed with; null where a run diverged."""
 TAIL_BYTES = 1 << 18
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,20 @@ from pretrain.run_folder.reader import (
     CHECKPOINTS,
     EVENTS,
     HEARTBEAT,
+    LOGS,
     MEMORY,
     METRICS,
     SAMPLES,
     SETTINGS,
     TOPOLOGY,
+    WRITERS,
     RunReader,
 )
 
-OWN = {
-    SETTINGS, "deepspeed.json", METRICS, TOPOLOGY, EVENTS, MEMORY, SAMPLES, CHECKPOINTS, HEARTBEAT, "tensorboard",
-    "run.png",
-}  # fmt: skip
+HARMLESS = {HEARTBEAT, EVENTS, LOGS, WRITERS, "tensorboard", "wandb", "trackio", "run.png"}
+"""What is in nobody's way: a run killed in its first moment leaves some."""
+OWN = {SETTINGS, "deepspeed.json", METRICS, TOPOLOGY, MEMORY, SAMPLES, CHECKPOINTS} | HARMLESS
 """Names of what a run and its tools write."""
-HARMLESS = {HEARTBEAT, EVENTS, "tensorboard", "run.png"}
-"""Those of them that are in nobody's way: a run killed in its first moment leaves some."""
 
 
 SMALLEST_BYTES = 1 << 16
@@ -86,11 +86,14 @@ class RunFolder:
     """What one run writes.
 
     ``config.yaml``, ``deepspeed.json``, ``metrics.jsonl``, ``topology.jsonl``, ``events.jsonl``, ``memory.json``,
-    ``samples.jsonl``, ``checkpoints/``, ``heartbeat/``.
+    ``samples.jsonl``, ``checkpoints/``, ``heartbeat/``, ``logs/``; ``writers.json`` and a folder for each of
+    ``logging.writers``.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.listeners: list[Callable[[dict[str, Any]], object]] = []
+        """Told of each event, from whichever thread notes it."""
         self._error: OSError | None = None
 
     @property
@@ -216,7 +219,7 @@ class RunFolder:
 
     def _require_own_folders(self) -> None:
         """A link in place of a folder of ours would have us write, and delete, in somebody else's."""
-        for path in (self.checkpoints, self.path / HEARTBEAT):
+        for path in (self.checkpoints, self.path / HEARTBEAT, self.path / LOGS):
             if path.is_symlink():
                 raise CheckpointError(
                     f"{path} is a symbolic link to {os.readlink(path)}, expected a folder: a run writes and deletes in "
@@ -253,7 +256,10 @@ class RunFolder:
     def append_event(self, kind: str, step: int, **more: Any) -> None:
         """Add a line to ``events.jsonl``: what happened to the run beside training. Infinities become null."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in more.items()}
-        self.append(EVENTS, {"time": time.time(), "kind": kind, "step": step, **finite})
+        event = {"time": time.time(), "kind": kind, "step": step, **finite}
+        self.append(EVENTS, event)
+        for tell in self.listeners:
+            tell(event)
 
     def write_json(self, name: str, content: Any) -> None:
         """Publish ``content`` as the file ``name``."""

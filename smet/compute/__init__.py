@@ -33,6 +33,7 @@ __all__ = [
     "backend",
     "by_name",
     "choose",
+    "chosen",
     "dense_backend",
     "describe",
     "problem",
@@ -153,11 +154,14 @@ def choose(layer: SparseLinear, x: Tensor) -> Compute:
     return next(one for one in map(_of, TABLE.values()) if one.serves(layer, x))  # asked for every product: no look-up
 
 
+def chosen(layer: SparseLinear, tokens: int, dtype: Any) -> Compute:
+    """The backend for ``layer`` and inputs of so many tokens."""
+    return choose(layer, layer.values.new_empty(1, dtype=dtype).expand(tokens, layer.in_features))
+
+
 def describe(layers: Iterable[SparseLinear], tokens: int, dtype: Any) -> str:
     """Who multiplies in ``layers``, for inputs of so many tokens, in a few words."""
-    counts = Counter(
-        choose(la, la.values.new_empty(1, dtype=dtype).expand(tokens, la.in_features)).name for la in layers
-    )
+    counts = Counter(chosen(layer, tokens, dtype).name for layer in layers)
     names = [f"{name} ({count} layers)" if len(counts) > 1 else name for name, count in counts.most_common()]
     forced = os.environ.get("SMET_COMPUTE")
     return ", ".join(names or ["nobody"]) + (f" (SMET_COMPUTE={forced})" if forced else "")

@@ -27,7 +27,7 @@ def story(folder: Path) -> dict[str, Attempt]:
     run, told = folder / "run", {}
     run.mkdir()
     (run / "train.log").write_text("a log\n")
-    (run / "logs").mkdir()
+    (run / "notes").mkdir()
     file = str(folder / "run.yaml")
 
     def go(name: str, *overrides: str) -> Attempt:
@@ -88,7 +88,7 @@ def last(told: Attempt) -> str:
 def test_a_run_begins_beside_a_log_and_says_where(told: dict[str, Attempt], folder: Path) -> None:
     lines = told["first"].out.splitlines()
     assert lines[0] == f"begins at step 1 of 8 in {folder}/run"
-    assert lines[1] == f"{folder}/run holds files of others, which stay as they are: logs, train.log"
+    assert lines[1] == f"{folder}/run holds files of others, which stay as they are: notes, train.log"
     assert not any("train.log" in path for path in told["first"].changed)
     assert last(told["first"]).startswith(f"done: 8 steps, saved in {folder}/run/checkpoints/step-00000008; to see it")
 

@@ -113,7 +113,7 @@ def charted(folder: Path) -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return [event.step for event in accumulator.Scalars("loss")]
+    return [event.step for event in accumulator.Scalars("train/loss")]
 
 
 LAYOUTS = {
@@ -176,7 +176,7 @@ def test_after_going_back_steps_are_saved_again(corpus: str, tmp_path: Path) -> 
 def test_a_run_that_keeps_spiking_goes_back_and_passes_over(corpus: str, tmp_path: Path) -> None:
     bad = {8 * step: 1e5 for step in (18, 19, 20)}  # first samples of steps 19 to 21
     guard = {"max_skips": 3, "max_rollbacks": 1}
-    told = {"checkpoint__interval": 4, "logging__tensorboard": True}
+    told = {"checkpoint__interval": 4, "logging__writers": ["tensorboard"]}
     back = {**job(corpus, tmp_path / "back", **told), "guard": guard}
     stop = {**job(corpus, tmp_path / "stop", checkpoint__interval=4), "guard": {**guard, "max_rollbacks": 0}}
     none = {**job(corpus, tmp_path / "none"), "guard": guard}

@@ -53,7 +53,7 @@ def test_it_trains_and_resumes_exactly_and_the_plan_prices_it(
     assert len(resumed["digests"]) == 3
     assert uninterrupted["losses"][-1] < uninterrupted["losses"][0] - 0.1, "it must learn"
     formula = formula_of(config_from_dict(whole))
-    assert f"; {formula.name} in ZeRO-{stage}, data 2" in uninterrupted["screen"]
+    assert f"{formula.name} in ZeRO-{stage}, data 2" in uninterrupted["screen"]
     report = json.loads((tmp_path / "whole" / "memory.json").read_text())
     for planned, measured in zip(report["planned_per_rank"], report["measured_per_rank"], strict=True):
         for part in ("sparse", "dense"):

@@ -12,16 +12,21 @@ from typing import Any
 
 from pretrain.config.checks import DEEPSPEED_KEYS
 from pretrain.config.retired import RETIRED
-from pretrain.config.schema import CallbackConfig, Source
+from pretrain.config.schema import CallbackConfig, Source, WriterConfig
 from pretrain.config.typed import build, problems_of
 from pretrain.models import DEFAULT, FAMILIES, family
+from pretrain.writers import WRITERS
 
 from .keys import REQUIRED, Key, keys_in, mapping_of, sections, summary
 
 OWN_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean"}
-SHORT = {Source: "one corpus, as its prefix", CallbackConfig: "a callback, as its name"}
-"""Mappings that may be written as one text; of corpora, a list of one may be."""
+SHORT = {
+    Source: "one corpus, as its prefix",
+    CallbackConfig: "a callback, as its name",
+    WriterConfig: "a writer, as its name",
+}
+"""Mappings that may be written as one text; of corpora and writers a list of one may be too."""
 LIMITS = (1 << 16, 1 << 24, (1 << 31) - 1, 3)
 
 Node = dict[str, Any]
@@ -130,11 +135,14 @@ def _list_of(kind: Any, name: str) -> Node:
     for key in required:
         if isinstance(kinds := item["properties"][key].get("type"), list):
             item["properties"][key]["type"] = kinds[0]
-    short = {"type": "string", "description": SHORT.get(inner, "")}
-    if inner is CallbackConfig:
+    short: Node = {"type": "string", "description": SHORT.get(inner, "")}
+    if inner is WriterConfig:
+        own = {"type": "string", "pattern": OWN_NAME}
+        short = {"description": SHORT[inner], "anyOf": [{"enum": [*WRITERS]}, own]}
+    if inner in (CallbackConfig, WriterConfig):
         item = {"anyOf": [short, item]}
     whole = {"type": ["array", "null"], "items": item}
-    return {"anyOf": [short, whole]} if inner is Source else whole
+    return {"anyOf": [short, whole]} if inner in (Source, WriterConfig) else whole
 
 
 def _bounds(section: str, cls: Any, name: str, key: Key) -> Node:

@@ -42,3 +42,14 @@ def test_another_value_is_an_error_that_hides_no_other(value: str) -> None:
         load_config(QUICKSTART, [f"sparsity.row_parallel={value}", "sparsity.density=2"])
     assert len(caught.value.problems) == 2
     assert any("sparsity.row_parallel is" in text and "expected no such key" in text for text in caught.value.problems)
+
+
+def test_tensorboard_s_old_key_is_the_writer_of_today(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    today = load_config(QUICKSTART, ["logging.writers=[tensorboard]"])
+    assert load_config(QUICKSTART, ["logging.tensorboard=true"]) == today
+    assert load_config(QUICKSTART, ["logging.tensorboard=false"]) == load_config(QUICKSTART)
+    said = [record.getMessage() for record in caplog.records if "logging.tensorboard" in record.getMessage()]
+    assert ["is taken as logging.writers: [tensorboard]" in text for text in said] == [True, False]
+    with pytest.raises(ConfigError, match="logging.tensorboard is 3, expected no such key"):
+        load_config(QUICKSTART, ["logging.tensorboard=3"])

@@ -1,0 +1,92 @@
+"""The first lines of a run: what trains, how, on what, for how long, and what its speed is compared with."""
+
+from __future__ import annotations
+
+from pretrain.config.names import in_run_file
+from pretrain.data.epochs import as_epochs, too_many
+from pretrain.engine.log import EngineLog
+from pretrain.plan import cut
+from pretrain.products import micro_batch
+from pretrain.trainer import Trainer
+from smet import compute, kernels
+from smet.starved import empty, starved
+
+INDENT = 11
+"""Characters that the names of lines take."""
+
+
+def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
+    """Active and all weights of this rank's sparse layers, 0 where another data-parallel rank counts them."""
+    layers = trainer.topology.all_layers.values() if trainer.layout.is_first_replica else ()
+    return sum(la.active * la.grid.tile_size for la in layers), sum(la.grid.rows * la.grid.cols for la in layers)
+
+
+def _starved(trainer: Trainer) -> list[str]:
+    """A line about rows and columns of tiles without any active one, over all tensor-parallel ranks. Collective."""
+    bank, layout = trainer.bank, trainer.layout
+    layers = trainer.topology.all_layers
+    own = {name: empty(bank.bits(la), la.grid) for name, la in layers.items()
+           if la.grid.tile_size > 1 and not la.is_full}  # fmt: skip
+    bank.release()
+    found = layout.gather_objects(own if layout.is_first_replica else {})
+    return [f"warning: {in_run_file(line)}" for line in starved(found)]
+
+
+def first_lines(trainer: Trainer, log: EngineLog, remarks: list[str]) -> list[str]:
+    """What a run says before its first step: ``remarks``, warnings, and what trains. Collective."""
+    counts = trainer.layout.gather_objects(_sparse_weights(trainer))
+    starved = _starved(trainer)
+    long = too_many(trainer.loader.corpus, trainer.total_steps, trainer.config.train.global_batch_size)
+    return [*remarks, *starved, *long, *_summary(trainer, counts, log)] if trainer.layout.is_main else []
+
+
+def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) -> list[str]:
+    """The lines.
+
+    Args:
+        counts: what ``_sparse_weights`` is on each rank.
+        log: of this rank.
+    """
+    config, layout = trainer.config, trainer.layout
+    weights, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+    rows, cols = config.sparsity.block
+    permuted = f", permuted {config.sparsity.permute}" if config.sparsity.is_permuted else ""
+    degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
+    ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
+    stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
+    formula = trainer.store.optimizer.formula.name
+    optimizer = "SmetAdamW" if formula == "adamw" else formula
+    precision = config.train.precision
+    products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
+    micro, accumulation = config.train.micro_batch_size, config.accumulation(layout.dp_size)
+    samples = trainer.total_steps * config.train.global_batch_size
+    return [
+        f"SMET: {weights:,} of {total:,} sparse-layer weights {_density(trainer, weights / total)}, block {rows}x{cols}"
+        f"{permuted})",
+        _line("training", f"{optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}"),
+        _line("numbers", f"{precision} weights and gradients, fp32 master and moments"),
+        _line("compute", f"products by {products}; {kernels.describe(layout.device.type)}"),
+        _line(
+            "step",
+            f"{micro} x {accumulation} x {layout.dp_size} sequences of {config.data.seq_length} tokens = "
+            f"{trainer.tokens_per_step:,} tokens",
+        ),
+        _line("run", f"{trainer.total_steps:,} steps = {as_epochs(trainer.loader.corpus, samples)}"),
+        *([_line("speed", trainer.yardstick.describe())] if trainer.yardstick else []),
+        _line("log", log.describe()),
+    ]
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:{INDENT}}{text}"
+
+
+def _density(trainer: Trainer, stored: float) -> str:
+    """How dense the sparse layers are."""
+    sparsity = trainer.config.sparsity
+    if not sparsity.falls:
+        return f"active (density {stored:.4g}"
+    return (
+        f"stored (density {stored:.4g}, of which {trainer.topology.density:.4g} is open and {sparsity.density:g} will"
+        " be left; storage keeps its first size"
+    )
