@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import style
 from .runs import Run, missing_memory
-from .smoothing import smoothed, width_for
+from .smoothing import extremes, smoothed, width_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ class Curve:
 
 
 CURVES = (
-    Curve("lr", "learning rate", "learning rate"),
+    Curve("lr", "learning rate", "learning rate", from_zero=True),
     Curve("grad_norm", "gradient norm", "gradient norm", noisy=True),
     Curve("tokens_per_second", "throughput", "throughput\n(tokens/s)", noisy=True, from_zero=True, form="{:,.0f}"),
     Curve("mfu", "MFU", "MFU (%)", scale=100.0, noisy=True, from_zero=True),
@@ -168,7 +168,7 @@ def losses(axis: Axes, made: Plan) -> None:
 def _draw(axis: Axes, look: Look, steps: Sequence[float], values: Any, over: int, faint: float) -> None:
     """A curve: as measured and faint below, unless ``faint`` is 0, and smoothed and strong on top."""
     if over > 1 and faint:
-        axis.plot(steps, values, color=look.color, alpha=faint, linewidth=0.8, zorder=2)
+        axis.plot(*extremes(steps, values), color=look.color, alpha=faint, linewidth=0.8, zorder=2)
     marker = "." if len(steps) == 1 else None  # a line of one point is none
     axis.plot(
         steps, smoothed(steps, list(values), over), color=look.color, linestyle=look.linestyle, marker=marker, zorder=3
@@ -181,10 +181,9 @@ def _nested(made: Plan, place: int) -> float:
 
 
 def _frame(made: Plan) -> tuple[float, float, float] | None:
-    """Lowest and highest loss to show of several runs, and the highest there is, which is of the fall at the start that
-    is alike for all; None where everything can be shown."""
-    if len(made.looks) < 2:
-        return None
+    """Lowest and highest loss to show, and the highest there is, which is of the fall at the start; None where all of
+    it can be shown without what comes later being small."""
+    much = 1.5 if len(made.looks) > 1 else 2.5
     shown, everything, first = [], [], max(run.steps[-1] for run in made.runs) / 10
     for run in made.runs:
         steps, values = run.series("loss")
@@ -193,7 +192,7 @@ def _frame(made: Plan) -> tuple[float, float, float] | None:
         everything += [value for value in [*values, *run.series("validation_loss")[1]] if value is not None]
         shown += [value for value in run.series("validation_loss")[1] if value is not None]
     shown = [value for value in shown if math.isfinite(value)]
-    if not shown or max(everything) - min(shown) <= 1.5 * (max(shown) - min(shown)):
+    if not shown or max(everything) - min(shown) <= much * (max(shown) - min(shown)):
         return None
     room = 0.08 * (max(shown) - min(shown))
     return (min(shown) - room, max(shown) + room, max(everything)) if room else None
@@ -257,8 +256,12 @@ def _rug(axis: Axes, made: Plan) -> bool:
     axis.set_ylim(low - (high - low) * row * len(updated) / (1 - row * len(updated)), high)
     for place, look in enumerate(updated):
         steps = [update["step"] for update in look.run.updates]
-        axis.plot(steps, [row * (len(updated) - place - 0.5)] * len(steps), "|", color=look.color, markersize=6,
-                  markeredgewidth=1.1, transform=axis.get_xaxis_transform(), zorder=4)  # fmt: skip
+        many = len(steps) > MANY_UPDATES
+        axis.plot(
+            steps, [row * (len(updated) - place - 0.5)] * len(steps), "|", color=look.color, markersize=6,
+            markeredgewidth=0.5 if many else 1.1, alpha=0.5 if many else 1.0, zorder=4,
+            transform=axis.get_xaxis_transform(),
+        )  # fmt: skip
     return True
 
 
@@ -294,7 +297,8 @@ def _moved(axis: Axes, made: Plan) -> None:
         steps = [update["step"] for update in look.run.updates]
         shares = [100 * update["fraction"] for update in look.run.updates]
         width = _nested(made, place)
-        axis.plot(steps, shares, "-", marker="o", markersize=1.6 + width, color=look.color, linewidth=width)
+        marker = "o" if len(steps) <= MANY_UPDATES else None
+        axis.plot(steps, shares, "-", marker=marker, markersize=1.6 + width, color=look.color, linewidth=width)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("tiles moved\n(% of active)")
 

@@ -39,6 +39,8 @@ def smoothed(steps: Sequence[float], values: Sequence[float | None], over: int) 
 
     at = np.asarray(steps, dtype="float64")
     raw = np.asarray([np.nan if value is None else value for value in values], dtype="float64")
+    if over == 1:
+        return raw
     known = np.isfinite(raw)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, raw, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
@@ -46,3 +48,17 @@ def smoothed(steps: Sequence[float], values: Sequence[float | None], over: int) 
     with np.errstate(invalid="ignore"):
         means = (sums[high] - sums[low]) / np.where(counts[high] > counts[low], counts[high] - counts[low], 1)
     return np.asarray(np.where(known, means, np.nan))
+
+
+def extremes(steps: Sequence[float], values: Any, most: int = 3000) -> tuple[Any, Any]:
+    """A curve of many records by the lowest and the highest of each stretch: the same to the eye, spikes included."""
+    import numpy as np
+
+    if len(steps) <= most:
+        return steps, values
+    raw = np.asarray(values, dtype="float64")
+    kept = []
+    for part in np.array_split(np.arange(len(raw)), most // 2):
+        known = part[np.isfinite(raw[part])]
+        kept += sorted({known[raw[known].argmin()], known[raw[known].argmax()]}) if len(known) else [part[0]]
+    return np.asarray(steps)[kept], raw[kept]

@@ -11,7 +11,7 @@ import pytest
 
 from tools.figures import labels, style
 from tools.figures.labels import apart, name_end
-from tools.figures.smoothing import smoothed, width_for
+from tools.figures.smoothing import extremes, smoothed, width_for
 
 Triple = tuple[float, float, float]
 SIGHTS: dict[str, tuple[Triple, Triple, Triple]] = {
@@ -131,6 +131,16 @@ def test_smoothing_is_the_mean_of_the_steps_around() -> None:
             around = [v for s, v in zip(steps, values, strict=True) if at - over / 2 < s <= at + over / 2]
             assert mean == pytest.approx(sum(around) / len(around))
     assert list(smoothed(steps, values, 1)) == values
+
+
+def test_a_long_curve_keeps_its_spikes_and_what_is_not_smoothed_is_not_touched() -> None:
+    values = [1e-3 + 1e-6 * (n % 7) for n in range(50_000)]
+    values[31_234], values[7] = 5.0, math.nan
+    steps, thinned = extremes(range(50_000), values)
+    assert len(steps) == len(thinned) <= 3000 and max(thinned) == 5.0 and steps[list(thinned).index(5.0)] == 31_234
+    assert all(before < after for before, after in itertools.pairwise(steps))
+    assert list(smoothed(range(7), [1e-3] * 7, 1)) == [1e-3] * 7
+    assert extremes([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
 
 
 def test_a_run_that_diverged_is_not_smoothed_over() -> None:
