@@ -185,6 +185,10 @@ def test_from_text_to_an_exported_model(environment: Path) -> None:
     inside(environment, "smet", "plot", "runs/quickstart")
     assert (work / "runs" / "quickstart" / "run.png").stat().st_size > 10_000
     inside(environment, "smet", "export", "runs/quickstart", "out")
+    said = inside(environment, "smet", "generate", "runs/quickstart", "import asyncio", "--max-new-tokens", "8")
+    assert said.startswith("import asyncio"), said
+    judged = json.loads(inside(environment, "smet", "eval", "runs/quickstart", "--json"))
+    assert 1 < judged["perplexity"] < 600, judged
     assert json.loads((work / "out" / "config.json").read_text())["vocab_size"] == 512
     assert "step 4" in inside(environment, "smet", "inspect", "runs/quickstart")
     state = json.loads(next((work / "runs").rglob("manifest.json")).read_text())
