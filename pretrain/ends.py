@@ -22,7 +22,10 @@ def last_line(trainer: Trainer, first: int) -> str:
     where = RunReader(folder.path).saved()
     if why == "complete":
         run = str(folder.path)
-        return f"done: {step} steps, {where}; to see it: {told('plot', run)}; to use it: {told('export', run, 'OUT')}"
+        return (
+            f"done: {step} steps, {where}; to see it: {told('plot', run)}; to use it: {told('export', run, 'OUT')}; to "
+            f"have it write: {told('generate', run, 'TEXT')}"
+        )
     if why == "was complete":
         return (
             f"nothing to do: the run is at step {step} and train.steps is {total}; {where}; to train on: "

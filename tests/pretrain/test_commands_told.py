@@ -42,6 +42,7 @@ def test_the_last_line_of_a_run(folder: Path) -> None:
     said = last_line(cast(Any, trainer), first=0)
     assert command(said, told("plot")) == [*shlex.split(told("plot")), str(folder)]
     assert command(said, told("export")) == [*shlex.split(told("export")), str(folder), "OUT"]
+    assert command(said, told("generate")) == [*shlex.split(told("generate")), str(folder), "TEXT"]
 
 
 def test_the_last_line_of_the_supervisor(
