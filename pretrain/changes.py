@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ SHAPES = tuple(
     for name in ("method", "density", "initial_density", "block", "permute", "distribution", "include", "exclude")
 )
 """Settings that decide which weights there are."""
+ORDERS = ("sparsity.seed", "sparsity.topology_ranges")
+"""Settings that permuted features follow from."""
 
 
 BEFORE_BALANCE = "never"
@@ -66,6 +68,8 @@ class Change:
     key: str
     old: Any
     new: Any
+    permuted: bool = False
+    """Whether either side permutes features."""
 
     def __str__(self) -> str:
         return f"{self.key}: {_short(self.old)} -> {_short(self.new)}"
@@ -84,6 +88,8 @@ class Change:
     def fits(self) -> bool:
         """Whether a branch may have it: neither the weights nor the order of the data depend on it."""
         if self.key == "optimizer.name":  # whose state is in the checkpoint
+            return False
+        if self.permuted and self.key in ORDERS:
             return False
         return self.key.startswith(("optimizer.", "train.")) or (
             self.key.startswith("sparsity.") and self.key not in SHAPES
@@ -105,15 +111,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Every setting that differs between two runs' plain settings."""
+    permuted = any((side.get("sparsity") or {}).get("permute", "none") != "none" for side in (old, new))
+    return [replace(change, permuted=permuted) for change in _changes(old, new, "")]
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[Change]:
     found = []
     for key in sorted({*old, *new}, key=str):
         was, is_now = old.get(key), new.get(key)
         if was == is_now:
             continue
         if isinstance(was, dict) and isinstance(is_now, dict):
-            found += changes(was, is_now, f"{prefix}{key}.")
+            found += _changes(was, is_now, f"{prefix}{key}.")
         else:
             found.append(Change(f"{prefix}{key}", was, is_now))
     return found

@@ -20,6 +20,17 @@ def finite(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """``text`` as a whole number of 1 or more, for ``argparse``'s ``type``."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of things, expected a whole number of 1 or more")
+    return value
+
+
 def byte_size(text: str) -> int:
     """Bytes of ``200M``, ``80GB``, ``40GiB`` or ``1e9``, for ``argparse``'s ``type``; k, M, G, T are powers of 1000."""
     found = _SIZE.fullmatch(text)

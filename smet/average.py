@@ -71,7 +71,7 @@ class ModelAverage:
             ConfigError: it is of other shapes.
         """
         layers, others = _parts(model)
-        shapes = _shapes(layers, others)
+        shapes = _shapes(model)
         if self.count:
             self._require(shapes, "the model's layers are not those that the average began with")
         self._shapes = shapes
@@ -131,7 +131,7 @@ class ModelAverage:
         Raises:
             ConfigError: ``like`` is of other shapes.
         """
-        self._require(_shapes(*_parts(like)), "the model's layers are not those of the average")
+        self._require(_shapes(like), "the model's layers are not those of the average")
         averaged = copy.deepcopy(like).requires_grad_(False)
         layers, others = _parts(averaged)
         for name, layer in layers.items():
@@ -195,14 +195,22 @@ def _told(shapes: dict[str, list[int]], name: str, absent: str) -> str:
     return f"{shape[:4]} with features permuted ({bytes(shape[4:]).hex()})" if len(shape) == 20 else str(shape)
 
 
-def _shapes(layers: dict[str, SparseLinear], others: dict[str, Tensor]) -> dict[str, list[int]]:
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
     """Of a sparse layer (rows, columns, tile's height and width) of its canonical matrix, and the bytes of its
     permutations' digest if it has any; of a tensor its shape."""
-    grids = {
-        name: [one.grid.rows, one.grid.cols, *one.grid.tile, *bytes.fromhex(one.orders.digest())]
-        for name, one in layers.items()
+    layers, others = _parts(model)
+    grids = {name: _grid(one) for name, one in layers.items()}
+    # Full layers without permutations keep the shape that states saved before there were any have for them.
+    full = {f"{name}.values": one for name, one in sparse_layers(model).items() if one.is_full and one.orders.digest()}
+    return {
+        **grids,
+        **{name: list(tensor.shape) for name, tensor in others.items()},
+        **{name: _grid(one) for name, one in full.items()},
     }
-    return {**grids, **{name: list(tensor.shape) for name, tensor in others.items()}}
+
+
+def _grid(layer: SparseLinear) -> list[int]:
+    return [layer.grid.rows, layer.grid.cols, *layer.grid.tile, *bytes.fromhex(layer.orders.digest())]
 
 
 def _parts(model: nn.Module) -> tuple[dict[str, SparseLinear], dict[str, Tensor]]:

@@ -275,3 +275,23 @@ def test_a_model_or_state_of_other_shapes_is_refused_and_changes_nothing(other: 
         average.update(other)
     assert average.count == 1
     assert all(torch.equal(a, b) for a, b in zip(before, dense(average.model(model)), strict=True))
+
+
+def test_full_layers_that_are_permuted_otherwise_are_other_layers() -> None:
+    def full(seed: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16, bias=False))
+        sparsify(model, density=1.0, block=(4, 4), permute="both", seed=seed, quiet=True)
+        return model
+
+    average, like, other = ModelAverage(first := full(1)), full(1), full(2)
+    average.update(first)
+    assert torch.allclose(average.model(like)[0].weight, first[0].weight)
+    with pytest.raises(ConfigError, match="features permuted"):
+        average.update(other)
+    with pytest.raises(ConfigError, match="features permuted"):
+        average.model(other)
+    saved = ModelAverage(other)
+    with pytest.raises(ConfigError, match="features permuted"):
+        saved.update(other)
+        saved.load_state_dict(average.state_dict())

@@ -172,6 +172,16 @@ def test_figures_that_nothing_can_be_reckoned_with_are_one_line(capsys, option: 
     assert code == 2 and len(lines) == 1 and f"--{option}" in lines[0]
 
 
+@pytest.mark.parametrize("option", ["--gpus", "--world-size", "--top"])
+@pytest.mark.parametrize("value", ["0", "-2", "1.5", "many"])
+def test_numbers_of_gpus_that_are_none_are_one_line(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([CONFIG, option, value])
+    assert ended.value.code == 2 and f"'{value}' is not a number of things" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["inf", "1e999GB", "nan", "0", "-3", "lots"])
 def test_a_memory_that_is_no_size_is_one_line(capsys, size: str) -> None:
     with pytest.raises(SystemExit):

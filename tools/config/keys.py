@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from typing import Any
 
-from pretrain.changes import DATA, Change
+from pretrain.changes import DATA, ORDERS, Change
 from pretrain.config import RunConfig
 from pretrain.config.run import NO_DATACLASS
 from pretrain.models import DEFAULT, FAMILIES, family
@@ -65,7 +65,8 @@ class Key:
         if key in DATA:
             return "where it lies, not what it holds"
         change = Change(key, None, None)
-        return "yes" if change.allowed else "in a branch" if change.fits else "no"
+        branch = "in a branch, unless features are permuted" if key in ORDERS else "in a branch"
+        return "yes" if change.allowed else branch if change.fits else "no"
 
 
 @lru_cache(maxsize=64)

@@ -32,7 +32,7 @@ def _mapping(plain: dict[str, Any], prefix: str, origins: dict[str, Origin], lin
             continue
         first, *rest = to_yaml({key: value}, short=isinstance(value, list)).rstrip("\n").split("\n")
         note = f"# {origins[name]}"
-        if rest and isinstance(value, str):  # folded: a comment within would become text
+        if rest:  # folded, or a list with text in it that is: a comment within would become text
             lines.append(f"{indent}{note}")
             lines += [f"{indent}{line}" for line in (first, *rest)]
         else:

@@ -12,7 +12,7 @@ from pretrain.command import program
 from pretrain.config import RunConfig, load_config
 from pretrain.environment import check_world
 from pretrain.errors import LaunchError, UserError
-from pretrain.numbers import byte_size, finite
+from pretrain.numbers import byte_size, count, finite
 from pretrain.plan import RankPlan
 from pretrain.plan.devices import DEVICES
 from pretrain.plan.memory import offloaded
@@ -41,13 +41,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("config", nargs="?", help="run file (YAML), such as configs/7b.yaml; not with --which")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=2 sparsity.density=0.1")
-    parser.add_argument("--world-size", type=int, metavar="N", help="ranks; default parallel.tensor x pipeline")
+    parser.add_argument("--world-size", type=count, metavar="N", help="ranks; default parallel.tensor x pipeline")
     parser.add_argument("--json", action="store_true", help="print JSON: every stage, dense and as set")
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit --gpus of --memory")
     parser.add_argument(
         "--which", action="store_true", help="which of the models in configs/ --gpus can train, dense and sparse"
     )
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to search for; default --world-size")
+    parser.add_argument("--gpus", type=count, metavar="N", help="GPUs to search for; default --world-size")
     parser.add_argument(
         "--gpu", metavar="NAME", help=f"{', '.join(DEVICES)}; or cpu: this host's processor, which is measured"
     )
@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--memory", type=byte_size, help="memory of one GPU, such as 80GB or 40GiB; default that of --gpu, else 80GB"
     )
     parser.add_argument("--reserve", type=finite, default=0.1, help="fraction of it to leave free; default 0.1")
-    parser.add_argument("--top", type=int, default=10, help="layouts to print; default 10")
+    parser.add_argument("--top", type=count, default=10, help="layouts to print; default 10")
     for option in fields(Machine):
         flag = "--" + option.name.replace("_", "-")
         kind = finite if isinstance(option.default, float) else type(option.default)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.changes import changes
 from pretrain.config import load_config
 from tools.config.__main__ import main
 from tools.config.origin import resolve
@@ -83,6 +84,25 @@ def test_what_is_shown_loads_to_the_same_settings(run_file: Path, capsys: pytest
     assert report["values"]["train.steps"] == {
         "value": 4, "from": {"kind": "file", "file": str(run_file), "line": 11, "given": None},
     }  # fmt: skip
+
+
+def test_texts_that_are_folded_have_no_comment_within(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["a\nb\n", "x" * 60 + " " + "y" * 90, 'quo"ted', "tab\t", "\u00e4\u00f6\u00fc # no comment", "- "]
+    run_file.write_text(
+        RUN.replace("output_dir: null", "output_dir: run").replace("data:", "data:\n  tokenizer: t.model")
+        + f"evaluation: {json.dumps({'prompts': prompts, 'prompts_tokens': 4})}\n"
+    )
+    assert main(["show", str(run_file)]) == 0
+    again = run_file.with_name("shown.yaml")
+    again.write_text(capsys.readouterr().out)
+    assert load_config(again).to_dict() == load_config(run_file).to_dict()
+    assert load_config(again).evaluation.prompts == tuple(prompts)
+
+
+@pytest.mark.parametrize(("permute", "fits"), [("none", True), ("inputs", False)])
+def test_what_permuted_features_follow_from_is_no_matter_of_a_branch(permute: str, fits: bool) -> None:
+    old, new = ({"sparsity": {"permute": permute, "seed": seed, "topology_ranges": seed + 1}} for seed in (0, 1))
+    assert [change.fits for change in changes(old, new)] == [fits, fits]
 
 
 def test_a_difference_is_one_of_resolved_settings(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
