@@ -15,19 +15,30 @@ CUT_OFF = "\ufffd"
 """What decoders give for bytes that are no whole character yet."""
 
 
-def choose(logits: Tensor, temperature: float, top_p: float = 1.0, chance: torch.Generator | None = None) -> int:
+def are_sound(logits: Tensor) -> bool:
+    """Whether logits ``(v,)`` say which token comes next: none is NaN or infinite, but those that rule a token out."""
+    return bool(logits.max().isfinite())
+
+
+def choose(
+    logits: Tensor, vocabulary: int, temperature: float, top_p: float = 1.0, chance: torch.Generator | None = None
+) -> int:
     """The next token: the likeliest, or one drawn at random.
 
     Args:
-        logits: ``(v,)``.
+        logits: ``(v,)``; of a model that has diverged, which are not sound, the largest is taken.
+        vocabulary: tokens of the tokenizer. A model may have more rows, to be of a round size: they are no text.
         temperature: logits are divided by it; 0 = the likeliest, the first of several.
         top_p: draw among the likeliest tokens that together have this probability, at least one (Holtzman et al.,
             arXiv 1904.09751).
         chance: on the CPU; None = torch's own.
     """
-    if temperature == 0:
+    logits = logits[:vocabulary]
+    if temperature == 0 or not are_sound(logits):
         return int(logits.argmax())
-    chances, tokens = torch.softmax(logits.detach().cpu().double() / temperature, -1).sort(descending=True, stable=True)
+    logits = logits.detach().cpu().double()
+    # The largest becomes 0, which stays one at any temperature; divided first, it could overflow.
+    chances, tokens = torch.softmax((logits - logits.max()) / temperature, -1).sort(descending=True, stable=True)
     before = chances.cumsum(-1) - chances
     chances = chances.masked_fill(before >= top_p, 0.0)
     drawn = torch.multinomial(chances, 1, generator=chance)

@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pretrain.data.tokenizers import Tokenizer
 from pretrain.errors import DataError
 from pretrain.exit_codes import DONE
-from pretrain.generate import Reading, Transcript, choose, continuation
+from pretrain.generate import Reading, Transcript, are_sound, choose, continuation
 from pretrain.models.cache import takes_cache
 from pretrain.numbers import finite
 from pretrain.outside import printable
@@ -91,7 +94,7 @@ def write(loaded: Loaded, tokenizer: Tokenizer, options: argparse.Namespace) -> 
     """Continue every prompt, one after the other; what comes is printed at once unless told otherwise.
 
     Raises:
-        DataError: see ``prompt_tokens``; before anything is written.
+        DataError: see ``prompt_tokens``, before anything is written; or the model has diverged.
     """
     prompts = [prompt_tokens(text, tokenizer, loaded.longest, n) for n, text in enumerate(options.prompts, 1)]
     return [_continue(loaded, tokenizer, n, tokens, options) for n, tokens in enumerate(prompts)]
@@ -102,7 +105,7 @@ def _continue(
 ) -> dict[str, Any]:
     show = _silent if options.json else partial(print, end="", flush=True)
     chance = generator(options.seed, "generate", number)
-    pick = partial(choose, temperature=options.temperature, top_p=options.top_p, chance=chance)
+    pick = partial(_next, tokenizer=tokenizer, options=options, chance=chance)
     room = min(loaded.longest, len(prompt) + options.max_new_tokens)
     reading = Reading(loaded.model, loaded.layers, room, cached=not options.no_cache)
     transcript, begin, new = Transcript(tokenizer.decode, prompt), time.perf_counter(), 0
@@ -120,6 +123,15 @@ def _continue(
         "ended": full if len(prompt) + new == room else "end of document",
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _next(logits: Tensor, tokenizer: Tokenizer, options: argparse.Namespace, chance: torch.Generator) -> int:
+    if not are_sound(logits[: tokenizer.vocab_size]):
+        raise DataError(
+            "the model's logits are NaN or infinite, expected finite ones: it had diverged, or its precision is too "
+            "small for it; take an earlier checkpoint, or --precision fp32"
+        )
+    return choose(logits, tokenizer.vocab_size, options.temperature, options.top_p, chance)
 
 
 def _silent(text: str) -> None:

@@ -85,7 +85,8 @@ class SamplesCallback(Callback):
                 break
             logits = trainer.engine.next_logits(*self._batch(trainer, texts))
             own = [0] * len(texts) if logits is None else [
-                choose(logits[row], settings.prompts_temperature, chance=chance[row]) for row in range(len(texts))
+                choose(logits[row], self._tokenizer.vocab_size, settings.prompts_temperature, chance=chance[row])
+                for row in range(len(texts))
             ]  # fmt: skip
             for row, token in enumerate(trainer.layout.told(own)):
                 ended[row] = ended[row] or token == self._tokenizer.eos_id

@@ -6,8 +6,8 @@ Both read text as text: see ``pretrain.data.plain``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Container, Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
         """Token ids of ``text`` without special tokens, int32 ``(tokens,)``."""
 
     def decode(self, tokens: Iterable[Any]) -> str:
-        """Text of token ids, ``(tokens,)``."""
+        """Text of token ids, ``(tokens,)``; U+FFFD for each that is none of its own, such as padding of a model."""
 
 
 class SentencePieceTokenizer:
@@ -62,6 +62,11 @@ class SentencePieceTokenizer:
         if self.eos_id < 0 or (eos_token and self.eos_id == model.unk_id()):
             named = f" {eos_token}" if eos_token else ""
             raise DataError(f"tokenizer {path} has no end-of-document token{named}; name it with --eos-token")
+        if self.eos_id >= self.vocab_size:
+            raise DataError(
+                f"tokenizer {path} has {self.vocab_size} tokens, and no end-of-document token {self.eos_id}: it is not "
+                "the one that made the data"
+            )
         if model.is_byte(self.eos_id):
             raise DataError(f"tokenizer {path} needs {eos_token} for the bytes of texts; name another --eos-token")
         plain = plain_sentencepiece(content, self.eos_id)
@@ -80,7 +85,7 @@ class SentencePieceTokenizer:
 
     def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
-        return self._shown.decode([int(token) for token in tokens])
+        return _decoded(tokens, range(self.vocab_size), self._shown.decode)
 
 
 class JsonTokenizer:
@@ -103,6 +108,7 @@ class JsonTokenizer:
         self.sha256 = hashlib.sha256(content).hexdigest()
         vocabulary = model.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
+        self._known = frozenset(vocabulary.values())
         if eos_token is None and eos_id is not None:
             eos_token = model.id_to_token(eos_id)
         found = [token for token in ([eos_token] if eos_token else _END_TOKENS) if token in vocabulary]
@@ -127,7 +133,18 @@ class JsonTokenizer:
 
     def decode(self, tokens: Iterable[Any]) -> str:
         """Text."""
-        return self._model.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return _decoded(tokens, self._known, partial(self._model.decode, skip_special_tokens=False))
+
+
+def _decoded(tokens: Iterable[Any], known: Container[int], decode: Callable[[list[int]], str]) -> str:
+    """The text of the ids that are ``known``, and U+FFFD for each of the others."""
+    text, own = "", list[int]()
+    for token in map(int, tokens):
+        if token in known:
+            own.append(token)
+        else:
+            text, own = f"{text}{decode(own)}\ufffd", []
+    return text + decode(own)
 
 
 @lru_cache(maxsize=4)

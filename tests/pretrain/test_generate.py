@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from pretrain.generate import Reading, Transcript, choose, continuation, text_behind
+from pretrain.generate import Reading, Transcript, are_sound, choose, continuation, text_behind
 from pretrain.models.cache import Kept, empty, takes_cache
 from pretrain.models.init import initialize
 from pretrain.models.llama.config import LlamaConfig
@@ -67,7 +68,7 @@ def test_a_cache_has_no_more_room_than_it_was_made_for() -> None:
 
 def written(model: torch.nn.Module, layers: int, cached: bool, end: int | None = None, room: int = 48) -> list[int]:
     reading = Reading(model, layers, room, cached)
-    return list(continuation(reading, TOKENS, 24, lambda logits: choose(logits, 0.0), end))
+    return list(continuation(reading, TOKENS, 24, lambda logits: choose(logits, 97, 0.0), end))
 
 
 def test_cached_and_computed_again_are_the_same_text(llama: LlamaForCausalLM) -> None:
@@ -86,7 +87,7 @@ def test_a_family_without_a_cache_computes_the_whole_text_again() -> None:
     assert not takes_cache(model)
     reading = Reading(model, config.depth, 30)
     assert reading.cache is None
-    text = list(continuation(reading, TOKENS, 64, lambda logits: choose(logits, 0.0), None))
+    text = list(continuation(reading, TOKENS, 64, lambda logits: choose(logits, 97, 0.0), None))
     assert len(text) == 10
     with torch.no_grad():
         rows = model(torch.tensor([[*TOKENS, *text]]))[0].argmax(-1).tolist()
@@ -98,11 +99,11 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
 
 def draws(temperature: float, top_p: float, seed: int = 0, count: int = 400) -> list[int]:
     chance = generator(seed, "test")
-    return [choose(LOGITS, temperature, top_p, chance) for _ in range(count)]
+    return [choose(LOGITS, 5, temperature, top_p, chance) for _ in range(count)]
 
 
 def test_chance_is_seeded_and_follows_the_probabilities() -> None:
-    assert choose(LOGITS, 0.0) == 4
+    assert choose(LOGITS, 5, 0.0) == 4
     assert draws(1.0, 1.0) == draws(1.0, 1.0) != draws(1.0, 1.0, seed=1)
     counts = torch.bincount(torch.tensor(draws(1.0, 1.0, count=4000)), minlength=5) / 4000
     torch.testing.assert_close(counts, torch.softmax(LOGITS, 0), atol=0.03, rtol=0)
@@ -113,6 +114,24 @@ def test_chance_is_seeded_and_follows_the_probabilities() -> None:
 def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> None:
     """Probabilities: .64, .23, .09, .03, .01."""
     assert set(draws(1.0, top_p, count=2000)) == kept
+
+
+def test_rows_beyond_the_tokenizers_tokens_are_never_chosen() -> None:
+    assert choose(LOGITS, 4, 0.0) == 0
+    assert {choose(LOGITS, 4, 2.0, chance=generator(seed, "test")) for seed in range(200)} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+def test_any_cold_is_the_likeliest(temperature: float) -> None:
+    assert choose(LOGITS, 5, temperature) == 4
+
+
+@pytest.mark.parametrize(("odd", "sound"), [(math.nan, False), (math.inf, False), (-math.inf, True)])
+def test_logits_that_are_not_sound_are_no_chances(odd: float, sound: bool) -> None:
+    logits = torch.tensor([1.0, odd, 2.0])
+    assert are_sound(logits) == sound
+    assert choose(logits, 3, 1.0, chance=generator(1, "test")) in ({0, 2} if sound else {1})
+    assert choose(logits, 1, 1.0) == 0, "those of padding do not matter"
 
 
 def bytewise(tokens: Sequence[int]) -> str:
