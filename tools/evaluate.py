@@ -126,7 +126,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         UserError: no model or no data, or they do not fit.
     """
     place = {"precision": options.precision, "device": options.device, "own_family": options.family}
-    loaded = load(options.source, **place, documents=True)
+    loaded = load(options.source, **place, documents=True, closed=True)
     sources = data_of(loaded, options.data, options.split)
     corpus = open_data(loaded, sources)
     own = loaded.run.evaluation.samples if loaded.run else 0

@@ -157,7 +157,7 @@ def _write_weights(folder: Path, entries: Sequence[Entry], limit: int) -> int:
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
     """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
-    sparse = [w for w in checkpoint.weights if w.layer and (w.mask_bytes or w.layer.final < w.layer.density)]
+    sparse = [weight for weight in checkpoint.weights if weight.has_mask]
     if sparse:
         name_of = checkpoint.family.hf.file_name
         layers = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from smet.schedule import TopologySchedule
 from tests.distributed import run_ranks
 from tests.pretrain.runs import settings, train_all, write_corpus
 from tools import export_hf, inspect_checkpoint
+from tools.inference.model import load
+from tools.watch.picture import Pictures
+from tools.watch.runs import RunView
+from tools.watch.server import Server
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "granet": {"sparsity": {"method": "granet", "density": 0.2, "initial_density": 0.5, "block": [2, 2]}},
@@ -163,6 +168,34 @@ def test_what_is_closed_is_exported_as_zeros_and_counted_by_nobody(results: Resu
             size = sparsity.block[0] * sparsity.block[1]
             assert density * weight.numel() == size * active_tiles(weight.numel() // size, sparsity.density)
     assert set(load_file(tmp_path / "out" / "masks.safetensors")) == set(told["density"])
+
+
+def test_a_run_that_began_dense_is_read_and_drawn_by_what_is_open(results: Results) -> None:
+    run = results[0] / "gmp-whole"
+    told = inspect_checkpoint.inspect(inspect_checkpoint.build_parser().parse_args([str(run)]))
+    found, whole = load(run), load(run, closed=True)
+    assert found.sparse.keys() == told["density"].keys() and not whole.sparse
+    for name, layer in found.sparse.items():
+        assert layer.density == told["density"][name] < 0.3
+        stored = whole.model.get_submodule(name)
+        assert torch.equal(layer.orders.natural(layer.dense_weight()), stored.orders.natural(stored.dense_weight()))
+    pictures = Pictures(run / "checkpoints")
+    for name in pictures.of(None)["layers"]:
+        picture = pictures.of(name)
+        assert picture["open"] / picture["tiles"] == told["density"][name]
+        assert picture["closed"] == picture["tiles"] - picture["open"] > 0
+
+
+def test_a_checkpoint_that_cannot_be_drawn_is_a_line_on_the_page(results: Results, tmp_path: Path) -> None:
+    shutil.copytree(results[0] / "gmp-whole", tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
+        state = json.loads(path.read_text())
+        state["topology"]["ages"]["births"][0] = float("inf")
+        path.write_text(json.dumps(state))
+    server = Server(0, [RunView(tmp_path / "run", "run")])
+    server.server_close()
+    said = server.mask({"run": "0"})["problem"]
+    assert said.startswith("the checkpoint cannot be shown: OverflowError: ")
 
 
 def sizes(told: dict[str, Any]) -> dict[str, int]:

@@ -40,6 +40,11 @@ class SavedWeight:
         return 0 if self.layer is None else self.layer.mask_bytes
 
     @property
+    def has_mask(self) -> bool:
+        """Whether some of its tiles are inactive, or a falling density will close some of those that are stored."""
+        return self.layer is not None and (not self.layer.is_full or self.layer.final < self.layer.density)
+
+    @property
     def is_sparse(self) -> bool:
         """Whether it belongs to the layers that the settings make sparse, at whatever density."""
         return self.layer is not None and self.layer.selected

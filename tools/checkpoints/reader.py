@@ -267,15 +267,22 @@ class Checkpoint:
         layer = self.sparse_layer(weight)
         return layer.orders.natural(layer.dense_weight())
 
-    def sparse_layer(self, weight: SavedWeight) -> SparseLinear:
+    def sparse_layer(self, weight: SavedWeight, closed: bool = False) -> SparseLinear:
         """The layer around a weight that is stored as a sparse one, in fp32 and without a bias.
+
+        Args:
+            closed: with tiles that a falling density has closed, as the run multiplies them; their weights are 0.
 
         Raises:
             CheckpointError: see ``dense_weight``.
         """
         spec, (outputs, inputs) = weight.layer, weight.shape
         assert spec is not None
-        bits, values = self.mask(weight), self.values(weight)
+        values = self.values(weight)
+        if closed or (shut := self.closed(weight)) is None:
+            bits = self.mask(weight)
+        else:
+            bits, values = self.open_mask(weight), values.view(len(shut), -1)[~shut].view(-1)
         layer = SparseLinear(inputs, outputs, bits, values, spec.grid.tile, spec.transposed)
         layer.configured_density, layer.orders = spec.density, self.orders(weight)
         return layer

@@ -91,6 +91,7 @@ def load(
     own_family: str | None = None,
     documents: bool = False,
     keep_dense: bool | None = None,
+    closed: bool = False,
 ) -> Loaded:
     """The model in the run, checkpoint or exported folder ``path``.
 
@@ -100,13 +101,15 @@ def load(
         own_family: see ``Checkpoint``.
         documents: keep attention within documents if the run did.
         keep_dense: whether sparse layers keep their dense weights between uses; None = as in the run.
+        closed: see ``Checkpoint.sparse_layer``.
 
     Raises:
         UserError: there is none, it is damaged, or of code that is not to be imported.
     """
     exported = (path / CONFIG).is_file()
-    opened = _of_files if exported else _of_checkpoint
-    loaded, weights, dense, sparse = opened(path, own_family)
+    loaded, weights, dense, sparse = (
+        _of_files(path, own_family) if exported else _of_checkpoint(path, own_family, closed)
+    )
     loaded.precision = precision or loaded.precision
     run, kind = loaded.run, family(loaded.settings.family)
     loaded.device = device_of(device, run.train.device if run else None)
@@ -130,7 +133,7 @@ Opened = tuple[Loaded, Iterable[SavedWeight], Dense, Sparse]
 """The model to be, its weights in order, and how to read them, in fp32."""
 
 
-def _of_checkpoint(path: Path, own_family: str | None) -> Opened:
+def _of_checkpoint(path: Path, own_family: str | None, closed: bool) -> Opened:
     checkpoint = Checkpoint(path, own_family)
     run = settings_of(checkpoint, inventory_of(checkpoint.model).shape.longest)
     remarks = []
@@ -144,7 +147,7 @@ def _of_checkpoint(path: Path, own_family: str | None) -> Opened:
     def sparse(weight: SavedWeight) -> SparseLinear | None:
         if weight.layer is None:
             return None
-        layer = checkpoint.sparse_layer(weight)
+        layer = checkpoint.sparse_layer(weight, closed)
         layer.compute = compute
         return layer
 
@@ -204,6 +207,8 @@ class Masks:
         Raises:
             CheckpointError: its mask is none of this weight.
         """
+        import safetensors
+
         key = self._names.get(weight.name, "")
         if key not in self._layers:
             return None
@@ -214,9 +219,9 @@ class Masks:
             grid = TileGrid(*((inputs, outputs) if transposed else (outputs, inputs)), tile)
             bits: Tensor = self._file.get_tensor(key)
             sound = bits.dtype == torch.uint8 and tuple(bits.shape) == (grid.mask_bytes,)
-            sound = sound and not has_spare_bits(bits, grid.tiles)
+            sound = sound and min(tile) > 0 and not has_spare_bits(bits, grid.tiles)
             orders = Orders(self._order(f"{key}.inputs", inputs), self._order(f"{key}.outputs", outputs))
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, ConfigError, safetensors.SafetensorError):
             sound = False
         if not sound:
             raise CheckpointError(f"{self.path}: the mask of {key} is none of a weight of {outputs} x {inputs}")

@@ -40,7 +40,7 @@ class Pictures:
         """
         with self._lock:
             checkpoint = self._open()
-            weights = {w.layer.name: w for w in checkpoint.weights if w.layer is not None and not w.layer.is_full}
+            weights = {w.layer.name: w for w in checkpoint.weights if w.layer is not None and w.has_mask}
             if not weights:
                 raise CheckpointError(f"no layer in {checkpoint.folder.name} has a mask: all are dense")
             name = next(iter(weights)) if layer is None else layer
