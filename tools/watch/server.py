@@ -104,7 +104,7 @@ class Server(ThreadingHTTPServer):
             return self.pictures[self._run(query)].of(query.get("layer"))
         except (UserError, OSError) as error:
             return {"problem": text(error)}
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
             return {"problem": text(f"the checkpoint cannot be shown: {type(error).__name__}: {error}")}
 
     def _run(self, query: dict[str, str]) -> int:
@@ -146,7 +146,10 @@ class Handler(BaseHTTPRequestHandler):
     def _found(self) -> tuple[bytes, str]:
         if _NAMED.fullmatch(self.headers.get("Host") or "") is None:
             raise Refused(HTTPStatus.FORBIDDEN, "this page is for 127.0.0.1 and localhost alone")
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            raise Refused(HTTPStatus.BAD_REQUEST, "this is no address of a page") from None
         if url.path in self.server.files:
             return self.server.files[url.path], KINDS[Path(url.path).suffix or ".html"]
         answer = {"/news": self.server.news, "/window": self.server.window, "/mask": self.server.mask}.get(url.path)

@@ -114,6 +114,10 @@ def test_odd_questions_get_one_line_or_what_there_is(watch: Watch, path: str, st
         assert content.count(b"\n") == 1 and len(content) < 200
 
 
+def test_an_address_that_is_none_is_refused_in_a_line(watch: Watch) -> None:
+    assert watch.ask("http://[", Host="localhost")[::2] == (400, b"this is no address of a page\n")
+
+
 def test_every_answer_keeps_scripts_out(watch: Watch) -> None:
     for path in ("/", "/news", "/main.js", "/nothing"):
         policy = watch.ask(path)[1]["Content-Security-Policy"]
