@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from tests.pretrain.runs import settings, train_all, write_corpus
 from tools import export_hf, inspect_checkpoint
 from tools.inference.model import load
 from tools.watch.picture import Pictures
-from tools.watch.runs import RunView
-from tools.watch.server import Server
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "granet": {"sparsity": {"method": "granet", "density": 0.2, "initial_density": 0.5, "block": [2, 2]}},
@@ -184,18 +181,6 @@ def test_a_run_that_began_dense_is_read_and_drawn_by_what_is_open(results: Resul
         picture = pictures.of(name)
         assert picture["open"] / picture["tiles"] == told["density"][name]
         assert picture["closed"] == picture["tiles"] - picture["open"] > 0
-
-
-def test_a_checkpoint_that_cannot_be_drawn_is_a_line_on_the_page(results: Results, tmp_path: Path) -> None:
-    shutil.copytree(results[0] / "gmp-whole", tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
-        state = json.loads(path.read_text())
-        state["topology"]["ages"]["births"][0] = float("inf")
-        path.write_text(json.dumps(state))
-    server = Server(0, [RunView(tmp_path / "run", "run")])
-    server.server_close()
-    said = server.mask({"run": "0"})["problem"]
-    assert said.startswith("the checkpoint cannot be shown: OverflowError: ")
 
 
 def sizes(told: dict[str, Any]) -> dict[str, int]:

@@ -278,6 +278,22 @@ def test_checkpoints_are_told_whole_or_damaged(tmp_path: Path) -> None:
     assert third == "1 of 2 files are missing or cut off: .metadata"
 
 
+@pytest.mark.parametrize("error", [OverflowError("too large"), ZeroDivisionError("by zero"), KeyError("ages")])
+def test_a_checkpoint_that_cannot_be_drawn_is_a_line_on_the_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from tools.watch.runs import RunView
+    from tools.watch.server import Server
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with Server(0, [RunView(folder, "one")]) as server:
+        monkeypatch.setattr("tools.watch.picture.Pictures.of", fail)
+        found = server.mask({"run": "0"})
+    assert found == {"problem": f"the checkpoint cannot be shown: {type(error).__name__}: {error}"}
+
+
 def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
     from tools.watch.runs import RunView
 
