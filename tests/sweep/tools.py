@@ -70,7 +70,22 @@ TOOLS = {
          "run.yaml --search --gpus 4 --memory 40GB --top 3"),
         ("run.yaml",),
     ),
-    "plot_run": Tool("tools.plot_run", ("run", "run --output picture.png --json"), ("run",)),
+    "plot_run": Tool("tools.plot_run", ("run", "run --output picture.png --json", "run --smooth 3"), ("run",)),
+    "generate": Tool(
+        "tools.generate",
+        ("run abc --tokenizer tok.model --max-new-tokens 3",
+         "run abc de --tokenizer tok.model --max-new-tokens 2 --temperature 0.8 --top-p 0.9 --seed 3 --json",
+         "export abc --tokenizer tok.model --max-new-tokens 2"),
+        ("run", "export", "tok.model"),
+    ),
+    "eval": Tool(
+        "tools.evaluate", ("run --data noise", "run/checkpoints/step-00000003 --data noise --json"), ("run", *NOISE)
+    ),
+    "config": Tool(
+        "tools.config.__main__",
+        ("show run.yaml", "show run.yaml sparsity.density=0.1 --json", "diff run.yaml run", "schema", "keys"),
+        ("run.yaml", "run"),
+    ),
     "ablate": Tool(
         "tools.ablate.__main__", ("tiny.yaml --list", "tiny.yaml --list --json", "render results.json page.md"),
         ("tiny.yaml", "results.json"), ("--list", "render"),
