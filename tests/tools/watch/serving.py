@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import signal
@@ -24,6 +25,7 @@ class Watch:
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
+        atexit.register(self.process.kill)  # where a test fails before it ends what it started
         assert self.process.stdout is not None
         self.told = json.loads(self.process.stdout.readline())
         self.url: str = self.told["url"]
