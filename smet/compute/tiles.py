@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smet.compute.kept import OfMasks
 from smet.kernels.lists import Groups, Lists
 from smet.mask import TileGrid, unpack
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 class Index:
     """Where the active tiles of one mask are, by row and by column of tiles."""
 
-    mask: Tensor | None
-    """The layer's own mask that it was made from; None if others serve it."""
-    version: tuple[int | None, int]
     rows: Lists
     columns: Lists
     groups: dict[int, Groups] = field(default_factory=dict)
@@ -64,7 +61,7 @@ class Tiles:
     name = "tiles"
 
     def __init__(self) -> None:
-        self._indices: WeakKeyDictionary[SparseLinear, Index] = WeakKeyDictionary()
+        self._indices = OfMasks(_index)
 
     def serves(self, layer: SparseLinear, x: Tensor, forced: bool = False) -> bool:
         """Tiles that the device's kernels can multiply; by itself where that is likely faster."""
@@ -107,15 +104,13 @@ class Tiles:
     @torch.no_grad()
     def index(self, layer: SparseLinear) -> Index:
         """Where the tiles of ``layer`` are. Collective where masks are sharded and this one has changed."""
-        known, mask = self._indices.get(layer), layer.mask
-        version = layer.topology_version
-        if known is None or known.mask is not mask or known.version != version:
-            bits = layer.packed_mask()
-            kernels = _kernels(bits)
-            of = index_of if kernels is None or not hasattr(kernels, "index") else kernels.index
-            known = Index(mask, version, *of(bits, layer.grid, layer.active))
-            self._indices[layer] = known
-        return known
+        return self._indices.of(layer)
+
+
+def _index(layer: SparseLinear, bits: Tensor) -> Index:
+    kernels = _kernels(bits)
+    of = index_of if kernels is None or not hasattr(kernels, "index") else kernels.index
+    return Index(*of(bits, layer.grid, layer.active))
 
 
 def _kernels(x: Tensor) -> ModuleType | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from smet.say import say
+
+log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 TIMEOUT = 300
@@ -205,6 +208,22 @@ def _cached(folder: Path, name: str) -> bytes | None:
             if path.stem.endswith(_digest(content)):
                 return content
     return None
+
+
+def optional(source: str, without: str | None = None) -> ctypes.CDLL | None:
+    """The compiled ``source``, a file of this folder that uses OpenMP; None where it cannot be had, or is not wanted.
+
+    Args:
+        without: what is done then, for a warning that names the reason; None = other kernels have told that.
+    """
+    if os.environ.get("SMET_KERNELS") == "reference":
+        return None
+    try:
+        return load(build(SOURCE.with_name(source), more=("-fopenmp",)))
+    except BuildError as error:
+        if without is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            log.warning("%s, because %s", without, error)
+        return None
 
 
 def load(content: bytes) -> ctypes.CDLL:

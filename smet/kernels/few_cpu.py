@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
 
 import torch
 from torch import Tensor
@@ -17,19 +15,11 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MOST_TOKENS = 4
 """With more, a dense matrix that is made once for all of them is as fast."""
 
-log = logging.getLogger(__name__)
-
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel; None where it cannot be built."""
-    if os.environ.get("SMET_KERNELS") == "reference":
-        return None
-    try:
-        built = compiler.load(compiler.build(compiler.SOURCE.with_name("few.cpp"), more=("-fopenmp",)))
-    except compiler.BuildError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            log.warning("products of a few tokens are dense on the cpu, because %s", error)
+    if (built := compiler.optional("few.cpp", "products of a few tokens are dense on the cpu")) is None:
         return None
     pointer, count, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name in DTYPES.values():

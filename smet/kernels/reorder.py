@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +38,7 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled function; None where it cannot be built."""
-    if os.environ.get("SMET_KERNELS") == "reference":
-        return None
-    try:
-        built = compiler.load(compiler.build(compiler.SOURCE.with_name("reorder.cpp"), more=("-fopenmp",)))
-    except compiler.BuildError:  # why, the other kernels have said
+    if (built := compiler.optional("reorder.cpp")) is None:
         return None
     pointer, count, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for move in (built.smet_reorder_16, built.smet_reorder_32):

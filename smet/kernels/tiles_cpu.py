@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
 import threading
 
 import torch
@@ -30,20 +28,13 @@ LEAST = 32
 """Tokens of one kernel; fewer are filled up."""
 TOGETHER, CHUNK = 192, 1024  # as in tiles.cpp
 
-log = logging.getLogger(__name__)
 _kept = threading.local()
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be built, or the processor lacks AVX-512."""
-    if os.environ.get("SMET_KERNELS") == "reference":
-        return None
-    try:
-        built = compiler.load(compiler.build(compiler.SOURCE.with_name("tiles.cpp"), more=("-fopenmp",)))
-    except compiler.BuildError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            log.warning("products over tiles are dense on the cpu, because %s", error)
+    if (built := compiler.optional("tiles.cpp", "products over tiles are dense on the cpu")) is None:
         return None
     pointer, count, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     built.smet_tiles_index.argtypes = [pointer, count, count, count, *[pointer] * 6]
