@@ -9,6 +9,7 @@ of one's own looks its names up.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -30,6 +31,18 @@ def problem(what: str, name: Any, table: Mapping[str, Any]) -> str | None:
     if (isinstance(name, str) and name in table) or is_own(name):
         return None
     return f"{what} is '{name}', expected one of {', '.join(table)}, or package.module:name{nearest(str(name), table)}"
+
+
+def require_fit(what: str, name: str, made: Callable[..., Any], *given: object, **options: Any) -> None:
+    """See that ``made``, which ``name`` stands for, takes ``given`` and the ``options`` of the entry ``what``.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        inspect.signature(made).bind(*given, **options)
+    except TypeError as error:
+        raise ConfigError(f"{what}.options do not fit {name}: {error}") from None
 
 
 def find(what: str, name: str, table: Mapping[str, T], fits: Callable[[Any], bool] = callable) -> T:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pretrain.callbacks.base import ORDER, OWN, Callback
 from pretrain.callbacks.checkpointing import CheckpointCallback
@@ -23,11 +23,13 @@ from pretrain.callbacks.traffic import TrafficCallback
 from pretrain.callbacks.writers import WritersCallback
 from pretrain.checkpoint.save import Saver
 from pretrain.config import RunConfig
+from pretrain.config.schema import CallbackConfig
 from pretrain.data.loader import BatchLoader
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
 from smet import named
+from smet.errors import require_all
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,13 @@ def classes_of(config: RunConfig) -> list[type[Callback]]:
         ConfigError: one is not there, is no ``Callback``, or does not take its options; all that are not are named.
     """
     found: list[type[Callback]] = []
-    problems: list[str] = []
-    for position, spec in enumerate(config.callbacks):
-        where = f"callbacks[{position}]"
-        try:
-            kind: type[Callback] = named.find(f"{where}.name", spec.name, {}, _is_callback)
-            inspect.signature(kind).bind(**spec.options)
-            found.append(kind)
-        except ConfigError as error:
-            problems += error.problems
-        except TypeError as error:
-            problems.append(f"{where}.options do not fit {spec.name}: {error}")
-    if problems:
-        raise ConfigError(problems)
+
+    def look_up(where: str, spec: CallbackConfig) -> None:
+        kind: type[Callback] = named.find(f"{where}.name", spec.name, {}, _is_callback)
+        named.require_fit(where, spec.name, kind, **spec.options)
+        found.append(kind)
+
+    require_all(partial(look_up, f"callbacks[{position}]", spec) for position, spec in enumerate(config.callbacks))
     return found
 
 

@@ -6,13 +6,14 @@ Nothing of theirs is imported before a run asks for it; what is missing is said 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pretrain.errors import ConfigError
 from pretrain.writers.base import Run, Writer
 from smet import named
+from smet.errors import require_all
 
 __all__ = ["WRITERS", "Kind", "Run", "Spec", "Writer", "make", "require_installed", "require_there"]
 
@@ -66,18 +67,12 @@ def require_there(writers: Iterable[Spec]) -> None:
         ConfigError: a package is missing, a name means nothing, or options do not fit; all that are wrong.
     """
     writers = list(writers)
-    problems = what_is_missing(writers)
-    for number, spec in enumerate(writers):
-        where = f"logging.writers[{number}]"
-        try:
-            signature = inspect.signature(_maker(where, spec.name))
-            signature.bind(None, **spec.options)
-        except ConfigError as error:
-            problems += error.problems
-        except TypeError as error:
-            problems.append(f"{where}.options do not fit {spec.name}: {error}")
-    if problems:
-        raise ConfigError(problems)
+    checks = [partial(_require_fit, f"logging.writers[{number}]", spec) for number, spec in enumerate(writers)]
+    require_all((partial(require_installed, writers), *checks))
+
+
+def _require_fit(where: str, spec: Spec) -> None:
+    named.require_fit(where, spec.name, _maker(where, spec.name), None, **spec.options)
 
 
 def make(spec: Spec, run: Run) -> Writer:
