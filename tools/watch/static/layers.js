@@ -1,7 +1,7 @@
 // The layers of a run as a grid of blocks and kinds, and the mask of one of them with the ages of its tiles.
 
 import { change, view } from "./view.js";
-import { colour, count, el, empty, fill, percent, short } from "./words.js";
+import { colour, count, el, empty, fill, heads, percent, short } from "./words.js";
 
 let rows = [];
 let pictured = { key: "", picture: null };
@@ -67,16 +67,7 @@ function grid(names, values, most) {
     el(
       "table",
       { class: "grid", role: "grid", "aria-label": "Layers; arrow keys move, Enter shows the mask", onkeydown: move },
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          el("th", { scope: "col" }, "block"),
-          kinds.map((kind) => el("th", { scope: "col" }, kind.replace("self_attn.", "").replace("mlp.", ""))),
-        ),
-      ),
+      heads(["block", ...kinds.map((kind) => kind.replace("self_attn.", "").replace("mlp.", ""))]),
       el(
         "tbody",
         {},

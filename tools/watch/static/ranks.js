@@ -1,7 +1,7 @@
 // The ranks of a run: who is in which phase, who shows no sign of life, and for whom the others wait.
 
 import { model } from "./model.js";
-import { colour, count, duration, el, empty, fill, plural } from "./words.js";
+import { colour, count, duration, el, empty, fill, heads, plural } from "./words.js";
 
 const ALIVE_SECONDS = 60; // as in `launch status`
 const LISTED = 12;
@@ -123,16 +123,7 @@ function table(ranks) {
     el(
       "table",
       {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          ["rank", "host", "phase"].map((name) => el("th", { scope: "col" }, name)),
-          ["step", "moved", "alive"].map((name) => el("th", { scope: "col", class: "n" }, name)),
-        ),
-      ),
+      heads(["rank", "host", "phase", "step", "moved", "alive"], ["step", "moved", "alive"]),
       el(
         "tbody",
         {},

@@ -2,7 +2,7 @@
 
 import { model } from "./model.js";
 import { KINDS } from "./marks.js";
-import { bytes, clock, colour, count, duration, el, empty, fill, percent, plural } from "./words.js";
+import { bytes, clock, colour, count, duration, el, empty, fill, heads, percent, plural } from "./words.js";
 
 export function drawCheckpoints(run) {
   const panel = document.getElementById("checkpoints");
@@ -25,18 +25,7 @@ export function drawCheckpoints(run) {
     el(
       "table",
       {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          el("th", { scope: "col" }, "after step"),
-          el("th", { scope: "col", class: "n" }, "size"),
-          el("th", { scope: "col", class: "n" }, "age"),
-          el("th", { scope: "col" }, "health"),
-        ),
-      ),
+      heads(["after step", "size", "age", "health"], ["size", "age"]),
       el(
         "tbody",
         {},

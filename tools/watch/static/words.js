@@ -15,6 +15,12 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
+// Heads of a table's columns; those of numbers are named in `numbers`.
+export function heads(names, numbers = []) {
+  const head = (name) => el("th", { scope: "col", class: numbers.includes(name) ? "n" : null }, name);
+  return el("thead", {}, el("tr", {}, names.map(head)));
+}
+
 export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
