@@ -15,4 +15,9 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at the fullest moment of this process: allocated by torch on a GPU, else resident in host memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return resident_peak()
+
+
+def resident_peak() -> int:
+    """Bytes of host memory at the fullest moment of this process, libraries included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT

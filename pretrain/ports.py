@@ -31,6 +31,14 @@ def is_free(port: int) -> bool:
     return True
 
 
+def any_free() -> int:
+    """A port of this machine that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def next_free(port: int) -> int:
     """``port``, or the first behind it that is free.
 

@@ -11,6 +11,7 @@ import torch
 from pretrain.checkpoint.folder import read_manifest
 from pretrain.config import RunConfig
 from pretrain.layout import Layout
+from pretrain.precision import DTYPES
 from pretrain.trainer import Trainer
 from smet.measured import Choices, measure
 
@@ -62,7 +63,7 @@ def _changed(found: Choices, before: Mapping[str, str], why: list[str]) -> str:
 def micro_batch(config: RunConfig) -> tuple[int, torch.dtype]:
     """Tokens of a micro-batch, and the type in which they are multiplied."""
     tokens = config.train.micro_batch_size * config.data.seq_length
-    return tokens, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    return tokens, DTYPES[config.train.precision]
 
 
 def degrees(layout: Layout) -> dict[str, int]:

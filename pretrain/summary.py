@@ -6,7 +6,8 @@ from pretrain.config.names import in_run_file
 from pretrain.data.epochs import as_epochs, too_many
 from pretrain.engine.log import EngineLog
 from pretrain.plan import cut
-from pretrain.products import micro_batch
+from pretrain.plan.table import in_words
+from pretrain.products import degrees, micro_batch
 from pretrain.trainer import Trainer
 from smet import compute, kernels
 from smet.starved import empty, starved
@@ -51,8 +52,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
     weights, total = (sum(numbers) for numbers in zip(*counts, strict=True))
     rows, cols = config.sparsity.block
     permuted = f", permuted {config.sparsity.permute}" if config.sparsity.is_permuted else ""
-    degrees = {"data": layout.dp_size, "tensor": layout.tensor_size, "pipeline": layout.stages}
-    ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
+    ranks = in_words(degrees(layout))
     stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
     formula = trainer.store.optimizer.formula.name
     optimizer = "SmetAdamW" if formula == "adamw" else formula

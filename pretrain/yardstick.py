@@ -18,6 +18,7 @@ from pretrain.numbers import magnitude
 from pretrain.plan import Rank, stages_of
 from pretrain.plan.compute import active_flops, flops
 from pretrain.plan.devices import device_of
+from pretrain.precision import DTYPES
 from smet import compute
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Peak:
 def peak_of(device: torch.device, precision: str) -> Peak:
     """The peak of ``device``: a GPU's by its name (``pretrain.plan.devices``), a processor's measured here."""
     if device.type != "cuda":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Peak(measured(dtype, torch.get_num_threads()), f"{SIDE} x {SIDE} matrices in {precision}, measured")
+        reached = measured(DTYPES[precision], torch.get_num_threads())
+        return Peak(reached, f"{SIDE} x {SIDE} matrices in {precision}, measured")
     name = torch.cuda.get_device_name(device)
     found = device_of(name)
     if found is None:
@@ -70,7 +71,7 @@ def computed_flops(trainer: Trainer) -> int:
     micro_batches, blocks = config.accumulation(layout.dp_size), stages_of(config)[layout.stage]
     whole = flops(Rank(config, blocks, layout.dp_size, micro_batches, layout.stage, dense=True)).hardware
     tokens = config.train.micro_batch_size * config.data.seq_length
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = DTYPES[config.train.precision]
     passes = 4 if config.train.activation_checkpointing else 3
     for layer in trainer.topology.all_layers.values():
         done = compute.chosen(layer, tokens, dtype).flops(layer, tokens) * passes // 3

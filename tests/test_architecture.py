@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "command", "errors", "exit_codes", "laggards", "numbers", "outside", "paths", "rules", "stability",
         "stopping", "traffic",
     ),
-    "files and places": ("files", "layout", "leaving", "peak", "ports", "records", "screen", "writers"),
+    "files and places": ("files", "layout", "leaving", "peak", "ports", "precision", "records", "screen", "writers"),
     "data": ("data",),
     "models": ("models",),
     "settings": ("changes", "config", "data_specs", "environment", "formula", "schedule"),

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import free_port
 from tests.pages import ROOT
-from tools.quickstart import free_port
 
 pytestmark = pytest.mark.slow
 

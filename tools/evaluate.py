@@ -17,11 +17,13 @@ from typing import Any
 
 from pretrain.config.schema import Source
 from pretrain.data.corpus import Corpus, open_corpus
+from pretrain.data_specs import blend_spec
 from pretrain.errors import DataError
 from pretrain.exit_codes import DONE
 from pretrain.models import inventory_of
 from pretrain.outside import printable
 from pretrain.paths import path_argument, path_text, prefix_text
+from pretrain.precision import DTYPES
 from pretrain.screen import on_screen, refuse
 from smet import compute
 from smet.errors import UserError
@@ -29,7 +31,7 @@ from smet.errors import UserError
 from .checkpoints.cli import add_family, make_parser
 from .inference import harness
 from .inference.losses import loss_of, multiply_as_before
-from .inference.model import DTYPES, Loaded, load
+from .inference.model import Loaded, load
 from .inference.places import blend
 from .inference.text import bytes_of
 from .inference.told import told_by_run
@@ -88,8 +90,7 @@ def open_data(loaded: Loaded, sources: list[Source]) -> Corpus:
         DataError: it is missing, damaged, or of another vocabulary.
     """
     length, seed = (loaded.run.data.seq_length, loaded.run.data.seed) if loaded.run else (loaded.longest, 0)
-    several = [{"path": source.path, "weight": source.weight} for source in sources]
-    corpus = open_corpus(several if len(several) > 1 else sources[0].path, length, seed)
+    corpus = open_corpus(blend_spec(tuple(sources)), length, seed)
     rows = inventory_of(loaded.settings).shape.vocabulary
     if corpus.vocab_size is not None and corpus.vocab_size > rows:
         raise DataError(

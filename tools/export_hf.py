@@ -25,6 +25,7 @@ from pretrain.files import write_synced
 from pretrain.models import inventory_of
 from pretrain.numbers import byte_size
 from pretrain.paths import path_argument, path_text, why_no_file
+from pretrain.precision import DTYPES
 from pretrain.screen import on_screen
 from smet.permutation import Order
 from smet.spec import LayerSpec
@@ -35,8 +36,6 @@ from .checkpoints.place import new_folder, require_free
 from .checkpoints.reader import Checkpoint
 from .checkpoints.stream import Entry
 from .checkpoints.tokenizer import export_tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_parser() -> argparse.ArgumentParser:

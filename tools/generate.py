@@ -26,13 +26,14 @@ from pretrain.models.cache import takes_cache
 from pretrain.numbers import finite
 from pretrain.outside import printable
 from pretrain.paths import path_argument, path_text
+from pretrain.precision import DTYPES
 from pretrain.screen import on_screen, refuse
 from smet import compute
 from smet.errors import UserError
 from smet.seeds import generator
 
 from .checkpoints.cli import add_family, byte_count, make_parser
-from .inference.model import DTYPES, Loaded, load
+from .inference.model import Loaded, load
 from .inference.tokenizer import find_tokenizer
 
 FEW = "smet.compute.few:Few"

@@ -11,7 +11,6 @@ import argparse
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +21,7 @@ from typing import Any
 from pretrain.command import program, told
 from pretrain.errors import ConfigError, UserError
 from pretrain.exit_codes import DONE
+from pretrain.ports import any_free
 from pretrain.screen import on_screen, refuse
 
 from .packages import CONFIGS, named, shown
@@ -123,7 +123,7 @@ def _train(ranks: int, overrides: list[str]) -> int:
     """One training on ``ranks`` processes of this machine; its exit code."""
     config = str(shown(CONFIGS / "quickstart.yaml"))
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port"]
-    command += [str(free_port()), "--module", "pretrain", config, *overrides]
+    command += [str(any_free()), "--module", "pretrain", config, *overrides]
     threads = str(-(-(os.cpu_count() or 1) // ranks))
     with subprocess.Popen(
         command, env={"OMP_NUM_THREADS": threads, **os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -143,14 +143,6 @@ def _train(ranks: int, overrides: list[str]) -> int:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

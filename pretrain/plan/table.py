@@ -17,6 +17,11 @@ def human(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def in_words(degrees: Mapping[str, int]) -> str:
+    """Ranks of each kind, such as ``data 4 x tensor 2``: those of data always, others where there are several."""
+    return " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
+
+
 def layout_line(config: RunConfig, world_size: int) -> str:
     """The layout and the batch in words."""
     parallel, train, sparsity = config.parallel, config.train, config.sparsity

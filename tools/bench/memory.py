@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from pretrain.peak import resident_peak
 
 from .engines import DenseSide, Side, SparseSide, random_batches
 from .figures import Figure
@@ -42,9 +42,7 @@ def _peak(side: Side, rank: Rank, last: Callable[[], Any] | None = None) -> int:
         rank.tick()
     if last is not None:
         last()
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return max(rank.layout.gather_objects(peak))
+    return max(rank.layout.gather_objects(resident_peak()))
 
 
 def figures(rest: dict[str, dict[str, int]], dense: str, peaks: dict[str, int]) -> list[Figure]:

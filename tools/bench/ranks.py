@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 import tempfile
 import warnings
@@ -19,6 +18,7 @@ import torch.multiprocessing as multiprocessing
 from tqdm import tqdm
 
 from pretrain.layout import Layout
+from pretrain.ports import any_free
 from pretrain.startup import start
 
 from .options import Options
@@ -53,7 +53,7 @@ def run(job: Job, options: Options, title: str, ticks: int) -> Any:
     if method == "forkserver":
         multiprocessing.get_context(method).set_forkserver_preload([f"{__package__}.everything"])
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        arguments = (options.ranks, _free_port(), job, options, Path(folder), title, ticks)
+        arguments = (options.ranks, any_free(), job, options, Path(folder), title, ticks)
         multiprocessing.start_processes(_rank, arguments, nprocs=options.ranks, start_method=method)
         return json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
 
@@ -81,10 +81,3 @@ def quiet() -> None:
     """Keep libraries' chatter off the screen; errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,11 +13,12 @@ from pretrain.data.corpus import Corpus
 from pretrain.data.loader import BatchLoader
 from pretrain.evaluate import evaluate
 from pretrain.layout import Layout
+from pretrain.precision import DTYPES
 from smet.compute import Decided
 from smet.linear import SparseLinear
 from smet.measured import case_of
 
-from .model import DTYPES, Loaded
+from .model import Loaded
 
 Batches = Sequence[Tensor]
 """One micro-batch ``(b, s + 1)`` of each data-parallel rank."""

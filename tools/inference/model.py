@@ -18,6 +18,7 @@ from pretrain.errors import CheckpointError, LaunchError
 from pretrain.models import DEFAULT, family, inventory_of
 from pretrain.models.family import FamilyConfig
 from pretrain.models.inventory import Role
+from pretrain.precision import DTYPES
 from smet.compute import AUTO, TABLE
 from smet.errors import ConfigError
 from smet.linear import SparseLinear, sparse_layers
@@ -30,7 +31,6 @@ from ..checkpoints.reader import Checkpoint
 from ..checkpoints.source import Weights
 from .settings import RunSettings, settings_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIG, MASKS = "config.json", "masks.safetensors"
 
 

@@ -133,6 +133,7 @@ def _one_layer(config: RunConfig) -> tuple[str, float]:
     import torch
 
     from pretrain.models.parts import DENSE
+    from pretrain.precision import DTYPES
 
     alone = replace(config, parallel=replace(config.parallel, tensor=1, pipeline=1, sequence=False))
     number, block = next((n, block) for n, block in enumerate(blocks_of(alone)) if block.is_layer)
@@ -140,7 +141,7 @@ def _one_layer(config: RunConfig) -> tuple[str, float]:
     length = config.data.seq_length
     rows = max(1, min(config.train.micro_batch_size, int(LAYER_FLOPS / (each * length))))
     precision = config.train.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     _, make = family_of(config.model).model.blocks(config.model, DENSE, False)[number]
     layer = make().to(dtype)
     inputs = torch.randn(rows, length, inventory_of(config.model).shape.width, dtype=dtype, requires_grad=True)

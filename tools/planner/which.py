@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pretrain.config import RunConfig, load_config
 from pretrain.errors import ConfigError
 from pretrain.numbers import duration, short_count
-from pretrain.plan.table import human
+from pretrain.plan.table import human, in_words
 from smet.kernels import sides
 
 from ..packages import CONFIGS
@@ -119,7 +119,7 @@ def layout(found: Found) -> str:
     """The layout in a few words: ``ZeRO-2, data 4 x tensor 2, micro-batch 8, checkpointing``."""
     given = found.settings
     degrees = {"data": found.data, "tensor": given["parallel.tensor"], "pipeline": given["parallel.pipeline"]}
-    ranks = " x ".join(f"{name} {size}" for name, size in degrees.items() if size > 1 or name == "data")
+    ranks = in_words(degrees)
     again = ", checkpointing" if given["train.activation_checkpointing"] else ""
     return f"ZeRO-{given['parallel.zero_stage']}, {ranks}, micro-batch {given['train.micro_batch_size']}{again}"
 
