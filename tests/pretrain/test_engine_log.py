@@ -50,14 +50,14 @@ def test_lines_wait_for_the_folder_and_warnings_are_shown_too(shown: Shown, tmp_
 
 def test_the_logger_is_as_it_was_afterwards(shown: Shown, tmp_path: Path) -> None:
     stop_listening()  # an earlier test may have run a program in this process
-    level = LOGGER.level
+    level, handlers = LOGGER.level, list(LOGGER.handlers)
     first = listen(tmp_path / "a", rank=0)
     second = listen(tmp_path / "b", rank=0)
     LOGGER.info("once")
     assert (first.lines, second.lines) == (0, 1)
     stop_listening()
     LOGGER.info("nobody hears it")
-    assert second.lines == 1 and LOGGER.level == level and LOGGER.handlers[-1] is shown
+    assert second.lines == 1 and LOGGER.level == level and LOGGER.handlers == handlers and shown in handlers
 
 
 def test_a_folder_that_cannot_be_written_is_told_once(

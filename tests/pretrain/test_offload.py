@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ STAGES = (1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("offload")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
     """Per stage: a run at home, one with offload, and one that goes on at home where an offloaded one stopped."""
-    folder = tmp_path_factory.mktemp("offload")
     corpus = write_corpus(folder / "corpus")
     jobs: dict[tuple[int, str], dict[str, Any]] = {}
     for stage in STAGES:
@@ -51,9 +56,8 @@ def test_a_run_at_home_goes_on_from_an_offloaded_ones_checkpoint(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_memory_json_tells_what_is_in_host_memory_and_the_plan_knows_it(
-    runs: dict[tuple[int, str], dict[str, Any]], stage: int, tmp_path_factory: pytest.TempPathFactory
+    runs: dict[tuple[int, str], dict[str, Any]], stage: int, folder: Path
 ) -> None:
-    folder = max(tmp_path_factory.getbasetemp().glob("offload*"))
     away, home = (json.loads((folder / f"{stage}-{kind}" / "memory.json").read_text()) for kind in ("away", "home"))
     assert home["in_host_memory"] == []
     assert away["in_host_memory"] == ["gradients", "master", "moments", "ages"]

@@ -86,9 +86,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def outcomes(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Any]]:
-    """(ranks, number of the case) -> outcome. One launch per number of ranks."""
-    folder, found = tmp_path_factory.mktemp("runs"), {}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus: str, folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """(ranks, number of the case) -> outcome. One launch per number of ranks; the runs are in ``folder``."""
+    found = {}
     for ranks, cases in CASES.items():
         jobs = [
             (job(corpus, folder / f"{ranks}-{number}", variant, **{"pipeline": ranks, **parallel}), bounds)
@@ -115,9 +120,8 @@ def test_a_forced_cut_trains_as_one_rank_does(outcomes: Any, key: tuple[int, int
     assert weights[0] == weights[1], "the summary counts the whole model, wherever its layers are"
 
 
-def test_bytes_and_checkpoints_know_no_placeholder(outcomes: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_bytes_and_checkpoints_know_no_placeholder(outcomes: Any, folder: Path) -> None:
     assert outcomes
-    folder = tmp_path_factory.getbasetemp() / "runs0"
     for bounds, empty in zip(ENDS, (0, 1), strict=True):  # the stage without a sparse layer
         number = CASES[2].index(("untied", {}, bounds))
         memory = json.loads((folder / f"2-{number}" / "memory.json").read_text())
