@@ -352,8 +352,8 @@ class TopologyController:
         grown = change.grown.repeat_interleave(size).to(device)
         own_grown = grown[fragment.start : fragment.start + fragment.master.numel()]
         recode(fragment, codes.recode)
-        for tensor in (fragment.master, *fragment.state.values()):
-            tensor.copy_(redistribute(tensor, kept, grown, ranges, self._rank, self.store.group))
+        vectors = (fragment.master, *fragment.state.values())
+        redistribute(vectors, kept, grown, ranges, self._rank, self.store.group)
         fragment.state["birth"][own_grown] = codes.code
         if bool(change.closed.any()):
             own_closed = change.closed.repeat_interleave(size).to(device)

@@ -51,38 +51,39 @@ def gather(local: Tensor, own: Range, total: int, group: dist.ProcessGroup | Non
 
 
 def redistribute(
-    local: Tensor, kept: Tensor, grown: Tensor, ranges: Sequence[Range], rank: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Move the kept entries of a vector to their new places; grown places become 0. Collective.
+    vectors: Sequence[Tensor],
+    kept: Tensor,
+    grown: Tensor,
+    ranges: Sequence[Range],
+    rank: int,
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Move the kept entries of vectors to their new places, in place; grown places become 0. Collective.
 
     The order of kept entries does not change, so what a rank sends to another is one contiguous
     run, and each entry crosses the network at most once.
 
     Args:
-        local: this rank's fragment.
+        vectors: this rank's fragments, all of one range.
         kept: bool ``(total,)``, old order: which entries survive.
         grown: bool ``(total,)``, new order: which places are new.
         ranges: every rank's range; the same before and after.
         rank: this rank's index in ``ranges``.
-
-    Returns:
-        This rank's fragment of the new vector.
     """
     start, length = ranges[rank]
-    survivors = local[kept[start : start + length]]
-    stay = ~grown[start : start + length]
-    arrived = survivors
-    if len(ranges) > 1:
-        held = _survivor_ranges(kept, ranges)
-        wanted = _survivor_ranges(~grown, ranges)
-        send = [_overlap(held[rank], other) for other in wanted]
-        receive = [_overlap(other, wanted[rank]) for other in held]
-        survivors = sendable(survivors.contiguous(), group)
-        arrived = survivors.new_empty(sum(receive))
-        dist.all_to_all_single(arrived, survivors, receive, send, group=group)
-    fresh = torch.zeros_like(local)
-    fresh[stay] = arrived.to(local.device)
-    return fresh
+    going = kept[start : start + length].nonzero().view(-1)
+    coming = (~grown[start : start + length]).nonzero().view(-1)
+    held, wanted = _survivor_ranges(kept, ranges), _survivor_ranges(~grown, ranges)
+    send = [_overlap(held[rank], other) for other in wanted]
+    receive = [_overlap(other, wanted[rank]) for other in held]
+    for vector in vectors:
+        arrived = survivors = vector[going]
+        if len(ranges) > 1:
+            survivors = sendable(survivors, group)
+            arrived = survivors.new_empty(sum(receive))
+            dist.all_to_all_single(arrived, survivors, receive, send, group=group)
+        vector.zero_()
+        vector[coming] = arrived.to(vector.device)
 
 
 def _survivor_ranges(marked: Tensor, ranges: Sequence[Range]) -> list[Range]:

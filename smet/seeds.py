@@ -28,7 +28,10 @@ def sample_without_replacement(population: int, count: int, rng: torch.Generator
     while drawn.numel() < count:
         fresh = torch.randint(population, (count - drawn.numel() + 16,), generator=rng)
         fresh = fresh.unique()
-        fresh = fresh[~torch.isin(fresh, drawn)]
+        if drawn.numel():
+            known = drawn.sort().values
+            at = torch.searchsorted(known, fresh).clamp(max=known.numel() - 1)
+            fresh = fresh[known[at] != fresh]
         fresh = fresh[torch.randperm(fresh.numel(), generator=rng)]
         drawn = torch.cat([drawn, fresh[: count - drawn.numel()]])
     return drawn.sort().values

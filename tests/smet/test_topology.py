@@ -18,6 +18,7 @@ from smet.topology import (
     magnitude_mask,
     prune,
     random_mask,
+    replaced,
     smallest,
     tile_scores,
 )
@@ -123,6 +124,20 @@ def test_ranges_decide_for_themselves_whoever_holds_them(data: st.DataObject) ->
     for old, new in zip(mask.chunk(ranges), alone.chunk(ranges), strict=True):
         assert old.sum() == new.sum()
         assert int((new & ~old).sum()) <= int(0.4 * int(old.sum()))
+
+
+@given(st.data())
+def test_what_is_stored_is_the_same_found_by_positions_and_by_whole_masks(data: st.DataObject) -> None:
+    tiles = data.draw(st.integers(1, 200))
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    mask = torch.rand(tiles, generator=rng) < data.draw(st.floats(0, 1))
+    active, inactive = (some.nonzero().view(-1) for some in (mask, ~mask))
+    count = data.draw(st.integers(0, min(active.numel(), inactive.numel())))
+    pruned = torch.zeros(active.numel(), dtype=torch.bool)
+    pruned[torch.randperm(active.numel(), generator=rng)[:count]] = True
+    grown_at = inactive[torch.randperm(inactive.numel(), generator=rng)[:count]]  # in no order
+    for one, other in zip(replaced(mask, pruned, grown_at), replaced(mask, pruned, grown_at, stored=mask), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_more_than_are_inactive_replaces_only_as_many_as_are() -> None:
