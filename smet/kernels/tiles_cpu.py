@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 
 import torch
@@ -42,12 +43,19 @@ def library() -> ctypes.CDLL | None:
     if not built.smet_tiles_served():
         return None
     built.smet_tiles_matrix_unit.argtypes, built.smet_tiles_matrix_unit.restype = [integer], None
+    built.smet_tiles_matrix_unit(int(has_matrix_unit()))
     for name in ("fp32", "bf16"):
         spread, sample = getattr(built, f"smet_spread_{name}"), getattr(built, f"smet_sample_{name}")
         spread.argtypes = [pointer] * 3 + [count] * 5 + [integer] + [pointer] * 5 + [integer]
         sample.argtypes = [pointer] * 3 + [count] * 5 + [pointer] * 5 + [integer]
         spread.restype = sample.restype = None
     return built
+
+
+def has_matrix_unit() -> bool:
+    """Whether torch's products in bf16 have AMX here: ``ONEDNN_MAX_CPU_ISA`` may hold them, and these, to less."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return compiler.can("amx_bf16") and ("AMX" in most or most in ("", "ALL", "DEFAULT"))
 
 
 def instructions() -> str:
@@ -70,7 +78,7 @@ def serves(tile: tuple[int, int], dtype: torch.dtype) -> bool:
 def worth_it(tile: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> bool:
     """Whether that is likely faster than the dense product, which has the matrix unit where there is one."""
     most = sides.CPU_DENSEST
-    if dtype == torch.bfloat16 and compiler.can("amx_bf16"):
+    if dtype == torch.bfloat16 and has_matrix_unit():
         most = 0.4 if tile[0] % 16 == 0 and instructions() == "AMX" else 0.05
     return tokens >= FEWEST_TOKENS and density <= most and dtype != torch.float16
 

@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
         prog=program(str(__package__), "tiles"),
         description="Forward, gradient of the input and gradient of the values over active tiles on this CPU, each "
         "against torch's product with the whole matrix in the same run. CPU time with one thread (other programs do "
-        "not count), else wall time. Where there is a matrix unit (AMX), once more with both sides held to AVX-512. "
-        "Then whole training steps of two ranks of one thread.",
+        "not count), else wall time. Then whole training steps of two ranks of one thread. Where there is a matrix "
+        "unit (AMX), all of that once more with both sides held to AVX-512.",
     )
     parser.add_argument("--json", type=path_argument, help="write the result here, as it grows")
     parser.add_argument("--threads", type=int, default=1, help="threads of both sides (default: 1)")
@@ -59,28 +59,26 @@ def main(arguments: list[str]) -> int:
         raise DataError(f"--threads is {given.threads}, expected 1 or more")
     if tiles_cpu.library() is None:
         raise DataError("products over tiles need AVX-512 and a C++ compiler; on this machine layers multiply densely")
-    held = is_held()
-    tiles_cpu.use_matrix_unit(not held)
-    result = measure(given.threads, given.quick, given.part, held, given.json)
+    result = measure(given.threads, given.quick, given.part, given.json)
     print(screen(result))
     return 0
 
 
-def measure(threads: int, quick: bool, part: str | None, held: bool, path: Path | None = None) -> dict[str, Any]:
+def measure(threads: int, quick: bool, part: str | None, path: Path | None = None) -> dict[str, Any]:
     """All that was asked for; ``path`` gets what is there after each case.
 
     Args:
         part: ``products``, ``steps``, or None for both.
-        held: whether products are held to AVX-512; fewer cases then.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     begin = time.perf_counter()
     unit = tiles_cpu.instructions() == "AMX"
+    held = not unit and compiler.can("amx_bf16")  # fewer cases then
     result: dict[str, Any] = {
         "kind": "tiles",
         "machine": {**machine.describe("cpu"), "tiles": tiles_cpu.instructions(), "dense": dense_uses()},
-        "threads": threads, "quick": quick, "load": [machine.load()], "rows": [], "held": [], "steps": [],
+        "threads": threads, "quick": quick, "load": [machine.load()], "rows": [], "steps": [], "held": None,
     }  # fmt: skip
 
     def publish() -> None:
@@ -93,39 +91,34 @@ def measure(threads: int, quick: bool, part: str | None, held: bool, path: Path 
     ):
         result["rows"].append(_measured(name, case, threads, quick))
         publish()
-    if unit and part is None:
-        result["held"] = _held(threads, quick)
     for found in whole.measure(quick) if part != "products" else ():
         result["steps"].append(found)
         publish()
+    if unit:
+        result["held"] = _held(threads, quick, part)
     result["load"].append(machine.load())
     publish()
     return result
 
 
-def is_held() -> bool:
-    """Whether torch's products in this process may use no more than AVX-512."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith("AVX512")
-
-
 def dense_uses() -> str:
     """What torch's own products in bf16 run on here."""
-    if not is_held() and compiler.can("amx_bf16"):
+    if tiles_cpu.has_matrix_unit():
         return "AMX"
     return "AVX-512 BF16" if compiler.can("avx512_bf16") else "AVX-512"
 
 
-def _held(threads: int, quick: bool) -> list[dict[str, Any]]:
-    """The rows of a process whose products, over tiles and dense, are held to AVX-512."""
+def _held(threads: int, quick: bool, part: str | None) -> dict[str, Any]:
+    """What a process finds whose products, over tiles and dense, are held to AVX-512."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         found = Path(folder, "held.json")
-        command = [sys.executable, "-m", str(__package__), "tiles", "--part", "products", "--threads", str(threads)]
-        command += ["--json", str(found), *(["--quick"] if quick else [])]
+        command = [sys.executable, "-m", str(__package__), "tiles", "--threads", str(threads), "--json", str(found)]
+        command += [*(["--part", part] if part else []), *(["--quick"] if quick else [])]
         done = subprocess.run(command, env={**os.environ, **HOLD}, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise DataError(f"measuring with products held to AVX-512 failed: {' '.join(command)}")
-        rows: list[dict[str, Any]] = json.loads(found.read_text(encoding="utf-8"))["rows"]
-        return rows
+        result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        return {key: result[key] for key in ("rows", "steps")}
 
 
 def _cases(quick: bool, held: bool = False) -> Iterator[tuple[str, Case]]:
@@ -197,15 +190,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def screen(result: dict[str, Any]) -> str:
     """What was measured, in tables under headings."""
-    parts = []
-    at = result["machine"]
-    if result["rows"]:
-        parts += [f"## Products, dense on {at['dense']}, over tiles on {at['tiles']}", table(result["rows"])]
-    if result["held"]:
-        parts += ["## The same with both held to AVX-512 BF16", table(result["held"])]
-    if result["steps"]:
-        parts += ["## Whole steps", whole.table(result["steps"])]
-    return "\n\n".join(parts)
+    at, held = result["machine"], result["held"] or {"rows": [], "steps": []}
+    parts = [
+        (f"## Products, dense on {at['dense']}, over tiles on {at['tiles']}", table, result["rows"]),
+        (f"## Whole steps, dense on {at['dense']}, over tiles on {at['tiles']}", whole.table, result["steps"]),
+        ("## Products, both held to AVX-512 BF16", table, held["rows"]),
+        ("## Whole steps, both held to AVX-512 BF16", whole.table, held["steps"]),
+    ]
+    return "\n\n".join(f"{heading}\n\n{shown(found)}" for heading, shown, found in parts if found)
 
 
 def page(result: dict[str, Any]) -> str:

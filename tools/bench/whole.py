@@ -12,7 +12,8 @@ from .card import training
 from .card.settings import DENSE, Setting, Side, on_a_cpu
 from .options import MODELS
 
-TILES = ((16, 16), (32, 32))
+TILES = (((16, 16), "inputs"), ((32, 32), "both"))
+"""Tiles, and how features are permuted so that they are as good as single weights."""
 DENSITIES = (0.25, 0.1)
 STACKS = {"60m": None, "350m": 8, "1b": 2}
 """Models, and how many of their layers five engines at a time have room for in 16 GB; None: all."""
@@ -26,7 +27,8 @@ def settings(quick: bool) -> Iterator[Setting]:
             on_a_cpu().settings[0], ranks=2, warm_up=1, sides=(DENSE, Side(block=(16, 16), density=0.5))
         )
         return
-    sides = (DENSE, *(Side(block=tile, density=density) for density in DENSITIES for tile in TILES))
+    tiles = (Side(block=tile, density=d, permute=permute) for d in DENSITIES for tile, permute in TILES)
+    sides = (DENSE, *tiles)
     for name, layers in STACKS.items():
         title = name if layers is None else f"{layers} layers of {name}"
         yield Setting(
