@@ -33,7 +33,7 @@ SHAPES = ((512, 512, 2048), (1376, 512, 2048), (2048, 2048, 2048), (512, 512, 51
 TILES = ((8, 16), (16, 16), (32, 32), (64, 64), (128, 128))
 DENSITIES = (0.1, 0.25, 0.5)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-FEW_TILES, FEW_DENSITIES = ((16, 16), (32, 32)), (0.25, 0.1)
+FEW_TILES, FEW_DENSITIES = ((8, 16), (16, 16), (32, 32)), (0.25, 0.1)
 """What is measured in fp32, and with dense products held to AVX-512."""
 HOLD = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 """Read where torch is loaded: its products then leave the matrix unit alone."""
@@ -191,13 +191,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 def screen(result: dict[str, Any]) -> str:
     """What was measured, in tables under headings."""
     at, held = result["machine"], result["held"] or {"rows": [], "steps": []}
+    on = f"dense on {at['dense']}, over tiles on {at['tiles']}"
     parts = [
-        (f"## Products, dense on {at['dense']}, over tiles on {at['tiles']}", table, result["rows"]),
-        (f"## Whole steps, dense on {at['dense']}, over tiles on {at['tiles']}", whole.table, result["steps"]),
-        ("## Products, both held to AVX-512 BF16", table, held["rows"]),
+        (f"## Whole steps, {on}", whole.table, result["steps"]),
         ("## Whole steps, both held to AVX-512 BF16", whole.table, held["steps"]),
+        (f"## Products, {on}", table, result["rows"]),
+        ("## Products, both held to AVX-512 BF16", table, held["rows"]),
     ]
     return "\n\n".join(f"{heading}\n\n{shown(found)}" for heading, shown, found in parts if found)
+
+
+_HELD = (
+    " *Held to AVX-512 BF16* means that both sides leave the matrix unit alone (`ONEDNN_MAX_CPU_ISA`), as on a "
+    "processor that has none; these figures are from a process of their own."
+)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -213,7 +220,7 @@ def page(result: dict[str, Any]) -> str:
         "below 1 tiles are faster. *Error* is the largest relative one against fp32, in the Frobenius norm. Whole "
         "steps are those of engines that take turns in the same two ranks of one thread: bf16, ZeRO-2, 2,048 tokens "
         "per rank, against ordinary layers with torch's fused AdamW; who multiplies is what `sparsity.compute: auto` "
-        "measured at its start.\n\n"
+        f"measured at its start.{_HELD * bool(result['held'])}\n\n"
         f"Machine: {at['processor']}, {at['cores']} cores; products over tiles on {at['tiles']}, torch's dense ones on "
         f"{at['dense']} (bf16); torch {at['torch']}, DeepSpeed {at['deepspeed']}; {threads}; revision "
         f"{at['revision']}; load {result['load'][0]} before and {result['load'][-1]} after; {result['seconds']:.0f} s "
