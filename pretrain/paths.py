@@ -17,6 +17,8 @@ PATH = "a path"
 LocalPath = Annotated[str, PATH]
 """Type of settings that name a file or folder; ``pretrain.config.typed`` expands them."""
 
+LONGEST_PATH, LONGEST_NAME = 4000, 240
+"""In bytes: what Linux allows (4,095 and 255), less what names of files and endings need behind it."""
 _VARIABLE = re.compile(r"\$(\{\w+\}|[A-Za-z_]\w*)")
 
 
@@ -29,6 +31,7 @@ def expanded(text: str) -> str:
     """
     if any(ord(letter) < 32 for letter in text):
         raise ValueError(f"{text!r}, expected a path without control characters")
+    _require_short(text)
     if variable := _VARIABLE.search(text):
         raise ValueError(
             f"'{text}', expected a path without variables: {variable[0]} is not filled in here; write the path out, or "
@@ -41,6 +44,15 @@ def expanded(text: str) -> str:
             f"./{text} for a name that begins with ~"
         )
     return home
+
+
+def _require_short(text: str) -> None:
+    """Whether there is anything at a longer path the system would not say, but fail to be asked."""
+    size, name = len(os.fsencode(text)), max(len(os.fsencode(part)) for part in text.split("/"))
+    if size > LONGEST_PATH:
+        raise ValueError(f"'{text[:40]}...', expected a path of at most {LONGEST_PATH:,} bytes, not {size:,}")
+    if name > LONGEST_NAME:
+        raise ValueError(f"'{text[:40]}...', expected names of at most {LONGEST_NAME} bytes in a path, not {name:,}")
 
 
 def path_text(text: str) -> str:

@@ -27,7 +27,8 @@ def faults(world: Path, root: Path, tool: str, count: int) -> list[str]:
     found = [told(case, answer, wrong) for case, answer in results if (wrong := verdict(case, answer))]
     ends = collections.Counter(str(answer.get("code", "none")) for _, answer in results)
     print(f"{tool}: {len(results)} cases, exit codes {dict(sorted(ends.items()))}, {len(found)} faults")
-    assert len(results) == count and (len(ends) > 1 or count == SAMPLE)
+    assert len(results) == count
+    assert count == SAMPLE or ends["0"] >= count // 20, "where all is refused at the door, nothing behind it was tried"
     return found
 
 

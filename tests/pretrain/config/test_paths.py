@@ -149,3 +149,21 @@ def test_what_is_there_is_not_said_to_be_missing(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     found = [why_no_file(path) for path in (tmp_path, "/dev/null", tmp_path / "link", tmp_path / "nothing")]
     assert found == ["is a folder", "is no plain file", "is a link to nothing", "does not exist"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x/" * 3000, "'xXx...', expected a path of at most 4,000 bytes, not 6,000"),
+        ("a/" + "y" * 300, "expected names of at most 240 bytes in a path, not 300"),
+        ("é" * 150, "expected names of at most 240 bytes in a path, not 300"),
+    ],
+)
+def test_paths_that_the_system_has_no_room_for_are_refused_where_they_are_given(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        path_argument(text)
+    assert told.replace("xXx", "x/" * 20) in str(caught.value) and len(str(caught.value)) < 200
+    assert path_argument("x/" * 1900) and path_text("y" * 240)
+    assert any(told[-30:] in line for line in problems_of(tmp_path, f"train.output_dir={text}"))
