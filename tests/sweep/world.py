@@ -16,7 +16,6 @@ from tests.sweep.pool import ROOT
 from tests.tools.ablate import matrices
 from tests.tools.texts import make_documents, write_jsonl
 
-
 PIECES = 384
 """Of the tokenizer."""
 
