@@ -109,7 +109,7 @@ def _checkpoint(run: RunReader, now: float) -> dict[str, Any] | None:
 
 
 def _topology(run: RunReader) -> dict[str, Any] | None:
-    updates = run.tail(TOPOLOGY, 1 << 22)
+    updates = run.tail(TOPOLOGY) or run.tail(TOPOLOGY, 1 << 22)  # a line of a deep model may be long
     if not updates:
         return None
     last = updates[-1]

@@ -112,6 +112,29 @@ def test_what_is_planted_is_counted_and_keeps_nobody(tmp_path: Path, monkeypatch
         follower.poll()
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"step": 1, "loss": 2.5}', b'{"step": 2, "loss": null}', b"{}", b'{"step": "x"}', b'{"step": 3}'],
+        [b'{"step": 1, "a": {"b": 2}}', b'{"step": 2}'],
+        [b'{"step": 1, "a": "}"}', b'{"step": 2, "a": "{"}', b'{"step": 3}'],
+        [b'{"step": 1, "a": "x}', b'{y", "b": 2}', b'{"step": 3}'],
+        [b'{"step": 1, "a": [1', b'2]},{"step": 2}', b'{"step": 3}'],
+        [b'{"step": 1},{"step": 2}', b'{"step": 3}'],
+        [b'{"step": 1}', b"", b'{"step": 3}', b" ", b'\xef\xbb\xbf{"step": 4}', b'{"step": 5}\r'],
+        [b'{"step": 1, "a": "\xff"}', b'{"step": 2, "a": "\t"}', b'{"step": 3, "a": NaN}'],
+    ],
+)  # fmt: skip
+def test_lines_that_come_together_are_read_as_one_by_one(tmp_path: Path, lines: list[bytes]) -> None:
+    path = tmp_path / METRICS
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    follower = Follower(path, ["step"])
+    alone = [follower.usable(line) for line in lines if line.strip()]
+    news = follower.poll()
+    assert repr(news.rows) == repr([row for row in alone if row is not None])
+    assert news.left_out == alone.count(None)
+
+
 def test_a_reader_of_all_takes_a_whole_last_line_and_says_what_it_leaves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ MOST = 2048
 """Most points of a line; a screen has about that many pixels."""
 VALIDATION = "validation_loss"
 LARGEST = 1e300
+ABSENT = ...
+"""Stands for a value that a record does not have."""
 RUNNING = ("tokens",)
 """Sums of what came before: of neighbours the last one counts, not the mean."""
 
@@ -36,31 +40,39 @@ class Columns:
         """Forget all rows, as when a run goes back."""
         self.steps = array("d")
         self.values = {name: array("d") for name in self.names}
-        self._appends = [(name, values.append) for name, values in self.values.items()]
         self.validation: list[tuple[float, float | None]] = []
         self.not_finite: Counter[str] = Counter()
         """Values by name that are no finite numbers; they are gaps."""
+        self._unknown: Counter[str] = Counter()
+        """Rows by name that have no finite value of it."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def add(self, row: dict[str, Any]) -> bool:
-        """Take a record; False if it does not follow the last one."""
-        step = number(row.get("step"))
-        if not math.isfinite(step) or (self.steps and step <= self.steps[-1]):
-            return False
-        self.steps.append(step)
-        for name, append in self._appends:
-            value = row.get(name)
-            if type(value) is not float or not -LARGEST < value < LARGEST:  # the usual case costs one look
-                value = number(value)
-                if value != value and name in row:
-                    self.not_finite[name] += 1
-            append(value)
-        if VALIDATION in row:
-            value = number(row[VALIDATION])
-            self.validation.append((step, value if value == value else None))
-        return True
+    def extend(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Take records; returns how many are left out, since they do not follow the one before."""
+        last = self.steps[-1] if self.steps else -math.inf
+        kept: list[dict[str, Any]] = []
+        steps = array("d")
+        for row in rows:
+            if (step := number(row.get("step"))) > last:
+                kept.append(row)
+                steps.append(step)
+                last = step
+        self.steps.extend(steps)
+        for name, values in self.values.items():
+            given = [row.get(name, ABSENT) for row in kept]
+            found = numbers(given)
+            values.frombytes(found.tobytes())
+            unknown = int(np.isnan(found).sum())
+            self._unknown[name] += unknown
+            if unknown and (odd := unknown - given.count(ABSENT)):
+                self.not_finite[name] += odd
+        for step, row in zip(steps, kept, strict=True):
+            if VALIDATION in row:
+                value = number(row[VALIDATION])
+                self.validation.append((step, value if value == value else None))
+        return len(rows) - len(kept)
 
     @property
     def size(self) -> int:
@@ -83,13 +95,9 @@ class Columns:
         columns = {}
         for name, values in self.values.items():
             part = np.frombuffer(values)[begin:end]
-            if len(self.steps) > self.not_finite_or_missing(name):
+            if len(self.steps) > self._unknown[name]:
                 columns[name] = {"mid": plain(part[ends])} if name in RUNNING else _points(part, starts, size)
         return {"x": np.frombuffer(self.steps)[begin:end][ends].tolist(), "columns": columns}
-
-    def not_finite_or_missing(self, name: str) -> int:
-        """How many rows have no finite value of that name."""
-        return int(np.isnan(np.frombuffer(self.values[name])).sum()) if self.steps else 0
 
     def between(self, low: float, high: float) -> tuple[int, int]:
         """The rows of the steps from ``low`` to ``high``: the first, and the one behind the last."""
@@ -110,6 +118,19 @@ def number(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if -LARGEST < value < LARGEST else math.nan
     return math.nan
+
+
+def numbers(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """``number`` of each, at once where all are of the usual kinds."""
+    kinds = set(map(type, values))
+    if kinds == {type(ABSENT)}:
+        return np.full(len(values), math.nan)
+    if kinds <= {float, int}:
+        with contextlib.suppress(OverflowError):
+            found = np.array(array("d", values))
+            found[~(np.abs(found) < LARGEST)] = math.nan
+            return found
+    return np.fromiter(map(number, values), dtype=float, count=len(values))
 
 
 def _points(part: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], size: int) -> dict[str, list[float | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,7 @@ class Topology(Lines):
     def _shown(self, rows: Rows) -> Rows:
         found = []
         for row in rows:
-            density, moved = _mapping(row.get("density")), _mapping(row.get("moved"))
-            names = list(density)[:LAYERS]
-            layers = [(text(name, 200), known(density[name]), known(moved.get(name))) for name in names]
-            densities = [value for _, value, _ in layers if value is not None]
-            self.newest = layers
+            densities = [value for one in _layers(row, "density").values() if (value := known(one)) is not None]
             found.append(
                 {
                     **{key: known(row.get(key)) for key in TOTALS},
@@ -129,12 +126,19 @@ class Topology(Lines):
                     "mean": sum(densities) / len(densities) if densities else None,
                 }
             )
+        if rows:
+            density, moved = _layers(rows[-1], "density"), _layers(rows[-1], "moved")
+            self.newest = [(text(name, 200), known(one), known(moved.get(name))) for name, one in density.items()]
         return found
+
+
+def _layers(row: dict[str, Any], key: str) -> dict[str, Any]:
+    """What a record says of each layer, of the first ones if there are too many."""
+    value = row.get(key)
+    if not isinstance(value, dict):
+        return {}
+    return value if len(value) <= LAYERS else dict(islice(value.items(), LAYERS))
 
 
 def _said(key: str, value: Any) -> str:
     return str(value) if key in ("why", "reason", "text") else f"{key} {value}"
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -22,8 +22,8 @@ from .lines import Events, Lines, Samples, Topology, known, text
 
 CHARTED = ("loss", "lr", "grad_norm", "tokens_per_second", "tokens", "mfu", "tflops", "memory_peak_fullest", "density")
 """Columns of ``metrics.jsonl`` that are kept."""
-AT_ONCE = 4 << 20
-"""Bytes of metrics that are read without looking at the clock."""
+AT_ONCE = 1 << 19
+"""Bytes of metrics that are read together; whoever asks for something else meanwhile waits for that long."""
 PATIENCE = 1.0
 """Seconds after which whoever asks gets what is read so far."""
 OFTEN, SELDOM = 0.4, 2.0
@@ -117,7 +117,7 @@ class RunView:
             self.columns.clear()
             self.epoch, self.left_out, self.out_of_order = self.epoch + 1, 0, 0
         self.left_out += news.left_out
-        self.out_of_order += sum(not self.columns.add(row) for row in news.rows)
+        self.out_of_order += self.columns.extend(news.rows)
         self.more = news.more
 
     def _metrics_since(self, token: Any) -> dict[str, Any] | None:

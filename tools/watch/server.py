@@ -131,6 +131,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "smet-watch", ""
     timeout = 60.0
+    disable_nagle_algorithm = True
+    """Headers and content are two writes: the second would wait for the reader to acknowledge the first."""
     server: Server
 
     def do_GET(self) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
-from tools.watch.columns import MOST, Columns, bucket_size, number
+from tools.watch.columns import MOST, Columns, bucket_size, number, numbers
 
 
 def filled(rows: int) -> tuple[Columns, list[float]]:
     chance = random.Random(rows)
     losses = [chance.gauss(3, 1) for _ in range(rows)]
     columns = Columns(("loss", "lr"))
-    assert all(columns.add({"step": at + 1, "loss": loss}) for at, loss in enumerate(losses))
+    found = [{"step": at + 1, "loss": loss} for at, loss in enumerate(losses)]
+    assert columns.extend(found[: rows // 3]) == columns.extend(found[rows // 3 :]) == 0
     return columns, losses
 
 
@@ -37,8 +39,7 @@ def test_what_was_sent_stays_and_only_the_rest_is_needed() -> None:
     columns, _ = filled(5000)
     size = columns.size
     before = columns.buckets(0, size)["columns"]["loss"]["mid"]
-    for step in range(5001, 5200):
-        columns.add({"step": step, "loss": 1.0})
+    assert columns.extend([{"step": step, "loss": 1.0} for step in range(5001, 5200)]) == 0
     assert columns.size == size
     first = 5000 // size
     assert (
@@ -59,13 +60,21 @@ def test_a_window_has_the_points_of_its_steps() -> None:
 
 def test_gaps_are_none_and_counted() -> None:
     columns = Columns(("loss",))
-    for step, loss in enumerate((1.0, None, "NaN", math.inf, {"a": 1}, 10**400, 2.0), start=1):
-        assert columns.add({"step": step, "loss": loss})
+    odd = [1.0, None, "NaN", math.inf, {"a": 1}, 10**400, 2.0]
+    assert columns.extend([{"step": step, "loss": loss} for step, loss in enumerate(odd, start=1)]) == 0
     assert columns.buckets(0, 1)["columns"]["loss"]["mid"] == [1.0, None, None, None, None, None, 2.0]
     assert columns.buckets(0, 4)["columns"]["loss"] == {"mid": [1.0, 2.0], "low": [1.0, 2.0], "high": [1.0, 2.0]}
     assert columns.not_finite == {"loss": 5}
-    for step in (7, 3, None, "8", math.nan):
-        assert not columns.add({"step": step})
+    assert columns.extend([{"step": step} for step in (7, 3, None, "8", math.nan)]) == 5
+    assert columns.extend([{"step": 8}, {"step": 9, "loss": 3}, {"step": 9, "loss": 4.0}]) == 1
+    assert columns.buckets(7, 1)["columns"]["loss"]["mid"] == [None, 3.0] and columns.not_finite == {"loss": 5}
+
+
+@pytest.mark.parametrize(
+    "values", [[1.5, None, 3, math.nan, -math.inf, 1e301], [1, 10**400, -2.0], [True, "4", {}, 5.0], [None], [], [7, 8]]
+)
+def test_numbers_at_once_are_those_one_by_one(values: list[Any]) -> None:
+    assert [repr(value) for value in numbers(values).tolist()] == [repr(number(value)) for value in values]
 
 
 def test_sizes_are_powers_of_two() -> None:

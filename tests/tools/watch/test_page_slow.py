@@ -45,15 +45,17 @@ def test_losses_are_the_same_bit_for_bit_with_the_page_open(tmp_path: Path, brow
 
 
 def test_a_hundred_thousand_steps_and_a_thousand_ranks_load_in_seconds(tmp_path: Path, browser: Browser) -> None:
-    """2 s are what it should take, and takes on two idle cores; where others compute too, it gets three times that."""
+    """Under 2 s on two idle cores. Where others compute too, that takes longer, in processor time as well."""
     run = make_run(tmp_path / "long", 100_000, 200_000, ranks=1000)
     watch, page = Watch(run), browser.page()
-    begin = time.monotonic()
+    page.send("Performance.enable", timeDomain="threadTicks")
+    before, begin = watch.cpu_seconds(), time.monotonic()
     page.open(watch.url)
     page.sees("step 100,000", "#chart-loss")
     page.sees("1,000 ranks on 125 hosts", "#ranks")
-    seconds = time.monotonic() - begin
-    print(f"loaded in {seconds:.2f} s")
-    assert seconds < 6.0
+    seconds, server = time.monotonic() - begin, watch.cpu_seconds() - before
+    metrics = {one["name"]: one["value"] for one in page.send("Performance.getMetrics")["metrics"]}
+    print(f"loaded in {seconds:.2f} s; computed: server {server:.2f} s, page {metrics['ThreadTime']:.2f} s")
+    assert server + metrics["ThreadTime"] < 3.0 and seconds < 6.0
     assert page.errors() == []
     watch.end()

@@ -139,6 +139,13 @@ def test_what_is_vendored_is_what_its_page_says() -> None:
     assert all(name in page for name in told if "LICENSE" not in name)
 
 
+def test_the_page_asks_for_all_its_scripts_at_once() -> None:
+    asked = re.findall(
+        r'<(?:link rel="modulepreload" href|script src)="/(\w+\.js)"', (STATIC / "index.html").read_text()
+    )
+    assert sorted(asked) == sorted(path.name for path in STATIC.glob("*.js"))
+
+
 def test_scripts_are_small_files() -> None:
     lengths = {path.name: path.read_text().count("\n") for path in STATIC.glob("*.*")}
     assert max(lengths.values()) <= 400 and len(lengths) > 10

@@ -58,7 +58,11 @@ function tellLive() {
 
 async function show(changes) {
   const chosen = model.runs[view.chosen];
-  if (chosen) for (const draw of [drawRanks, drawCheckpoints]) draw(chosen); // they tell how long ago things were
+  const own = changes[view.chosen] ?? new Set();
+  const all = own.has("settings"); // what is missing is explained by them
+  for (const section of ["status", "checkpoints"]) {
+    if (chosen && !all && !own.has(section)) PANELS[section](chosen); // they tell how long ago things were
+  }
   const changed = new Set(changes.flatMap((sections) => [...sections]));
   if (!changed.size) return;
   drawCards(document.getElementById("runs"));
@@ -67,9 +71,7 @@ async function show(changes) {
     if (view.zoom) await readWindows();
     drawCharts();
   }
-  const own = changes[view.chosen] ?? new Set();
-  const all = own.has("settings"); // what is missing is explained by them
-  for (const [section, draw] of Object.entries(PANELS)) if (all || own.has(section)) draw(model.runs[view.chosen]);
+  for (const [section, draw] of Object.entries(PANELS)) if (all || own.has(section)) draw(chosen);
   if (own.has("checkpoints")) await newMask();
 }
 

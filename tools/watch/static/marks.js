@@ -34,56 +34,62 @@ export function drawMarks(chart, runs, axis) {
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
+  ctx.setLineDash([]);
   for (const run of runs) {
     const visible = marksOf(run)
       .map((mark) => ({ ...mark, at: place(run, mark.step, axis) }))
       .filter((mark) => mark.at !== null && mark.at >= min && mark.at <= max);
-    const updates = visible.filter((mark) => mark.kind === "update").length;
-    const tall = runs.length === 1 && updates <= LINES_UP_TO;
-    for (const mark of visible) {
-      const at = Math.round(chart.valToPos(mark.at, "x", true));
-      const back = mark.to === null ? null : chart.valToPos(place(run, mark.to, axis) ?? mark.at, "x", true);
-      drawMark(
-        ctx,
-        bbox,
-        at,
-        back,
-        KINDS[mark.kind],
-        colour(KINDS[mark.kind].tint ?? `run${run.index % 8}`),
-        tall,
-        ratio,
-      );
+    for (const [name, kind] of Object.entries(KINDS)) {
+      const marks = visible.filter((mark) => mark.kind === name);
+      if (!marks.length) continue;
+      ctx.strokeStyle = ctx.fillStyle = colour(kind.tint ?? `run${run.index % 8}`);
+      const pixel = (value) => chart.valToPos(value, "x", true);
+      if (kind.shape === "tick") {
+        const places = new Set(marks.map((mark) => Math.round(pixel(mark.at)))); // of thousands many are the same
+        drawTicks(ctx, bbox, places, runs.length === 1 && marks.length <= LINES_UP_TO, ratio);
+        continue;
+      }
+      for (const mark of marks) {
+        const back = mark.to === null ? null : pixel(place(run, mark.to, axis) ?? mark.at);
+        drawMark(ctx, bbox, Math.round(pixel(mark.at)), back, kind, ratio);
+      }
     }
   }
   ctx.restore();
 }
 
-function drawMark(ctx, box, at, back, kind, tint, tall, ratio) {
-  const [top, bottom, unit] = [box.top, box.top + box.height, 5 * ratio];
-  ctx.strokeStyle = ctx.fillStyle = tint;
-  ctx.lineWidth = ratio;
-  ctx.setLineDash([]);
-  if (kind.shape === "tick") {
-    if (tall) {
-      ctx.globalAlpha = 0.22;
-      line(ctx, at, top, at, bottom);
+function drawTicks(ctx, box, places, tall, ratio) {
+  const bottom = box.top + box.height;
+  const lines = (top, alpha) => {
+    ctx.globalAlpha = alpha;
+    ctx.beginPath();
+    for (const at of places) {
+      ctx.moveTo(at, top);
+      ctx.lineTo(at, bottom);
     }
-    ctx.globalAlpha = 0.8;
-    line(ctx, at, bottom - 1.4 * unit, at, bottom);
-    ctx.globalAlpha = 1;
-  } else if (kind.shape === "down" || kind.shape === "up") {
+    ctx.stroke();
+  };
+  ctx.lineWidth = ratio;
+  if (tall) lines(box.top, 0.22);
+  lines(bottom - 7 * ratio, 0.8);
+  ctx.globalAlpha = 1;
+}
+
+function drawMark(ctx, box, at, back, kind, ratio) {
+  const [top, bottom, unit] = [box.top, box.top + box.height, 5 * ratio];
+  if (kind.shape === "down" || kind.shape === "up") {
     const [base, tip] = kind.shape === "down" ? [top + ratio, top + 1.5 * unit] : [top + 1.5 * unit, top + ratio];
     triangle(ctx, [at - 0.8 * unit, base], [at + 0.8 * unit, base], [at, tip]);
-  } else {
-    if (kind.shape === "dash") ctx.setLineDash([4 * ratio, 3 * ratio]);
-    ctx.lineWidth = 1.5 * ratio;
-    line(ctx, at, top, at, bottom);
-    ctx.setLineDash([]);
-    if (back !== null && kind.shape === "back") {
-      const middle = top + 2 * unit;
-      line(ctx, at, middle, back, middle);
-      triangle(ctx, [back, middle], [back + unit, middle - 0.7 * unit], [back + unit, middle + 0.7 * unit]);
-    }
+    return;
+  }
+  if (kind.shape === "dash") ctx.setLineDash([4 * ratio, 3 * ratio]);
+  ctx.lineWidth = 1.5 * ratio;
+  line(ctx, at, top, at, bottom);
+  ctx.setLineDash([]);
+  if (back !== null && kind.shape === "back") {
+    const middle = top + 2 * unit;
+    line(ctx, at, middle, back, middle);
+    triangle(ctx, [back, middle], [back + unit, middle - 0.7 * unit], [back + unit, middle + 0.7 * unit]);
   }
 }
 

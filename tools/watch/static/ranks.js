@@ -35,12 +35,9 @@ export function drawRanks(run) {
   }
   const ranks = described(status);
   const phases = [...new Set(ranks.filter((rank) => !rank.silent && !rank.ended).map((rank) => rank.phase))].sort();
-  const tint = (rank) =>
-    rank.silent
-      ? colour("bad")
-      : rank.ended
-        ? colour("edge")
-        : colour(TINTS[phases.indexOf(rank.phase) % TINTS.length]);
+  const [bad, edge] = [colour("bad"), colour("edge")];
+  const tints = new Map(phases.map((phase, at) => [phase, colour(TINTS[at % TINTS.length])]));
+  const tint = (rank) => (rank.silent ? bad : rank.ended ? edge : tints.get(rank.phase));
   const silent = ranks.filter((rank) => rank.silent);
   const slow = ranks.find((rank) => rank.lags);
   fill(
@@ -90,14 +87,14 @@ function map(ranks, tint) {
     "aria-label": `${ranks.length} ranks in their order, coloured by phase`,
   });
   const ctx = canvas.getContext("2d");
+  const [panel, text] = [colour("panel"), colour("text")];
+  ctx.lineWidth = 2;
   ranks.forEach((rank, at) => {
     const [x, y] = [(at % across) * (side + gap) + 1, Math.floor(at / across) * (side + gap) + 1];
     ctx.fillStyle = tint(rank);
     ctx.fillRect(x, y, side, side);
-    ctx.strokeStyle = colour(rank.silent ? "panel" : "text");
-    ctx.lineWidth = 2;
+    ctx.strokeStyle = rank.silent && !rank.lags ? panel : text;
     if (rank.lags) {
-      ctx.strokeStyle = colour("text");
       ctx.strokeRect(x, y, side, side);
     }
     if (rank.silent) {
