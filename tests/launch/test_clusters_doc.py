@@ -44,8 +44,8 @@ def test_a_command_of_the_page(
     if words[0] == "deepspeed":
         plain_deepspeed(words[1:])
         return
-    assert words[:3] == ["python", "-m", "launch"]
-    arguments = words[3:]
+    assert words[0] == "smet" and words[1] in ("launch", "status")
+    arguments = words[2:] if words[1] == "launch" else words[1:]
     if arguments[0] == "check":
         monkeypatch.setattr(preflight, "preflight", lambda wanted, remote: [Finding("port", "a", True, "free")])
     elif arguments[0] != "status":

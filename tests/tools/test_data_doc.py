@@ -66,7 +66,7 @@ def test_every_command_and_example_works_in_order(checkout: Path) -> None:
     for path, content in run_files().items():
         (checkout / path).write_text(content)
     for command in commands(PAGE):
-        run(["bash", "-c", command + (SHORT if "-m pretrain " in command else "")], checkout, **environ)
+        run(["bash", "-c", command + (SHORT if "smet train " in command else "")], checkout, **environ)
     run([sys.executable, "-c", "\n".join(blocks(PAGE, "python"))], checkout, **environ)
     for name in ("mine", "blend", "curriculum", "apart"):
         assert (checkout / "runs" / name / "metrics.jsonl").read_text().count("\n") == 2
@@ -89,7 +89,7 @@ def test_every_option_the_page_names_exists() -> None:
 def test_every_run_file_of_the_page_is_used_and_complete(checkout: Path) -> None:
     configs = {}
     for path, content in run_files().items():
-        assert f"python -m pretrain {path}\n" in "\n".join(blocks(PAGE, "bash"))
+        assert f"smet train {path}\n" in "\n".join(blocks(PAGE, "bash"))
         (checkout / path).write_text(content)
         configs[path] = load_config(checkout / path).data
     assert [source.weight for source in configs["data/blend.yaml"].train] == [0.7, 0.3]

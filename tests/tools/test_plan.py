@@ -114,7 +114,7 @@ def test_the_page_is_what_the_commands_print(capsys: pytest.CaptureFixture[str])
     text = Path("docs/layouts.md").read_text(encoding="utf-8")
     assert text.count("<!-- plan: ") == len(page.MARKED.findall(text)) == 12
     for match in page.MARKED.finditer(text):
-        assert f"`python -m tools.plan {match['arguments']}`" in text.replace("\n", " "), "shown as it is run"
+        assert f"`smet plan {match['arguments']}`" in text.replace("\n", " "), "shown as it is run"
     assert page.main(["docs/layouts.md", "--check"]) == 0, capsys.readouterr()
 
 

@@ -38,12 +38,12 @@ def filled(text: str) -> str:
 
 
 def printed(arguments: list[str]) -> str:
-    """What ``python -m tools.plan`` prints with these arguments."""
+    """What ``smet plan`` prints with these arguments."""
     screen, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(errors):
         code = cli.main(arguments)
     if code:
-        raise ConfigError(f"python -m tools.plan {' '.join(arguments)} ends with {errors.getvalue().strip()}")
+        raise ConfigError(f"smet plan {' '.join(arguments)} ends with {errors.getvalue().strip()}")
     return screen.getvalue()
 
 

@@ -41,7 +41,7 @@ def shortened(command: str) -> str:
     command = command.replace("step-00000200", "step-00000002").replace("train.stop_at=100", "train.stop_at=2")
     command = command.replace("step-00000300", "step-00000004")
     command = command.replace("deepspeed ", f"deepspeed --master_port {free_port()} ")
-    return command + (f" train.steps={steps}{SHORT}" if re.search(r"(-m|--module) pretrain ", command) else "")
+    return command + (f" train.steps={steps}{SHORT}" if re.search(r"smet train |--module pretrain ", command) else "")
 
 
 @pytest.mark.slow
