@@ -6,7 +6,7 @@ DISTRIBUTION = "smet-train"
 EXTRAS = {
     "deepspeed": "train", "pydantic": "train", "tensorboard": "train",
     "yaml": "data", "psutil": "data", "tqdm": "data", "datasets": "data", "pyarrow": "data", "sentencepiece": "data",
-    "tokenizers": "data", "zstandard": "data",
+    "tokenizers": "data", "zstandard": "data", "rich": "data",
     "huggingface_hub": "hf", "safetensors": "hf", "transformers": "hf",
     "matplotlib": "plot", "PIL": "plot",
     "lm_eval": "eval",

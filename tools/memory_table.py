@@ -14,6 +14,8 @@ from pretrain.paths import path_argument
 from pretrain.records import misfit, read_document
 from pretrain.screen import on_screen, refuse
 
+from .terminal import show
+
 KINDS = ("weights", "gradients", "master", "moments", "ages", "masks")
 REMEDY = "a run writes it when its first step is done"
 
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = with_ratios([row(folder) for folder in options.runs])
     except UserError as error:
         return refuse(error)
-    print(json.dumps(rows) if options.json else markdown(rows))
+    show(json.dumps(rows) if options.json else markdown(rows))
     return 0
 
 

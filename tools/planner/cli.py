@@ -20,6 +20,7 @@ from pretrain.plan.table import human, layout_line, table
 from pretrain.screen import refuse
 
 from .. import packages
+from ..terminal import show
 from .budget import Budget
 from .budget import table as budget_table
 from .host import waiting
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        print(_which(options) if options.which else _plan(options))
+        show(_which(options) if options.which else _plan(options))
     except UserError as error:
         return refuse(error)
     return 0
