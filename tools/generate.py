@@ -38,6 +38,8 @@ from .inference.tokenizer import find_tokenizer
 
 FEW = "smet.compute.few:Few"
 """The backend that multiplies few tokens, where it can."""
+BYTES_OF_A_THREAD = 8 << 20
+"""Weights that are worth a thread."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,6 +137,13 @@ def _next(logits: Tensor, tokenizer: Tokenizer, options: argparse.Namespace, cha
     return choose(logits, tokenizer.vocab_size, options.temperature, options.top_p, chance)
 
 
+def threads_for(weights: int, most: int) -> int:
+    """Threads that multiply a token with so many bytes of weights. Those of a small model are read before a second
+    thread has begun; where other programs compute too, most of the time would be waiting for that one.
+    """
+    return max(1, min(most, weights // BYTES_OF_A_THREAD))
+
+
 def _silent(text: str) -> None:
     """Where the report says it all."""
 
@@ -183,6 +192,9 @@ def run(options: argparse.Namespace) -> int:
     for layer in loaded.sparse.values():
         if layer.compute == compute.AUTO and not layer.keep_dense:
             layer.compute = FEW
+    if loaded.device.type == "cpu":
+        weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+        torch.set_num_threads(threads_for(weights, torch.get_num_threads()))
     tokenizer = find_tokenizer(loaded, options.tokenizer, options.eos_token)
     for remark in loaded.remarks:
         print(f"note: {printable(remark)}", file=sys.stderr, flush=True)

@@ -195,6 +195,9 @@ def test_from_a_fresh_checkout_to_a_trained_model(clone: Path) -> None:
         "== 5/5 what it writes\ndef __init__(self",
     ):
         assert expected in screen, screen
+    (kept,) = re.findall(r"<!-- quickstart-output -->\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    labels = re.compile(r"^(?:  (\w+) {2,}|== (\d/5) )", re.MULTILINE)
+    assert len(labels.findall(kept)) >= 18 and {*labels.findall(kept)} <= {*labels.findall(screen)}, screen
     share = re.search(r"dense AdamW would hold .* MB: ([\d.]+) %", screen)
     perplexity = re.search(r"validation perplexity ([\d.]+)", screen)
     assert share and float(share.group(1)) <= 28.0

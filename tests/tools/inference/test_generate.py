@@ -22,6 +22,7 @@ from tests.tools.inference.runs import LAYOUTS, quietly
 from tests.tools.texts import make_documents
 from tools.export_hf import main as export
 from tools.generate import main as generate
+from tools.generate import threads_for
 from tools.inference.model import load
 from tools.inference.tokenizer import find_tokenizer
 
@@ -110,6 +111,10 @@ def test_streamed_text_is_the_text(
     how = "from which each token is multiplied" if few else "made dense one at a time"
     assert "14 sparse layers hold" in streamed.err and how in streamed.err
     assert "fp32 on cpu, keys and values kept" in streamed.err and "step-00000006" in streamed.err
+
+
+def test_a_small_model_is_read_by_one_thread() -> None:
+    assert [threads_for(weights, 8) for weights in (0, 3 << 20, 20 << 20, 1 << 40)] == [1, 1, 2, 8]
 
 
 def test_what_is_drawn_follows_the_seed(trained: Trained) -> None:
