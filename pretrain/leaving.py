@@ -27,6 +27,7 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
         if not codes:
             return  # SystemExit or an exception that main did not handle: the usual way
         _leave_group()
+        _leave_mpi()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -45,3 +46,10 @@ def _leave_group() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _leave_mpi() -> None:
+    """mpirun takes a rank for a failed one that began with MPI and did not end it, which Python's own end would do."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()
