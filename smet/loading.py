@@ -25,6 +25,11 @@ BLOCK = "block"
 """The same of the rows and columns of its tiles."""
 PERMUTATION = "permutation"
 """The same of the digest of its features' permutations, 16 bytes; layers without have no such entry."""
+SIDES = ("inputs", "outputs")
+"""The same of the features in the order in which they are stored, int32, for readers of files that draw none."""
+SHAPE = "weight"
+"""The same of (out, in). It stands where programs that know no sparse layers look for the matrix, and so stop at a
+shape that does not fit; without it, some would go on with a random one."""
 VERSION = 2
 """Of a ``SparseLinear`` in a state dict; the first had neither of the two."""
 
@@ -37,6 +42,10 @@ def describe(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> N
     destination[prefix + BLOCK] = torch.tensor(layer.grid.tile)
     if digest := layer.orders.digest():
         destination[prefix + PERMUTATION] = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+    for side, order in zip(SIDES, layer.orders, strict=True):
+        if order is not None:
+            destination[prefix + side] = order.features.to(torch.int32)
+    destination[prefix + SHAPE] = torch.tensor((layer.out_features, layer.in_features))
 
 
 def take_in(
@@ -54,6 +63,9 @@ def take_in(
     """
     transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
     permuted = state.pop(prefix + PERMUTATION, None)
+    shape = state.pop(prefix + SHAPE) if says_shape(state.get(prefix + SHAPE)) else None
+    for side in SIDES:
+        state.pop(prefix + side, None)
     values, bits = state.get(prefix + "values"), state.get(prefix + "mask")
     if not isinstance(values, Tensor):
         return True
@@ -62,6 +74,9 @@ def take_in(
     if tile is not None and tuple(tile.tolist()) != own:
         there = " x ".join(str(side) for side in tile.tolist())
         found.append(f"{name} was saved with tiles of {there}, expected {own[0]} x {own[1]}; set block to what it was")
+    if shape is not None and tuple(shape.tolist()) != (layer.out_features, layer.in_features):
+        there = " x ".join(str(side) for side in shape.tolist())
+        found.append(f"{name} was saved as a weight of {there}, expected {layer.out_features} x {layer.in_features}")
     if bits is not None or transposed is not None:  # values alone belong to the layer as it is
         found += _other_permutation(layer, name, permuted)
     if values.numel() != layer.values.numel():
@@ -78,6 +93,11 @@ def take_in(
     if not found:
         layer.turn(turned)
     return not found
+
+
+def says_shape(tensor: Any) -> bool:
+    """Whether this is the entry ``SHAPE``, and no weight."""
+    return isinstance(tensor, Tensor) and tensor.dtype == torch.int64 and tuple(tensor.shape) == (2,)
 
 
 def _other_permutation(layer: SparseLinear, name: str, saved: Any) -> list[str]:

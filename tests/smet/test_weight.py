@@ -49,7 +49,8 @@ def test_what_would_be_lost_is_refused(density: float) -> None:
             layer.weight = new
     assert torch.equal(layer.values, before)
     assert "weight" not in dict(layer.named_parameters())
-    assert {*layer.state_dict()} <= {"values", "mask", "bias", "transposed", "block"}
+    assert {*layer.state_dict()} <= {"values", "mask", "bias", "transposed", "block", "weight"}
+    assert layer.state_dict()["weight"].tolist() == [8, 12], "the shape of the weight alone"
 
 
 def test_a_frozen_layers_weight_passes_gradients_on() -> None:
