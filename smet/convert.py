@@ -352,7 +352,7 @@ def _like(
     bias = layer.bias
     assert bias is None or isinstance(bias, nn.Parameter)
     sparse.bias = bias  # the very object: an optimizer may know it already
-    _carry_over(layer, sparse)
+    carry_over(layer, sparse)
     own = vars(sparse).keys()
     vars(sparse).update({name: value for name, value in vars(layer).items() if name not in own})
     sparse.values.requires_grad_(bool(layer.weight.requires_grad))
@@ -366,7 +366,7 @@ def _like(
 _OF_ANY_MODULE = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
+def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Give ``new``, which takes the place of ``old``, its hooks and training flag: the very objects, so that the
     handles by which hooks are removed stay right."""
     for name in _OF_ANY_MODULE & vars(old).keys():
@@ -380,5 +380,5 @@ def densify(layer: SparseLinear) -> nn.Linear:
     linear.weight = nn.Parameter(weight.clone(), requires_grad=layer.values.requires_grad)
     if layer.bias is not None:
         linear.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)
-    _carry_over(layer, linear)
+    carry_over(layer, linear)
     return linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -29,6 +29,10 @@ OF_LAYERS = (
 """What is said of single layers, so that a second ``sparsify`` may say something else."""
 
 
+TOLD: list[Callable[[nn.Module], object]] = []
+"""Who else learns of a model that was made sparse: ``smet.hf``, where it is imported."""
+
+
 def told(config: SmetConfig | None, settings: Mapping[str, Any]) -> SmetConfig:
     """The config that a caller means, who gives one or its settings by name.
 
@@ -49,6 +53,8 @@ def told(config: SmetConfig | None, settings: Mapping[str, Any]) -> SmetConfig:
 def remember(model: nn.Module, config: SmetConfig) -> None:
     """Let ``model`` know that it was made sparse by ``config``, as it is now."""
     setattr(model, REMEMBERED, [*vars(model).get(REMEMBERED, []), replace(config)])
+    for tell in TOLD:
+        tell(model)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

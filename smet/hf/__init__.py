@@ -1,0 +1,7 @@
+"""Sparse models in transformers: to import this is enough for ``from_pretrained`` and ``save_pretrained``."""
+
+from smet.hf.config import SparseConfig, adopt
+from smet.hf.plain import dense, load_dense
+from smet.hf.quantizer import SparseQuantizer
+
+__all__ = ["SparseConfig", "SparseQuantizer", "adopt", "dense", "load_dense"]
