@@ -2,8 +2,9 @@
 
 CHECKPOINT is a step folder, or a run or checkpoints folder (then its newest). It is verified first. OUT gets
 the dense weights with exact zeros (model*.safetensors), config.json, the run's tokenizer, the packed masks
-(masks.safetensors) and origin.json, which says where all this comes from. One process, no GPU, and no more
-than one layer in memory.
+(masks.safetensors) and origin.json, which says where all this comes from. With --sparse, OUT gets active weights
+and masks alone, a model card and generation_config.json; transformers loads it after `import smet.hf`. One process,
+no GPU, and no more than one layer in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pretrain.screen import on_screen
 from smet.permutation import Order
 from smet.spec import LayerSpec
 
-from .checkpoints import stream
+from .checkpoints import sparse, stream
 from .checkpoints.cli import Report, add_family, byte_count, make_parser, run_tool
 from .checkpoints.place import new_folder, require_free
 from .checkpoints.reader import Checkpoint
@@ -53,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="bytes per file (default: 5G)"
     )
+    parser.add_argument(
+        "--sparse", action="store_true", help="store sparse layers as active weights and masks (docs/sparse-format.md)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     add_family(parser)
     return parser
@@ -68,25 +72,20 @@ def export(options: argparse.Namespace) -> Report:
     checkpoint = Checkpoint(options.checkpoint, options.family)
     tokenizer = _tokenizer(options.tokenizer, checkpoint)
     dtype = DTYPES[options.dtype]
-    origin = _origin(checkpoint, options.dtype)
+    origin = _origin(checkpoint, options.dtype, options.sparse)
     with new_folder(options.out, origin) as folder:
-        entries = [
-            Entry(
-                checkpoint.family.hf.file_name(weight.name),
-                weight.shape,
-                dtype,
-                partial(checkpoint.dense_weight, weight),
-            )
-            for weight in checkpoint.weights
-        ]
+        entries = sparse.entries(checkpoint, dtype) if options.sparse else _dense(checkpoint, dtype)
         _require_space(folder, sum(entry.nbytes for entry in entries))
         tokens = (
             export_tokenizer(tokenizer, folder, inventory_of(checkpoint.model).shape.vocabulary) if tokenizer else {}
         )
         config = checkpoint.family.hf.to_config(checkpoint.model, str(dtype).removeprefix("torch."), tokens)
+        if options.sparse:
+            config["quantization_config"] = sparse.description(checkpoint)
+            sparse.write_beside(folder, origin, tokens)
         write_synced(folder / "config.json", json.dumps(config, indent=2) + "\n")
         shards = _write_weights(folder, entries, options.max_shard_size)
-        masks = _write_masks(folder, checkpoint)
+        masks = sparse.count(checkpoint) if options.sparse else _write_masks(folder, checkpoint)
     return {
         **origin,
         "out": str(options.out),
@@ -97,7 +96,15 @@ def export(options: argparse.Namespace) -> Report:
     }
 
 
-def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+def _dense(checkpoint: Checkpoint, dtype: torch.dtype) -> list[Entry]:
+    name_of = checkpoint.family.hf.file_name
+    return [
+        Entry(name_of(weight.name), weight.shape, dtype, partial(checkpoint.dense_weight, weight))
+        for weight in checkpoint.weights
+    ]
+
+
+def _origin(checkpoint: Checkpoint, dtype: str, sparse_files: bool) -> dict[str, Any]:
     dense = sum(weight.numel for weight in checkpoint.weights if weight.is_sparse)
     active = sum(
         checkpoint.open_tiles(weight) * weight.layer.grid.tile_size
@@ -110,6 +117,7 @@ def _origin(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         "step": checkpoint.step,
         "git": checkpoint.manifest.get("git"),
         "dtype": dtype,
+        "sparse": sparse_files,
         "permutation": checkpoint.manifest.get("permutation"),
         "parameters": sum(weight.numel for weight in checkpoint.weights),
         "density": active / dense if dense else 1.0,
@@ -156,17 +164,17 @@ def _write_weights(folder: Path, entries: Sequence[Entry], limit: int) -> int:
 
 def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
     """Write ``masks.safetensors`` if any layer is sparse; returns the number of masks."""
-    sparse = [weight for weight in checkpoint.weights if weight.has_mask]
-    if sparse:
+    masked = [weight for weight in checkpoint.weights if weight.has_mask]
+    if masked:
         name_of = checkpoint.family.hf.file_name
         layers = {
             name_of(weight.name).removesuffix(".weight"): _description(weight.layer, checkpoint.open_tiles(weight))
-            for weight in sparse
+            for weight in masked
             if weight.layer
         }
         metadata = {"format": "smet-masks", "version": "1", "layers": json.dumps(layers)}
         entries = []
-        for layer, weight in zip(layers, sparse, strict=True):
+        for layer, weight in zip(layers, masked, strict=True):
             assert weight.layer is not None
             bits = partial(checkpoint.open_mask, weight)
             entries.append(Entry(layer, (weight.layer.grid.mask_bytes,), torch.uint8, bits))
@@ -175,7 +183,7 @@ def _write_masks(folder: Path, checkpoint: Checkpoint) -> int:
                     size = (len(order.features),)
                     entries.append(Entry(f"{layer}.{side}", size, torch.int32, partial(_features, order)))
         stream.write(folder / "masks.safetensors", entries, metadata)
-    return len(sparse)
+    return len(masked)
 
 
 def _features(order: Order) -> torch.Tensor:

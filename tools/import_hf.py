@@ -49,7 +49,8 @@ from .checkpoints.hf_config import read_config
 from .checkpoints.layers import SavedWeight, orders_in, weights_of
 from .checkpoints.leftovers import Dropping, folded
 from .checkpoints.place import new_folder, require_free
-from .checkpoints.source import Weights, local_folder, tokenizer_in
+from .checkpoints.source import local_folder, tokenizer_in
+from .checkpoints.sparse_source import weights_in
 from .checkpoints.writer import LazyVector, Vectors, require_space, write_checkpoint, zeros
 
 
@@ -108,7 +109,7 @@ def import_model(options: argparse.Namespace) -> Report:
     name = options.family or DEFAULT
     kind = family(name)
     model = read_config(source, kind, name, dropping)
-    dense = Weights(source, kind, dropping)
+    dense = weights_in(source, kind, dropping)
     dense.require_depth(inventory_of(model).shape.layers)
     weights = weights_of(model, sparsity)
     dense.require(weights, model)

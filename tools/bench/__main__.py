@@ -83,9 +83,9 @@ def _render(arguments: list[str]) -> int:
 def page_of(result: report.Result) -> str:
     """The page of a result of each command."""
     if result.get("kind") == "tiles":
-        from . import tiles_page
+        from . import tiles
 
-        return tiles_page.page(result)
+        return tiles.page(result)
     return page.page(result) if result.get("kind") == "gpu" else report.page(result)
 
 

@@ -10,6 +10,7 @@ from pretrain.errors import ConfigError
 from pretrain.models.family import Family, FamilyConfig
 
 from .leftovers import Dropping
+from .sparse_source import is_sparse
 
 
 def read_config(folder: Path, family: Family, name: str, dropping: Dropping | None = None) -> FamilyConfig:
@@ -30,6 +31,8 @@ def read_config(folder: Path, family: Family, name: str, dropping: Dropping | No
         raise ConfigError(f"{path} cannot be read ({error}), expected the config.json of a {family.title}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no object but {str(raw)[:40]!r}, expected the config.json of a {family.title}")
+    if is_sparse(folder):  # weights that are stored in another way, of a model that is none other
+        raw = {key: value for key, value in raw.items() if key != "quantization_config"}
     given = family.hf.from_config(path, raw, dropping or Dropping())
     problems: list[str] = []
     model, _ = build(family.config, {**given, "family": name}, "model", problems)

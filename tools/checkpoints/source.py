@@ -11,6 +11,8 @@ from pretrain import outside
 from pretrain.errors import CheckpointError
 from pretrain.models import inventory_of
 from pretrain.models.family import Family, FamilyConfig
+from smet.linear import SparseLinear
+from smet.sparse_file import FLOATS
 
 from .layers import SavedWeight
 from .leftovers import Dropping, folded
@@ -146,15 +148,15 @@ class Weights:
             if name not in self._file_of:
                 problems.append(f"{name} is missing")
                 continue
-            part = self._file(self._file_of[name]).get_slice(name)
-            if tuple(part.get_shape()) != weight.shape or part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
-                problems.append(f"{name} is {part.get_dtype()} {part.get_shape()}, expected {weight.shape}")
+            dtype, found = self._held(name, weight)
+            if found != weight.shape or dtype not in FLOATS:
+                problems.append(f"{name} is {dtype} {list(found)}, expected {weight.shape}")
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise CheckpointError(
                 f"{self.folder} does not hold the {self.family.title} of its config.json: {problems[0]}{more}"
             )
-        unused = set(self._file_of) - {self.family.hf.file_name(weight.name) for weight in weights}
+        unused = self._names() - {self.family.hf.file_name(weight.name) for weight in weights}
         unused -= {name for name in unused if self.family.hf.says_nothing_new(name, model, self._tensor)}
         if left := [name for name in sorted(unused) if not self.dropping.takes(name)]:
             shape = inventory_of(model).shape
@@ -166,6 +168,19 @@ class Weights:
                 "--drop NAME, or a pattern such as --drop '*.bias'"
             )
 
+    def _held(self, name: str, weight: SavedWeight) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of the tensor ``name``, which is to be ``weight``."""
+        part = self._file(self._file_of[name]).get_slice(name)
+        return part.get_dtype(), tuple(part.get_shape())
+
+    def _names(self) -> set[str]:
+        """Names of all weights that the files have."""
+        return set(self._file_of)
+
+    def layer(self, weight: SavedWeight) -> SparseLinear | None:
+        """The sparse layer of a weight, in fp32; None where the files have a matrix."""
+        return None
+
     def tensor(self, name: str) -> Tensor:
         """One weight in fp32, by its name in the model.
 
@@ -176,14 +191,17 @@ class Weights:
 
     def _tensor(self, name: str) -> Tensor:
         """One tensor by its name in the files."""
-        tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
-        single = tensor.float()
+        single = self._read(name).float()
         if odd := single.numel() - int(single.isfinite().sum()):
             raise CheckpointError(
                 f"{self._file_of[name]}: {odd:,} of {single.numel():,} weights of {name} are NaN or infinite in fp32, "
                 "expected finite ones; the model is damaged or has diverged, and cannot be imported"
             )
         return single
+
+    def _read(self, name: str) -> Tensor:
+        tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
+        return tensor
 
 
 def tokenizer_in(folder: Path) -> tuple[str | None, list[str]]:

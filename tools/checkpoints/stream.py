@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int32: "I32"}
+_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64",
+    torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ def write(
     metadata: dict[str, str],
     progress: Callable[[int], object] = lambda written: None,
 ) -> None:
-    """Write ``entries`` in order and flush them to disk; holds one of them at a time.
+    """Write ``entries`` and flush them to disk; holds one of them at a time.
+
+    They stay in order, but for those of larger numbers, which come first: so each lies where torch can take it.
 
     Args:
         metadata: free text in the header.
         progress: called with the bytes of each tensor written.
     """
+    entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     with open(path, "wb") as file:
         header = _header(entries, metadata)
         file.write(len(header).to_bytes(8, "little") + header)

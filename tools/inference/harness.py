@@ -17,6 +17,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.exit_codes import DONE
 from pretrain.outside import printable, read_json
 
+from ..checkpoints.sparse_source import is_sparse
 from ..export_hf import main as export_main
 from ..extras import missing
 from .model import CONFIG
@@ -75,8 +76,9 @@ def _ask(folder: Path, out: Path, options: argparse.Namespace, more: list[str]) 
     """Run the harness in a process of its own; its words go to stderr."""
     arguments = f"pretrained={folder}" + (f",dtype={_DTYPE[options.precision]}" if options.precision else "")
     device = [] if options.device == "auto" else ["--device", options.device]
+    program = ["-c", _WITH_SMET] if is_sparse(folder) else ["-m", PACKAGE]
     command = [
-        sys.executable, "-m", PACKAGE, "--model", "hf", "--model_args", arguments, "--tasks", options.lm_eval,
+        sys.executable, *program, "--model", "hf", "--model_args", arguments, "--tasks", options.lm_eval,
         "--output_path", str(out), *device, *more,
     ]  # fmt: skip
     code = subprocess.run(command, stdout=sys.stderr.fileno()).returncode
@@ -87,6 +89,8 @@ def _ask(folder: Path, out: Path, options: argparse.Namespace, more: list[str]) 
     return {key: report.get(key) for key in ("results", "versions", "n-samples")}
 
 
+_WITH_SMET = f"import smet.hf, runpy; runpy.run_module({PACKAGE!r}, run_name='__main__', alter_sys=True)"
+"""The harness loads a model by its name, as transformers does once it knows of sparse ones."""
 _DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 

@@ -28,7 +28,7 @@ from smet.permutation import Order, Orders
 from ..checkpoints.hf_config import read_config
 from ..checkpoints.layers import SavedWeight
 from ..checkpoints.reader import Checkpoint
-from ..checkpoints.source import Weights
+from ..checkpoints.sparse_source import weights_in
 from .settings import RunSettings, settings_of
 
 CONFIG, MASKS = "config.json", "masks.safetensors"
@@ -163,7 +163,7 @@ def _of_files(folder: Path, own_family: str | None) -> Opened:
     kind = family(name)
     settings = read_config(folder, kind, name)
     inventory = inventory_of(settings)
-    source = Weights(folder, kind)
+    source = weights_in(folder, kind)
     source.require_depth(inventory.shape.layers)
     weights = [SavedWeight(name=w.name, shape=w.shape, vector=w.name, layer=None) for w in inventory.weights]
     source.require(weights, settings)
@@ -175,7 +175,12 @@ def _of_files(folder: Path, own_family: str | None) -> Opened:
         model=None, settings=settings, place=folder, precision="bf16" if bf16 else "fp32", device=torch.device("cpu"),
         checkpoint=None, run=None, remarks=masks.remarks,
     )  # fmt: skip
-    return loaded, weights, lambda weight: source.tensor(weight.name), lambda weight: masks.layer(weight, source.tensor)
+    return (
+        loaded,
+        weights,
+        lambda weight: source.tensor(weight.name),
+        lambda weight: source.layer(weight) or masks.layer(weight, source.tensor),
+    )
 
 
 class Masks:

@@ -13,6 +13,7 @@ import pytest
 from tests.tools.checkpoints.models import make_hf
 from tests.tools.inference.runs import quietly
 from tools.evaluate import main as evaluate
+from tools.export_hf import main as export_model
 from tools.import_hf import main as import_model
 from tools.inference import harness
 
@@ -28,6 +29,9 @@ doc_to_choice: "{{choices}}"
 doc_to_target: "{{answer}}"
 metric_list:
   - metric: acc
+  - metric: brier_score
+    aggregation: brier_score
+    higher_is_better: false
 """
 
 
@@ -53,7 +57,7 @@ def checkpoint(tmp_path: Path, model: str) -> Path:
 def test_a_local_task_is_asked_of_the_export(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """About half a minute, most of it for the harness to import."""
+    """About a minute, most of it for the harness to import, twice."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
@@ -64,6 +68,10 @@ def test_a_local_task_is_asked_of_the_export(
     assert report["model"] == run
     assert report["results"]["which_is_likelier"]["acc,none"] == 0.5, "every other answer is right"
     assert not list(tmp_path.rglob("export")), "what was exported for it is gone"
+    quietly(export_model, run, tmp_path / "sparse", "--sparse")
+    assert evaluate([str(tmp_path / "sparse"), *arguments[1:]]) == 0
+    sparse = json.loads(capfd.readouterr().out)
+    assert sparse["results"] == report["results"] and 0 < report["results"]["which_is_likelier"]["brier_score,none"] < 2
 
 
 def test_a_missing_package_is_one_line(
