@@ -1,4 +1,5 @@
-"""First masks whose rows and columns of tiles have equal numbers of active ones, or one more.
+"""Masks whose rows and columns of tiles have equal numbers of active ones, or one more: first ones, and what an update
+grows where, so that old masks come nearer to that.
 
 A uniform draw of large tiles leaves rows of them nearly or quite empty. Here every row of a layer has its exact share,
 whatever the ranges: rows differ by at most one active tile, and so do columns, over the layer and within each range.
@@ -89,6 +90,65 @@ def _move(mask: Tensor, scores: Tensor, target: Tensor) -> None:
         fits = (ranks_within(source) < over[source]) & (ranks_within(goal) < -over[goal])
         mask[rows[fits], source[fits]] = False
         mask[rows[fits], goal[fits]] = True
+
+
+def uneven(mask: Tensor, cols: int) -> int:
+    """Rows and columns of ``mask``, bool ``(rows * cols,)``, that have more active tiles or fewer than equal shares."""
+    grid = mask.view(-1, cols)
+    return sum(int(off_balance(grid.sum(dim)).count_nonzero()) for dim in (0, 1))
+
+
+def off_balance(degrees: Tensor) -> Tensor:
+    """Active tiles that each row (or column) has beyond its share, int64: negative where it lacks some.
+
+    Any number between the equal share rounded down and rounded up is balanced.
+    """
+    total, count = int(degrees.sum()), degrees.numel()
+    fewest, most = total // count, -(-total // count)
+    return (degrees - most).clamp(min=0) - (fewest - degrees).clamp(min=0)
+
+
+def beyond_first(scores: Tensor, mask: Tensor, cols: int) -> Tensor:
+    """Ranks of ``scores`` ``(active,)``, those first that rows and columns have beyond their share: their smallest.
+
+    Without it rows keep what they have too many of: old tiles are larger than what grew at the last update.
+    """
+    places, order = mask.cpu().nonzero().view(-1), scores.cpu().argsort(stable=True)
+    ranks = torch.empty(order.numel(), dtype=torch.float64)
+    ranks[order] = torch.arange(order.numel(), dtype=torch.float64)
+    beyond = torch.zeros(order.numel(), dtype=torch.bool)
+    for lines, count in ((places // cols, mask.numel() // cols), (places % cols, cols)):
+        beyond[order] |= ranks_within(lines[order]) < _to_give(torch.bincount(lines, minlength=count))[lines[order]]
+    return (ranks - order.numel() * beyond).to(scores.device)
+
+
+def _to_give(degrees: Tensor) -> Tensor:
+    """How many active tiles each row (or column) has to lose for all of them to be balanced."""
+    off = off_balance(degrees)
+    given = off.clamp(min=0)
+    if (lacking := -int(off.sum())) > 0:  # more than others have too many: some that have one more are to give it
+        given[(degrees > int(degrees.sum()) // degrees.numel()).nonzero().view(-1)[:lacking]] += 1
+    return given
+
+
+def shares(degrees: Tensor, freed: Tensor, rng: torch.Generator) -> Tensor:
+    """How many of the tiles that rows (or columns) lose each of them is to have again, int64 like ``degrees``.
+
+    No row comes to lie further off balance than it lies: first all of them get back what they need to have as many as
+    they had, or as balance asks for at least. What is left goes to whoever has fewest, of equals to those that lost.
+
+    Args:
+        degrees: active tiles of each row.
+        freed: how many of them are taken away.
+    """
+    fewest = int(degrees.sum()) // degrees.numel()
+    given = (degrees.clamp(max=fewest) - degrees + freed).clamp(min=0)
+    order = torch.randperm(degrees.numel(), generator=rng)
+    while (left := int((freed - given).sum())) > 0:
+        now = (degrees - freed + given)[order]
+        poorest, lost = now == now.min(), now < degrees[order]
+        given[torch.cat([order[poorest & lost], order[poorest & ~lost]])[:left]] += 1
+    return given
 
 
 def ranks_within(groups: Tensor) -> Tensor:

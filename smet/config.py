@@ -52,9 +52,10 @@ class SmetConfig:
     """Rows and columns of one mask tile, in the canonical orientation of the matrix."""
     distribution: Literal["uniform", "erk"] = "uniform"
     """``uniform``: every layer at ``density``; ``erk``: Erdos-Renyi kernel, same total."""
-    balance: Literal["auto", "always", "never"] = "auto"
+    balance: Literal["auto", "always", "towards", "never"] = "auto"
     """Whether rows and columns of tiles have equal numbers of active ones at first, and updates keep these: ``auto``
-    (where tiles are larger than 1 x 1), ``always``, ``never``."""
+    (where tiles are larger than 1 x 1), ``always``, ``towards`` (as ``always``, and updates bring masks that are loaded
+    and were not balanced nearer to it), ``never``."""
     permute: Literal["none", "inputs", "both"] = "none"
     """Whether features are permuted, once and for all, before tiles are laid over a matrix (``smet.permutation``):
     ``none``, ``inputs``, ``both`` (outputs too). By chance then, and not by place, features share a tile."""
@@ -179,10 +180,10 @@ class SmetConfig:
                 f"density_end_fraction is {self.density_end_fraction}, expected at most stop_fraction"
                 f" {self.stop_fraction}: density falls at topology updates, and there are none later"
             )
-        if self.balance == "always":
+        if self.balance in _EVERYWHERE:
             found.append(
-                f"balance is 'always' with initial_density {first}, expected auto or never: what closes goes by its"
-                " score alone, so rows and columns do not stay alike"
+                f"balance is '{self.balance}' with initial_density {first}, expected auto or never: what closes goes by"
+                " its score alone, so rows and columns do not stay alike"
             )
         if self.density_schedule == "constant":
             found.append("density_schedule is 'constant', with which density never falls, expected another, or no"
@@ -245,9 +246,13 @@ TILES_PRUNE_START = 0.05
 """``prune_start`` of balanced tiles: replacing a fifth of few, whole tiles at once was found to hurt in long runs."""
 
 
+_EVERYWHERE = ("always", "towards")
+"""``balance`` of tiles of any size."""
+
+
 def _balanced(balance: Any, tile: Any) -> bool:
     whole = isinstance(tile, (list, tuple)) and tuple(tile) != (1, 1)
-    return bool(balance == "always" or (balance == "auto" and whole))
+    return bool(balance in _EVERYWHERE or (balance == "auto" and whole))
 
 
 _NAIVE = {"bias_correction": "global", "warmup_steps": 0, "lr_exponent": 0.0, "fan_in_init": False}

@@ -336,6 +336,7 @@ class TopologyController:
         report.grown += change.count
         report.moved[name] = change.count
         report.unmoved += change.unmoved
+        report.uneven += change.uneven
         if self.last_code:
             report.recycled += int(((births == self.last_code) & ~change.kept.to(births.device)).sum())
         self._move_state(fragment, change, size, self._ranges[name], codes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smet import criteria
 from smet.agreement import fingerprint, raise_together
+from smet.balance import beyond_first, uneven
 from smet.config import SmetConfig
 from smet.criteria.sites import Site
 from smet.errors import ConfigError
@@ -40,6 +41,7 @@ class Decider:
         self.prune, self.grow = criteria.prune_of(config), criteria.grow_of(config)
         self.needed = criteria.update_needs(config)
         self.own = criteria.has_own(config)
+        self.towards = config.balance == "towards"
         self.group = group if self.own and config.dynamic else None
 
     def sites(
@@ -91,7 +93,10 @@ class Decider:
             rooms = [(None, n) for n in counts] if room is None else room.ranges(len(sites))
             pieces = [self._range(site, fraction, shield, stored, open_after)
                       for site, shield, (stored, open_after) in zip(sites, shields, rooms, strict=True)]  # fmt: skip
-            change = joined([piece for piece, _ in pieces], unmoved=sum(stay for _, stay in pieces))
+            change = joined(
+                [piece for piece, _ in pieces], unmoved=sum(stay for _, stay in pieces),
+                uneven=sum(uneven(piece[0], sites[0].columns) for piece, _ in pieces) if self.towards else 0,
+            )  # fmt: skip
         except (Exception, SystemExit) as error:
             if not self.own:
                 raise
@@ -153,6 +158,8 @@ class Decider:
             scores = self.prune(site.copied() if self.own else site)
             if self.own:
                 require_scores(f"prune '{self.config.prune}'", site, scores)
+            if self.towards:
+                scores = beyond_first(scores, site.mask, site.columns)
             pruned = prune(scores, count + fewer, protected)
             if (missing := fewer - int(pruned.sum())) > 0:  # protection never keeps density from falling
                 left = (~pruned).nonzero().view(-1)
@@ -164,14 +171,16 @@ class Decider:
         return replaced(site.mask, pruned, grown_at, stored), 0
 
     def _exchange(self, site: Site, pruned: Tensor) -> tuple[Moves, int]:
-        """Replace ``pruned`` by tiles in the same rows and columns, those that the growth prefers first."""
+        """Replace ``pruned`` by tiles in the same rows and columns, or some that have too few; those that the growth
+        prefers go first."""
         inactive = site.inactive.nonzero().view(-1)
         preferred = None
         if (by := getattr(self.grow, "by", None)) is not None:
             preferred = inactive[site.given[by][inactive].argsort(descending=True, stable=True)]
         elif self.grow is not criteria.GROW["random"]:
             preferred = self._places(site, int(pruned.sum()))
-        pruned, grown_at, stay = swapped(site.mask, site.columns, pruned, site.generator("swap"), preferred)
+        rng = site.generator("swap")
+        pruned, grown_at, stay = swapped(site.mask, site.columns, pruned, rng, preferred, self.towards)
         return replaced(site.mask, pruned, grown_at), stay
 
     def _places(self, site: Site, count: int) -> Tensor:

@@ -178,7 +178,8 @@ def still_notices(active: Mapping[str, int], config: SmetConfig, total_steps: in
     if not config.dynamic or config.falls or schedule.last_step < config.update_interval:
         return []
     largest = max(_fractions(schedule))
-    fewest = 2 if config.is_balanced(config.block) else 1  # balanced tiles exchange columns: one alone cannot
+    keeps = config.is_balanced(config.block) and config.balance != "towards"
+    fewest = 2 if keeps else 1  # balanced tiles exchange columns: one alone cannot
     still = [name for name, count in active.items() if int(largest * count) < fewest]
     if not still or largest == 0.0:
         return []

@@ -47,7 +47,7 @@ def starved(pieces: Iterable[Mapping[str, Empty]]) -> list[str]:
     return [
         f"{sum(rows.values()):,} rows and {sum(wide.values()):,} columns of tiles have no active tile, in"
         f" {len(poor)} of {len(rows)} layers (in {poor[0]}: {rows[poor[0]]:,} and {wide[poor[0]]:,}): what they compute"
-        " or read is lost; masks that begin with balance 'always' have none"
+        " or read is lost; masks that begin with balance 'always' have none, and with 'towards' updates fill them"
     ]
 
 

@@ -1,8 +1,11 @@
-"""Topology updates that leave every row and column of tiles the number of active ones that it has.
+"""Topology updates that leave every row and column of tiles the number of active ones that it has, or bring it nearer
+to that of the others.
 
 A pruned tile (r, c) frees a place in its row and one in its column. Whoever takes over the place in the row takes one
 in a column that another pruned tile freed: an update is a permutation of the columns of the pruned tiles, and a tile
-that keeps its own column stays. So the degrees are kept whatever is found; what cannot be moved is counted.
+that keeps its own column stays. So the degrees are kept whatever is found; what cannot be moved is counted. Towards
+balance, some of the freed places lie in rows and columns that have too few instead: each move takes one from a row that
+has too many and gives it to one that has too few, so that no row is further off whichever of the moves are made.
 """
 
 from __future__ import annotations
@@ -10,15 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smet.balance import ranks_within
+from smet.balance import ranks_within, shares
 
 ROUNDS = 64
 """Attempts to find places for those that have none, by exchanging columns with others at random."""
 
 
 def swapped(
-    mask: Tensor, cols: int, pruned: Tensor, rng: torch.Generator, preferred: Tensor | None = None
-) -> tuple[Tensor, Tensor, int]:
+    mask: Tensor, cols: int, pruned: Tensor, rng: torch.Generator, preferred: Tensor | None = None,
+    towards: bool = False,
+) -> tuple[Tensor, Tensor, int]:  # fmt: skip
     """What is really pruned, bool ``(active,)``; where as many are grown; and how many tiles stay for want of a place.
 
     Nothing grows where a tile was active before. It is computed on the CPU, and the answers lie where ``mask`` does.
@@ -29,11 +33,15 @@ def swapped(
         pruned: bool ``(active,)``, which are to be replaced.
         preferred: inactive places, the best first: taken greedily. What does not fit the degrees, and where None is
             given all of it, is decided at random.
+        towards: let rows and columns that are off balance come nearer to it.
     """
     taken = mask.cpu()
     active = taken.nonzero().view(-1)
     going = pruned.cpu().nonzero().view(-1)
     rows, columns = active[going] // cols, active[going] % cols
+    if towards:
+        grid = taken.view(-1, cols)
+        rows, columns = _towards(rows, grid.sum(1), rng), _towards(columns, grid.sum(0), rng)
     if preferred is None and 2 * active.numel() > taken.numel():  # a random permutation would hit few inactive places
         inactive = (~taken).nonzero().view(-1)
         preferred = inactive[torch.randperm(inactive.numel(), generator=rng)]
@@ -49,8 +57,18 @@ def swapped(
     return really, moves.places[~stays].to(mask.device), int(stays.sum())
 
 
+def _towards(lost: Tensor, degrees: Tensor, rng: torch.Generator) -> Tensor:
+    """The row (or column) in which each pruned tile frees a place: its own, unless others are to have it."""
+    given = shares(degrees, torch.bincount(lost, minlength=degrees.numel()), rng)
+    own = ranks_within(lost) < given[lost]
+    more = given - torch.bincount(lost[own], minlength=degrees.numel())
+    freed = lost.clone()
+    freed[~own] = torch.arange(degrees.numel()).repeat_interleave(more)
+    return freed
+
+
 class _Moves:
-    """Where each pruned tile goes: in its own row, to the column of its ``partner``."""
+    """Where each pruned tile goes: in the row that it freed, to the column that its ``partner`` freed."""
 
     def __init__(self, taken: Tensor, cols: int, rows: Tensor, columns: Tensor, partner: Tensor):
         self.taken, self.cols, self.rows, self.columns, self.partner = taken, cols, rows, columns, partner

@@ -30,6 +30,8 @@ class TopologyChange:
     closed: Tensor
     unmoved: int = 0
     """Tiles that were to be replaced and stay, for want of a place that keeps the degrees."""
+    uneven: int = 0
+    """Rows and columns of tiles, of each range, that are off balance; counted where masks move towards it."""
 
     @property
     def count(self) -> int:
@@ -122,10 +124,10 @@ def _exchanged(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> Moves:
     return now, ~pruned, grown, torch.zeros_like(grown)
 
 
-def joined(changes: Sequence[Moves], unmoved: int = 0) -> TopologyChange:
+def joined(changes: Sequence[Moves], unmoved: int = 0, uneven: int = 0) -> TopologyChange:
     """The change of a layer from those of its ranges, in order."""
     mask, kept, grown, closed = (torch.cat(pieces) for pieces in zip(*changes, strict=True))
-    return TopologyChange(bits=pack(mask), kept=kept, grown=grown, closed=closed, unmoved=unmoved)
+    return TopologyChange(bits=pack(mask), kept=kept, grown=grown, closed=closed, unmoved=unmoved, uneven=uneven)
 
 
 def random_active(tiles: int, active: int, rng: torch.Generator) -> Tensor:

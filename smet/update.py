@@ -24,6 +24,9 @@ class UpdateReport:
     unmoved: int = 0
     """Tiles that were to be replaced and stay: no exchange with others was found that keeps rows and columns as they
     are."""
+    uneven: int = 0
+    """Rows and columns of tiles, of each range, that still have more active ones or fewer than equal shares; counted
+    where ``balance`` is ``towards``."""
     seconds: float = 0.0
     digest: str = ""
     density: dict[str, float] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class UpdateReport:
             grown=sum(report.grown for report in reports),
             recycled=sum(report.recycled for report in reports),
             unmoved=sum(report.unmoved for report in reports),
+            uneven=sum(report.uneven for report in reports),
             seconds=max(report.seconds for report in reports),
             digest=combined_digest({str(shard): report.digest for shard, report in enumerate(reports)}),
             density={name: sum(values) / len(values) for name, values in density.items()},

@@ -100,10 +100,11 @@ def _news(record: Record) -> list[str]:
         report = record["topology"]
         closed = f"{report.pruned - report.grown:,} tiles closed, " if report.pruned > report.grown else ""
         stay = f", {report.unmoved:,} stay for want of a place" if report.unmoved else ""
+        off = f", {report.uneven:,} rows and columns of tiles off balance" if report.uneven else ""
         now = f", density {record['density']:.3g}" if "density" in record else ""
         parts.append(
             f"topology update {report.update}: {closed}{report.grown:,} tiles moved{stay} in"
-            f" {report.seconds:.2f} s{now}"
+            f" {report.seconds:.2f} s{off}{now}"
         )
     return parts
 

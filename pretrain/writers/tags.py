@@ -68,6 +68,7 @@ def of_update(report: UpdateReport, density: float) -> dict[str, float]:
         "topology/moved": report.grown,
         "topology/pruned": report.pruned,
         "topology/unmoved": report.unmoved,
+        "topology/uneven": report.uneven,
         "topology/recycled": report.recycled / max(1, report.pruned),
         "topology/seconds": report.seconds,
         "topology/density": density,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def masks(folder: Path) -> dict[str, torch.Tensor]:
     return {spec.name: unpack(bits, spec.grid.tiles).view(spec.grid.shape) for spec, bits in layers.items()}
 
 
+def topology(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's topology updates."""
+    return [json.loads(line) for line in (folder / "topology.jsonl").read_text().splitlines()]
+
+
 def train_each(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Train jobs; one with ``forget`` finds its run folder without these keys."""
     found = []
@@ -48,6 +54,12 @@ def train_each(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             file.write_text("".join(line for line in file.open() if not line.startswith(f"  {key}:")))
         found.append(train(one))
     return found
+
+
+def branch(corpus: str, output: Path, folder: Path) -> dict[str, Any]:
+    """A job that goes on from the run that is not balanced, and brings its masks towards it."""
+    start = {"checkpoint__resume": str(folder / "old" / "checkpoints" / "step-00000004")}
+    return job(corpus, output, sparsity__balance="towards", **RANGES, **start)
 
 
 RANGES = {"sparsity__prune_start": 0.3, "sparsity__topology_ranges": 2, "sparsity__growth": "gradient"}
@@ -70,6 +82,7 @@ def alone(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
         "old, first part": job(corpus, folder / "old", **old, train__stop_at=4),
         "old, resumed": {**job(corpus, folder / "old", train__stop_at=7), "forget": ("balance",)},
         "old, resumed again": job(corpus, folder / "old"),
+        "old, towards": branch(corpus, folder / "towards", folder),
     }
     return dict(zip(jobs, run_ranks(train_each, 1, list(jobs.values()))[0], strict=True))
 
@@ -97,6 +110,15 @@ def test_a_run_from_before_goes_on_as_it_was(alone: dict[str, dict[str, Any]]) -
     assert alone["old, whole"]["digests"] != alone["whole"]["digests"]
 
 
+def test_a_branch_brings_masks_towards_balance_and_says_how_far(alone: dict[str, dict[str, Any]], folder: Path) -> None:
+    screen, records = alone["old, towards"]["screen"], topology(folder / "towards")
+    assert "sparsity.balance: 'never' -> 'towards'" in screen
+    counts = [record["uneven"] for record in records]
+    assert len(counts) == 2 and counts[0] > counts[1] > 0
+    assert f"{counts[0]} rows and columns of tiles off balance" in screen
+    assert all(record["uneven"] == 0 for record in topology(folder / "whole")), "counted where it is asked for"
+
+
 @pytest.mark.parametrize(
     "parallel", [{"tensor": 2, "zero_stage": 1}, {"zero_stage": 3}, {"pipeline": 2, "zero_stage": 1}], ids=str
 )
@@ -104,10 +126,14 @@ def test_every_layout_has_the_same_masks(
     corpus: str, tmp_path: Path, alone: dict[str, dict[str, Any]], folder: Path, parallel: dict[str, int]
 ) -> None:
     one = {**job(corpus, tmp_path / "run", **RANGES), "parallel": parallel}
-    found = run_ranks(train, 2, one)[0]
+    towards = {**branch(corpus, tmp_path / "towards", folder), "parallel": parallel}
+    found = run_ranks(train_each, 2, [one, towards])[0][0]
     assert found["losses"] == pytest.approx(alone["whole"]["losses"], rel=1e-4)
-    expected, made = masks(folder / "whole"), masks(tmp_path / "run")
-    assert expected.keys() == made.keys() and all(torch.equal(expected[name], made[name]) for name in made)
+    for kind, name in (("whole", "run"), ("towards", "towards")):
+        expected, made = masks(folder / kind), masks(tmp_path / name)
+        assert expected.keys() == made.keys() and all(torch.equal(expected[key], made[key]) for key in made), name
+    counts = [[record["uneven"] for record in topology(one)] for one in (folder / "towards", tmp_path / "towards")]
+    assert counts[0] == counts[1]
 
 
 def test_what_the_file_says_itself_is_not_settled_by_the_run_folder(corpus: str, tmp_path: Path) -> None:

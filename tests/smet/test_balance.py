@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import smet
 from smet import ConfigError, SmetConfig, sparse_layers, sparsify
-from smet.balance import chosen, dealt, row_degrees
+from smet.balance import beyond_first, chosen, dealt, off_balance, row_degrees, uneven
 from smet.convert import Piece
-from smet.mask import unpack
+from smet.mask import pack, unpack
 from smet.seeds import generator
 from smet.swaps import swapped
+from smet.topology import smallest
 from tests.smet.test_controller import Run
 
 SIZES = st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 7), st.integers(1, 14), st.floats(0, 1), st.integers(0, 9))
@@ -90,6 +91,74 @@ def test_swaps_keep_all_degrees_and_count_what_stays(
         assert torch.equal(after.view(rows, cols).sum(dim), mask.view(rows, cols).sum(dim))
 
 
+def random_mask(rows: int, cols: int, density: float, seed: int) -> torch.Tensor:
+    mask = torch.zeros(rows * cols, dtype=torch.bool)
+    mask[torch.randperm(mask.numel(), generator=generator(seed))[: max(1, round(density * rows * cols))]] = True
+    return mask
+
+
+def moved_towards(mask: torch.Tensor, cols: int, fraction: float, seed: int, by_scores: bool) -> torch.Tensor:
+    """The mask after an update that replaces a ``fraction`` of its tiles, and moves it towards balance."""
+    random, active = generator(seed), int(mask.sum())
+    scores = beyond_first(torch.rand(active, generator=random), mask, cols)
+    asked = smallest(scores, min(round(fraction * active), mask.numel() - active))
+    best = (~mask).nonzero().view(-1).flip(0) if by_scores else None
+    pruned, grown, stay = swapped(mask, cols, asked, random, best, towards=True)
+    assert int(pruned.sum()) + stay == int(asked.sum()) and not (pruned & ~asked).any()
+    assert grown.numel() == grown.unique().numel() == int(pruned.sum()) and not mask[grown].any()
+    after = mask.clone()
+    after[mask.nonzero().view(-1)[pruned]] = False
+    after[grown] = True
+    return after
+
+
+@settings(max_examples=40)
+@given(SIZES, st.floats(0, 1), st.booleans())
+def test_no_row_or_column_comes_to_lie_further_off_balance(
+    sizes: tuple[int, int, int, float, int], fraction: float, by_scores: bool
+) -> None:
+    _, rows, cols, density, seed = sizes
+    mask = random_mask(rows, cols, density, seed)
+    for update in range(2):
+        after = moved_towards(mask, cols, fraction, 100 * seed + update, by_scores)
+        for dim in (0, 1):
+            before, now = (off_balance(one.view(rows, cols).sum(dim)) for one in (mask, after))
+            assert (now.abs() <= before.abs()).all() and (now * before >= 0).all()
+            assert bool(before.any()) == (spread(mask.view(rows, cols).sum(dim)) > 1)
+        assert uneven(after, cols) <= uneven(mask, cols)
+        mask = after
+
+
+@pytest.mark.parametrize("by_scores", [False, True])
+def test_masks_come_to_balance_within_a_few_updates_and_stay(by_scores: bool) -> None:
+    mask = random_mask(32, 48, 0.1, 3)
+    found = [uneven(mask, 48)]
+    for update in range(8):
+        mask = moved_towards(mask, 48, 0.1, update, by_scores)
+        found.append(uneven(mask, 48))
+    assert found == sorted(found, reverse=True) and found[0] > 40 and found[1] < found[0] and found[-1] == 0
+    degrees = mask.view(32, 48).sum(1)
+    again = moved_towards(mask, 48, 0.2, 99, by_scores).view(32, 48).sum(1)
+    assert torch.equal(again, degrees), "who loses a tile in balance has one again"
+
+
+def test_what_rows_and_columns_have_too_many_of_goes_first_by_its_score() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]).bool().view(-1)  # shares: 1 or 2
+    scores = torch.tensor([5.0, 6, 4, 1, 2, 3])  # of the row with three the last is the smallest
+    assert beyond_first(scores, mask, 4).tolist() == [4, 5, 3 - 6, 0 - 6, 1, 2], (
+        "a column gives what the empty one lacks"
+    )
+    even = dealt(4, 4, 6, 1, generator(0))
+    assert beyond_first(scores, even, 4).tolist() == [4, 5, 3, 0, 1, 2]
+
+
+def test_empty_rows_and_columns_are_filled_first() -> None:
+    mask = random_mask(16, 16, 0.2, 0).view(16, 16)
+    mask[:, 3] = mask[5] = False
+    after = moved_towards(mask.view(-1), 16, 0.2, 1, by_scores=False).view(16, 16)
+    assert after[5].any() and after[:, 3].any() and int(after.sum()) == int(mask.sum())
+
+
 def test_what_can_be_moved_is_moved_and_the_best_places_go_first() -> None:
     mask = dealt(40, 30, 300, 1, generator(0))
     asked = torch.arange(300) % 5 == 0
@@ -125,6 +194,22 @@ def test_every_growth_keeps_the_degrees(growth: str) -> None:
             assert torch.equal(old.sum(0), new.sum(0)) and torch.equal(old.sum(1), new.sum(1))
 
 
+@pytest.mark.parametrize("growth", ["random", "gradient", "tests.smet.own_criteria:mixed"])
+def test_masks_that_were_not_balanced_are_brought_towards_it(growth: str) -> None:
+    own = {"block": (1, 2), "growth": growth, "prune_schedule": "constant", "prune_start": 0.2, "topology_ranges": 2}
+    run = Run(density=0.4, balance="towards", **own)
+    for layer in run.layers:  # as loaded from before
+        bits = random_mask(*layer.grid.shape, 0.4, 7)
+        assert int(bits.sum()) == layer.active
+        run.controller.bank.write(layer, pack(bits))
+    counts = [run.until_update().uneven for _ in range(6)]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] <= 1
+    assert counts[-1] == sum(
+        uneven(half, layer.grid.shape[1]) for layer in run.layers for half in run.mask(layer).chunk(2)
+    )
+    assert Run(density=0.4, **own).until_update().uneven == 0, "counted where masks move towards balance"
+
+
 def test_ranges_see_their_own_rows_and_keep_their_columns() -> None:
     parts = Run(density=0.4, block=(1, 2), topology_ranges=2, prune_schedule="constant", prune_start=0.5)
     before = [parts.mask(layer).view(layer.grid.shape) for layer in parts.layers]
@@ -144,7 +229,7 @@ def masks(**settings: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("how", ["random", "magnitude"])
 def test_auto_means_tiles_larger_than_one_weight(how: str) -> None:
     for balance, block, equal in (("auto", (4, 4), True), ("auto", (1, 1), False), ("always", (1, 1), True),
-                                  ("never", (4, 4), False)):  # fmt: skip
+                                  ("towards", (1, 1), True), ("never", (4, 4), False)):  # fmt: skip
         found = masks(density=0.3, block=block, balance=balance, mask_init=how)
         assert all(spread(mask.sum(0)) <= 1 and spread(mask.sum(1)) <= 1 for mask in found.values()) == equal
     assert SmetConfig(block=(4, 4)).prune_start == 0.05 and SmetConfig().prune_start == 0.2

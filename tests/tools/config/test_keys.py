@@ -68,7 +68,7 @@ def test_what_may_change_on_resume_is_what_the_program_says(key: str, value: flo
 def test_choices_are_those_of_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     keys = {key.name: key for key in all_keys()}
     assert keys["train.precision"].choices == ("bf16", "fp32")
-    assert keys["sparsity.balance"].choices == ("auto", "always", "never")
+    assert keys["sparsity.balance"].choices == ("auto", "always", "towards", "never")
     assert "granet" in keys["sparsity.method"].choices and keys["sparsity.growth"].own
     assert main(["keys", "--json"]) == 0
     assert capsys.readouterr().out.count('"meaning"') == len(keys) > len(dataclasses.fields(SmetConfig))
