@@ -66,12 +66,14 @@ def _render(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=program(str(__package__), "render"), description=report.page.__doc__)
     parser.add_argument("result", type=path_argument, help="what --json wrote")
     parser.add_argument("page", type=path_argument, help="Markdown file to write")
+    parser.add_argument("--before", type=path_argument, help="an earlier result, to lay beside this one")
     parser.add_argument("--json", action="store_true", help="print {result, page, missed}")
     given = parser.parse_args(arguments)
     result = read(given.result)
+    before = None if given.before is None else _earlier(given.before, result)
     if not given.page.absolute().parent.is_dir():
         raise DataError(f"{given.page.absolute().parent} does not exist; create the page's folder first")
-    write_atomically(given.page, page_of(result))
+    write_atomically(given.page, page_of(result, before))
     kind = result.get("kind")
     missed = page.missed(result) if kind == "gpu" else [] if kind == "tiles" else result["missed"]
     verdict = report.verdict(result) if kind is None else f"missed: {'; '.join(missed) or 'none'}"
@@ -80,13 +82,28 @@ def _render(arguments: list[str]) -> int:
     return 0
 
 
-def page_of(result: report.Result) -> str:
-    """The page of a result of each command."""
+def _earlier(path: Path, result: report.Result) -> report.Result:
+    """The result of ``path``, to be laid beside ``result``.
+
+    Raises:
+        DataError: one of the two is no whole benchmark, or they are of other settings.
+    """
+    before = read(path)
+    if "kind" in before or "kind" in result:
+        raise DataError("--before lays two results of the whole benchmark beside each other, not those of gpu or tiles")
+    for name in ("model", "density", "ranks", "zero_stage", "micro_batch", "device", "quick"):
+        if (then := before["options"][name]) != (now := result["options"][name]):
+            raise DataError(f"{path} was measured with {name} {then}, the result with {now}; measure both alike")
+    return before
+
+
+def page_of(result: report.Result, before: report.Result | None = None) -> str:
+    """The page of a result of each command; ``before``: as of ``report.page``."""
     if result.get("kind") == "tiles":
         from . import tiles
 
         return tiles.page(result)
-    return page.page(result) if result.get("kind") == "gpu" else report.page(result)
+    return page.page(result) if result.get("kind") == "gpu" else report.page(result, before)
 
 
 def read(path: Path) -> report.Result:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from pretrain.layout import Layout
 from pretrain.models import fused
 
-from .engines import Side
 from .figures import OPERATIONS, REST
 from .session import Session
 
@@ -24,34 +25,33 @@ def measure(session: Session) -> dict[str, dict[str, float]]:
         for which in (fused.PLAIN, fused.FUSED):
             fused.choose(which)
             try:
-                found[f"{name}, {which}"] = _profiled(session.sides[name], session)
+                side = session.sides[name]
+                found[f"{name}, {which}"] = profiled(lambda side=side: side.step(session.batches), session.layout)
+                session.tick()
             finally:
                 fused.choose(fused.FUSED)
     return found
 
 
-def _profiled(side: Side, session: Session) -> dict[str, float]:
-    side.step(session.batches)
-    session.layout.barrier()
+def profiled(
+    step: Callable[[], Any], layout: Layout, kinds: Mapping[str, Sequence[str]] = OPERATIONS
+) -> dict[str, float]:
+    """Seconds of CPU time of one ``step`` by kind, and of all else. Collective."""
+    step()
+    layout.barrier()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(STEPS):
-            side.step(session.batches)
-    session.tick()
-    return shares(profile.events())
-
-
-def shares(events: Any) -> dict[str, float]:
-    """Seconds of one step by kind, from a profile of ``STEPS``."""
+            step()
     spent: dict[str, float] = defaultdict(float)
-    for event in events:
-        spent[_kind(event)] += event.self_cpu_time_total / 1e6 / STEPS
-    return {kind: spent.get(kind, 0.0) for kind in (*OPERATIONS, REST)}
+    for event in profile.events():
+        spent[_kind(event, kinds)] += event.self_cpu_time_total / 1e6 / STEPS
+    return {kind: spent.get(kind, 0.0) for kind in (*kinds, REST)}
 
 
-def _kind(event: Any) -> str:
+def _kind(event: Any, kinds: Mapping[str, Sequence[str]]) -> str:
     """That of the outermost operation around ``event`` which is of one."""
     found = REST
     while event is not None:
-        found = next((kind for kind, parts in OPERATIONS.items() if any(part in event.name for part in parts)), found)
+        found = next((kind for kind, parts in kinds.items() if any(part in event.name for part in parts)), found)
         event = event.cpu_parent
     return found

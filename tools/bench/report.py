@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from ..planner.timing import Machine
@@ -84,6 +85,53 @@ def _spread(values: Sequence[float]) -> str:
     return " to ".join(f"{value:.3f}" for value in values)
 
 
+def quickstart_line(result: Result) -> str:
+    """A step of the quickstart against that of its dense twin, and how much of either the linear layers take."""
+    own, dense = result["quickstart"]["SMET"], result["quickstart"]["dense"]
+    line = (
+        f"A step of the quickstart takes {own['step_seconds'] / dense['step_seconds']:.3f} of the dense run's"
+        f" ({own['step_seconds']:.3f} s against {dense['step_seconds']:.3f} s, medians)."
+    )
+    if "linear_layers" in own:  # older results lack it
+        line += (
+            f" Linear layers take {own['linear_layers']:.1%} of the CPU time of its step, of the dense one's"
+            f" {dense['linear_layers']:.1%}: so much there is to save."
+        )
+    return line
+
+
+def before_rows(result: Result, before: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: milliseconds of each part of a step, then and now, on the faster dense side and on SMET's."""
+    sides = [
+        one["where_time_goes"][name or one["dense_optimizer"]] for name in ("", "SMET") for one in (before, result)
+    ]
+    rows = [[part, *(f"{1e3 * side[part] * side['seconds']:.0f}" for side in sides)] for part in PARTS]
+    rows.append(["**all**", *(f"{1e3 * side['seconds']:.0f}" for side in sides)])
+    return ["milliseconds of a step", "dense, before", "dense, now", "SMET, before", "SMET, now"], rows
+
+
+def before_line(result: Result, before: Result) -> str:
+    """What came of both sides since an earlier result: medians of their steps, and the ratio."""
+    then, now = _steps(before), _steps(result)
+    return (
+        f"Before is revision {before['machine']['revision']}, block {_block(before)}, on {_where(before)}. Since then"
+        f" the dense step went from {then[0]:.3f} to {now[0]:.3f} s, {then[0] / now[0]:.2f} times as fast; SMET's from"
+        f" {then[1]:.3f} to {now[1]:.3f} s, {then[1] / now[1]:.2f} times as fast; SMET / dense from"
+        f" {_value(before, 'step_time'):.3f} to {_value(result, 'step_time'):.3f}."
+    )
+
+
+def _steps(result: Result) -> tuple[float, float]:
+    """Median seconds of the dense step and of SMET's."""
+    wall = result["samples"]["seconds"]["wall"]
+    return median(wall[result["dense_optimizer"]]), median(wall["SMET"])
+
+
+def _value(result: Result, name: str) -> float:
+    (found,) = (figure["value"] for figure in result["figures"] if figure["name"] == name)
+    return float(found)
+
+
 def limits(result: Result) -> str:
     """What a step consists of that density cannot shorten, in a sentence."""
     where, dense = result["where_time_goes"], result["dense_optimizer"]
@@ -126,23 +174,30 @@ def assumptions(result: Result) -> str:
 def setting(result: Result) -> str:
     """What was measured on what, in sentences."""
     given, machine = result["options"], result["machine"]
-    block = " x ".join(str(side) for side in given["block"])
-    where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
     lines = [
         f"Model {'(tiny, a test run)' if given['quick'] else given['model']}, density {given['density']:g}, block "
-        f"{block}, bf16, ZeRO-{given['zero_stage']}, {given['ranks']} ranks of one thread on {given['device']}, "
-        f"{given['micro_batch']} sequences of {given['sequence']} tokens per rank and step.",
-        f"Machine: {where}; {machine['system']}; Python {machine['python']}, torch {machine['torch']}, DeepSpeed "
-        f"{machine['deepspeed']}; {machine['kernels']}; revision {machine['revision']}; load average "
+        f"{_block(result)}, bf16, ZeRO-{given['zero_stage']}, {given['ranks']} ranks of one thread on "
+        f"{given['device']}, {given['micro_batch']} sequences of {given['sequence']} tokens per rank and step.",
+        f"Machine: {_where(result)}; {machine['system']}; Python {machine['python']}, torch {machine['torch']}, "
+        f"DeepSpeed {machine['deepspeed']}; {machine['kernels']}; revision {machine['revision']}; load average "
         f"{result['load'][0]} before and {result['load'][1]} after; {result['seconds']:.0f} s in all.",
     ]
     return "\n\n".join(lines)
 
 
+def _block(result: Result) -> str:
+    return " x ".join(str(side) for side in result["options"]["block"])
+
+
+def _where(result: Result) -> str:
+    machine = result["machine"]
+    return machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
+
+
 def screen(result: Result) -> str:
     """For a terminal."""
     heads, rows = ["figure", "value", "quartiles", "threshold", ""], figure_rows(result)
-    parts = [setting(result), table(heads, rows), table(*breakdown_rows(result))]
+    parts = [setting(result), table(heads, rows), quickstart_line(result), table(*breakdown_rows(result))]
     parts += [table(*batch_rows(result)), table(*scaling_rows(result)), assumptions(result), verdict(result)]
     return "\n\n".join(parts)
 
@@ -154,8 +209,12 @@ def verdict(result: Result) -> str:
     return f"missed: {', '.join(missed) if missed else 'none'}; not measured: {', '.join(left) if left else 'none'}"
 
 
-def page(result: Result) -> str:
-    """docs/performance.md."""
+def page(result: Result, before: Result | None = None) -> str:
+    """docs/performance.md.
+
+    Args:
+        before: an earlier result, for what came of it.
+    """
     notes = [f"- **{figure['title']}**: {figure['note']}" for figure in result["figures"] if figure["note"]]
     quick = result["quickstart"]
     names = list(dict.fromkeys(name for side in quick.values() for name in side["parts"]))
@@ -163,12 +222,16 @@ def page(result: Result) -> str:
     operations = (
         [table(*operation_rows(result)), _OPERATIONS] if "operations" in result else []
     )  # older results lack it
+    since = [] if before is None else [
+        "### Before and now", table(*before_rows(result, before)), before_line(result, before),
+    ]  # fmt: skip
+    made_with = "" if before is None else " --before docs/performance-before.json"
     parts = [
         "# Performance",
-        "This page is made by `python -m tools.bench render docs/performance.json docs/performance.md` from the result "
-        "of `python -m tools.bench --json docs/performance.json`. Ratios compare SMET with a model of ordinary linear "
-        "layers under DeepSpeed at the same ZeRO stage with the faster of DeepSpeedCPUAdam and torch's fused AdamW; "
-        "engines take turns in the same processes, which for step times are started anew "
+        f"This page is made by `python -m tools.bench render docs/performance.json docs/performance.md{made_with}` "
+        "from the result of `python -m tools.bench --json docs/performance.json`. Ratios compare SMET with a model of "
+        "ordinary linear layers under DeepSpeed at the same ZeRO stage with the faster of DeepSpeedCPUAdam and torch's "
+        "fused AdamW; engines take turns in the same processes, which for step times are started anew "
         f"{result['sessions']} times: where memory happens to lie makes an engine faster or slower for as long as it "
         "lives. Values are medians. One GPU has a page of its own: [performance-gpu.md](performance-gpu.md).",
         setting(result),
@@ -184,9 +247,11 @@ def page(result: Result) -> str:
         limits(result),
         table(*batch_rows(result)),
         "Medians and quartiles of the ratio round by round; the largest size is that of the figures above.",
+        *since,
         "## The quickstart run",
         "Share of the run's time, evaluations, checkpoints and topology updates included.",
         table(["part of the run", *quick], shares),
+        quickstart_line(result),
         "## Scaling on paper",
         table(*scaling_rows(result)),
         assumptions(result) + " Efficiency is the products' share of a step. Dense and SMET are priced in the same "

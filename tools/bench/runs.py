@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pretrain.callbacks.base import Callback
 from pretrain.config import RunConfig, load_config
@@ -22,6 +23,7 @@ from pretrain.run import prepare
 from pretrain.trainer import Trainer
 
 from ..packages import CONFIGS
+from . import operations
 from .figures import Figure
 from .options import Options
 from .ranks import Rank
@@ -30,6 +32,8 @@ from .spread import median
 SAVE_EVERY = 6
 QUICKSTART_STEPS = 120
 VOCABULARY = 4096
+LINEAR = {"linear layers": ("_SparseMatmul",)}
+"""What the products of layers that may be sparse lie in, dense ones too; head and embedding are none of them."""
 HOOKS = ("on_start", "before_step", "before_update", "after_step", "on_end")
 
 
@@ -104,7 +108,7 @@ def checkpoint_steps(rank: Rank) -> dict[str, list[float]]:
         train=dataclasses.replace(config.train, steps=steps, consistency_interval=0),
         checkpoint=dataclasses.replace(config.checkpoint, interval=SAVE_EVERY, keep_last=1),
     )
-    _, seconds, _ = _run(config, rank)
+    _, seconds, _, _ = _run(config, rank)
     starts = range(SAVE_EVERY, steps, SAVE_EVERY)  # the save after step n is begun at the top of step n + 1
     beside = {start + after for start in starts for after in (1, 2)}
     return {
@@ -119,15 +123,25 @@ def quickstart(rank: Rank) -> dict[str, Any]:
     found = {}
     for side, overrides in (("dense", ["sparsity.method=dense", "sparsity.density=1.0"]), ("SMET", [])):
         config = _quickstart_config(rank, side, overrides)
-        all_of_it, seconds, parts = _run(config, rank)
+        all_of_it, seconds, parts, trainer = _run(config, rank)
         tokens = config.train.steps * config.train.global_batch_size * config.data.seq_length
         parts = {"steps": all_of_it - sum(parts.values()), **parts}
         found[side] = {
             "tokens_per_second": tokens / all_of_it,
             "step_seconds": statistics.median(seconds),
             "parts": {name: part / all_of_it for name, part in parts.items()},
+            "linear_layers": _linear_share(trainer),
         }
     return found
+
+
+def _linear_share(trainer: Trainer) -> float:
+    """Share of the linear layers in the CPU time of a step on this rank. Collective."""
+    config, layout = trainer.config, trainer.layout
+    shape = config.train.micro_batch_size, config.data.seq_length + 1
+    batches = [torch.randint(0, VOCABULARY, shape) for _ in range(config.accumulation(layout.dp_size))]
+    spent = operations.profiled(lambda: trainer.engine.train_step(batches), layout, LINEAR)
+    return spent["linear layers"] / sum(spent.values())
 
 
 def _quickstart_config(rank: Rank, side: str, overrides: list[str]) -> RunConfig:
@@ -141,14 +155,14 @@ def _quickstart_config(rank: Rank, side: str, overrides: list[str]) -> RunConfig
         f"evaluation.interval={interval}", f"checkpoint.interval={interval}",
     ]  # fmt: skip
     small = [
-        "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "optimizer.warmup_steps=0",
+        "model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=1", "optimizer.warmup_steps=0",
         "data.seq_length=32", "evaluation.samples=16",
     ]  # fmt: skip
     return load_config(CONFIGS / "quickstart.yaml", [*given, *(small if quick else []), *overrides])
 
 
-def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, float]]:
-    """Seconds of the whole run, of every step, and by callback. Collective."""
+def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, float], Trainer]:
+    """Seconds of the whole run, of every step, and by callback; and what trained. Collective."""
     parts: dict[str, float] = defaultdict(float)
     steps = Steps(rank.tick)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -157,7 +171,7 @@ def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, f
         rank.layout.barrier()
         begin = time.perf_counter()
         trainer.fit()
-    return time.perf_counter() - begin, steps.seconds, dict(parts)
+    return time.perf_counter() - begin, steps.seconds, dict(parts), trainer
 
 
 def corpus(folder: Path, name: str, vocabulary: int, layout: Layout) -> str:

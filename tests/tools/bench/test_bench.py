@@ -79,6 +79,16 @@ def test_smaller_steps_are_laid_beside_the_measured_one(quick):
     assert "tokens per rank and step" in screen and 0 < result["weights"]["sparse"] < result["weights"]["all"]
 
 
+def test_the_step_of_the_quickstart_and_its_linear_layers_are_told(quick):
+    result, screen, _ = quick
+    own, dense = (result["quickstart"][side] for side in ("SMET", "dense"))
+    assert 0 < own["linear_layers"] < 1 and 0 < dense["linear_layers"] < 1
+    line = report.quickstart_line(result)
+    assert f"takes {own['step_seconds'] / dense['step_seconds']:.3f} of the dense run's" in line
+    assert f"Linear layers take {own['linear_layers']:.1%} of the CPU time" in line
+    assert line in screen and line in report.page(result)
+
+
 def test_long_work_shows_its_progress_and_the_machine_is_named(quick):
     result, screen, errors = quick
     assert "runs: 100%" in errors and "engines: 100%" in errors
@@ -94,6 +104,30 @@ def test_the_page_is_made_from_the_json_alone(quick, tmp_path: Path):
     assert text == report.page(quick[0])
     assert "not measured" in text and "tiny, a test run" in text
     assert all(spec.title in text for spec in SPECS.values())
+
+
+def test_an_earlier_result_is_laid_beside(quick, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    now, then, page = tmp_path / "now.json", tmp_path / "then.json", tmp_path / "page.md"
+    now.write_text(json.dumps(quick[0]))
+    earlier = json.loads(now.read_text())
+    for side in earlier["where_time_goes"].values():
+        side["seconds"] *= 2
+    wall = earlier["samples"]["seconds"]["wall"]
+    wall["SMET"] = [2 * seconds for seconds in wall["SMET"]]
+    del earlier["operations"], earlier["quickstart"]["SMET"]["linear_layers"]  # as an older version wrote it
+    then.write_text(json.dumps(earlier))
+    assert main(["render", str(now), str(page), "--before", str(then)]) == 0
+    text = page.read_text()
+    assert text == report.page(quick[0], earlier) and "--before docs/performance-before.json" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| forward |") and "%" not in line)
+    dense_before, dense_now, smet_before, smet_now = (int(cell) for cell in row.split("|")[2:6])
+    assert abs(dense_before - 2 * dense_now) <= 2 and abs(smet_before - 2 * smet_now) <= 2
+    assert " s, 1.00 times as fast; SMET's from " in text and " s, 2.00 times as fast; SMET / dense from " in text
+    earlier["options"]["model"] = "350m"
+    then.write_text(json.dumps(earlier))
+    capsys.readouterr()
+    assert main(["render", str(now), str(page), "--before", str(then)]) == 2
+    assert "then.json was measured with model 350m, the result with 60m; measure both alike" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

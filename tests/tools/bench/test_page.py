@@ -15,7 +15,8 @@ DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 def test_the_published_page_is_rendered_from_the_published_result(name: str) -> None:
     source, page = DOCS / f"{name}.json", DOCS / f"{name}.md"
     assert source.exists() == page.exists(), "publish both, or neither"
-    rendered = page_of(read(source)) if source.exists() else ""
+    earlier = DOCS / f"{name}-before.json"
+    rendered = page_of(read(source), read(earlier) if earlier.exists() else None) if source.exists() else ""
     published = page.read_text(encoding="utf-8") if page.exists() else ""
     assert published == rendered
     assert "a test run" not in published and "a rehearsal" not in published, "such runs say nothing about speed"
