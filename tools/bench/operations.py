@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ def measure(session: Session) -> dict[str, dict[str, float]]:
         for which in (fused.PLAIN, fused.FUSED):
             fused.choose(which)
             try:
-                side = session.sides[name]
-                found[f"{name}, {which}"] = profiled(lambda side=side: side.step(session.batches), session.layout)
+                step = partial(session.sides[name].step, session.batches)
+                found[f"{name}, {which}"] = profiled(step, session.layout)
                 session.tick()
             finally:
                 fused.choose(fused.FUSED)
