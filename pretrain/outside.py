@@ -69,6 +69,11 @@ def read_json(path: Path, limit: int = 64 * MEGABYTE) -> Any:
     return parse_json(read_bytes(path, limit))
 
 
+def is_no_text(text: str) -> bool:
+    """Whether there are half characters in it, as which Python keeps bytes that are no UTF-8, and YAML any escape."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def printable(text: str) -> str:
     """``text`` without what a terminal would obey: control characters other than line ends and tabs are spelled out.
 

@@ -24,7 +24,7 @@ from pretrain.exit_codes import DONE
 from pretrain.generate import Reading, Transcript, are_sound, choose, continuation
 from pretrain.models.cache import takes_cache
 from pretrain.numbers import finite
-from pretrain.outside import printable
+from pretrain.outside import is_no_text, printable
 from pretrain.paths import path_argument, path_text
 from pretrain.precision import DTYPES
 from pretrain.screen import on_screen, refuse
@@ -82,8 +82,10 @@ def prompt_tokens(text: str, tokenizer: Tokenizer, room: int, number: int) -> li
     """Token ids of a prompt; an empty one is the end of the document before.
 
     Raises:
-        DataError: it leaves no room for a token in the model's context.
+        DataError: it is no text, or leaves no room for a token in the model's context.
     """
+    if is_no_text(text):
+        raise DataError(f"prompt {number} ({text[:40]!r}) holds bytes that are no UTF-8 text; give it as UTF-8")
     tokens = [int(token) for token in tokenizer.encode(text)] or [tokenizer.eos_id]
     if len(tokens) >= room:
         raise DataError(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pretrain.errors import ConfigError, nearest
 from pretrain.models.answers import answer
+from pretrain.outside import is_no_text
 from pretrain.paths import LocalPath, expanded
 from smet.config import SmetConfig
 from smet.fields import LARGEST_INTEGER, WORDS, shown
@@ -99,6 +100,8 @@ def coerce(value: Any, kind: Any, where: str, problems: list[str]) -> Any:
         raise TypeError(f"{shown(value)}, expected {_describe(kind)} that fits 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, str) and is_no_text(value):
+        raise TypeError(f"{ascii(value[:40])}, expected text; \\ud800 to \\udfff are no characters")
     plain = typing.get_origin(kind) or kind
     if (isinstance(value, plain) and not (kind is int and isinstance(value, bool))) and _finite(value):
         return value

@@ -167,3 +167,8 @@ def test_paths_that_the_system_has_no_room_for_are_refused_where_they_are_given(
     assert told.replace("xXx", "x/" * 20) in str(caught.value) and len(str(caught.value)) < 200
     assert path_argument("x/" * 1900) and path_text("y" * 240)
     assert any(told[-30:] in line for line in problems_of(tmp_path, f"train.output_dir={text}"))
+
+
+def test_half_characters_are_no_text(tmp_path: Path) -> None:
+    told = "evaluation.prompts[1] is '\\udcff', expected text; \\ud800 to \\udfff are no characters"
+    assert problems_of(tmp_path, r'evaluation.prompts=["a", "\udcff"]', "data.tokenizer=t") == [told]

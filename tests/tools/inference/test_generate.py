@@ -173,6 +173,7 @@ def test_the_tokenizer_is_found_where_the_run_had_it_or_beside_its_corpus(
     ("arguments", "said"),
     [
         (["x " * 300], "prompt 1 has 3"),
+        (["a", "\udcff"], "prompt 2 ('\\udcff') holds bytes that are no UTF-8 text; give it as UTF-8"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected 1 or more"),
         (["a", "--temperature", "-1"], "--temperature is -1, expected 0 or more"),
         (["a", "--top-p", "0"], "--top-p is 0, expected more than 0 and at most 1"),
