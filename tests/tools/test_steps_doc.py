@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from pretrain.run_folder.writer import OWN
 from smet import PRESETS
 from tests.distributed import run_ranks
-from tests.pages import ROOT, commands
+from tests.pages import ROOT, blocks, commands
 from tests.tools.quickstart import lay_quickstart
 
 STEPS, RECIPES = "docs/first-steps.md", "docs/recipes.md"
@@ -97,6 +98,16 @@ def test_the_commands_say_what_the_pages_say_of_them(told: tuple[Path, dict[str,
         assert part in screens[command], f"{command}\n{screens[command]}"
     hosts = screens["smet launch configs/clusters/7b-64x80gb.yaml --hostfile hostfile --nodes 4 --dry-run"]
     assert "worker-4" in hosts and "worker-5" not in hosts
+
+
+def test_the_kept_screen_of_a_run_s_state_is_like_the_real_one(told: tuple[Path, dict[str, str]]) -> None:
+    _, screens = told
+    (kept,) = blocks(STEPS, "text")
+    first, *lines = kept.splitlines()
+    assert re.fullmatch(r"runs/quickstart: done, step [\d,]+ of [\d,]+ \(100.0%\)", first)
+    labels = [line[:12].strip() for line in lines if line[0] != " "]
+    real = screens["smet status runs/quickstart"].splitlines()
+    assert len(labels) == 6 and [label for label in labels if not any(line.startswith(label) for line in real)] == []
 
 
 def test_commands_that_are_run_elsewhere_are_there() -> None:
