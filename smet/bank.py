@@ -10,19 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from smet.agreement import differing
+from smet.agreement import differing, raise_together
 from smet.errors import ConfigError
 from smet.exchange import all_gather_flat
 from smet.linear import SparseLinear, sparse_layers
-from smet.mask import digest
+from smet.mask import MaskPart, count_active, digest
 from smet.named import is_own
 from smet.settings import REMEMBERED
+
+PATIENCE = timedelta(minutes=5)
+"""How long ranks wait for each other where some may not come."""
 
 
 @dataclass
@@ -81,7 +85,8 @@ class MaskBank:
         replicated: keep every mask whole on every rank (more memory, no gathers).
 
     Raises:
-        ConfigError: a first mask that a function of one's own chose is not the same on all ranks of ``group``.
+        ConfigError: a first mask that a function of one's own chose is not the same on all ranks of ``group``; parts
+            of masks were loaded before, and are not those of these ranks.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None, replicated: bool = False):
@@ -95,8 +100,10 @@ class MaskBank:
         self._place: dict[SparseLinear, tuple[int, int]] = {}
         self._current: int | None = None
         require_same_first_masks(model, group)
+        layers = {name: layer for name, layer in sparse_layers(model).items() if not layer.is_full}
         if self.sharded:
-            self._take_over({name: layer for name, layer in sparse_layers(model).items() if not layer.is_full})
+            self._take_over(layers)
+        self._take_parts(layers)
 
     def _take_over(self, layers: dict[str, SparseLinear]) -> None:
         keys: dict[str, _Bucket] = {}
@@ -111,6 +118,32 @@ class MaskBank:
             for _, layer, _ in bucket.layers:
                 layer.mask, layer.source = None, self
             self._buckets.append(bucket)
+
+    def _take_parts(self, layers: dict[str, SparseLinear]) -> None:
+        """Take the parts of masks that were loaded before there was a bank. Collective."""
+        group = self.group if self.sharded and dist.get_backend(self.group) != "fake" else None
+        if differing({"part": [name for name, layer in layers.items() if layer.part is not None]}, group):
+            raise ConfigError(
+                "some ranks have loaded parts of masks and others not; load one checkpoint on all of them"
+            )
+        given = {layer: layer.part for layer in layers.values() if layer.part is not None}
+        failure = None
+        try:
+            for layer, part in given.items():
+                layer.part = None
+                self.load_part(layer, part)
+        except ConfigError as error:
+            failure = error
+        if not given:
+            return
+        raise_together(failure, group)
+        wrong = [name for name, layer in layers.items() if count_active(self.bits(layer)) != layer.active]
+        self.release()
+        if wrong:
+            raise ConfigError(
+                f"the parts of the mask of {wrong[0]} that the ranks loaded are no mask of its density; load one"
+                " checkpoint on all of them"
+            )
 
     def _store(self, bucket: _Bucket, whole: Tensor) -> None:
         part = -(-bucket.size // self.ranks)
@@ -204,6 +237,52 @@ class MaskBank:
         for _, lo, shard in self._pieces(layer):
             return lo, shard
         return 0, self._buckets[self._place[layer][0]].shard[:0]
+
+    def part(self, layer: SparseLinear) -> MaskPart:
+        """What this rank keeps of the packed mask of ``layer``, to be saved."""
+        first, own = self.fragment(layer)
+        return MaskPart(first, self.rank, self.ranks, own.clone())
+
+    def load(self, layer: SparseLinear, bits: Tensor) -> None:
+        """``write``, between two steps: masks that are being gathered are dropped before."""
+        self._settle(layer)
+        self.write(layer, bits)
+
+    def load_part(self, layer: SparseLinear, part: MaskPart) -> None:
+        """Replace what this rank keeps of the mask of ``layer``.
+
+        Raises:
+            ConfigError: it was cut over other ranks.
+        """
+        first, own = self.fragment(layer)
+        if (part.first, part.rank, part.ranks, part.own.numel()) != (first, self.rank, self.ranks, own.numel()):
+            raise ConfigError(
+                f"the state has the part of rank {part.rank} of {part.ranks} of a mask, expected that of rank"
+                f" {self.rank} of {self.ranks}: parts load where they were saved, at the same layout"
+            )
+        self._settle(layer)
+        own.copy_(part.own)
+        layer.mask_changed()
+
+    def _settle(self, layer: SparseLinear) -> None:
+        if self.sharded:
+            self._drop(self._buckets[self._place[layer][0]])
+            self._current = None
+
+    def meet(self) -> None:
+        """Wait for the ranks that share the masks out. Collective.
+
+        Raises:
+            ConfigError: one of them does not come within ``PATIENCE``.
+        """
+        token = self._buckets[0].shard.new_zeros(1) if self._buckets else torch.zeros(1)
+        try:
+            dist.all_reduce(token, group=self.group, async_op=True).wait(timeout=PATIENCE)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"not all of the {self.ranks} ranks that share the masks out asked for the model's state dict within"
+                f" {PATIENCE.total_seconds():.0f} s; call state_dict() on every rank, and write its file on one"
+            ) from error
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that holds mask bits on this rank now (at rest after ``release``)."""

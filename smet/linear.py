@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet import compute, copies, kernels, loading, permutation
+from smet import compute, copies, kernels, loading
 from smet.distribution import effective_density
-from smet.mask import TileGrid, count_active, pack, unpack
+from smet.errors import ConfigError
+from smet.mask import MaskPart, TileGrid, count_active, pack, unpack
+from smet.permutation import NONE as UNPERMUTED
 from smet.weight import readable_weight
 
 
@@ -39,7 +41,9 @@ class SparseLinear(nn.Module):
     """Packed, a bit per stored tile: which are closed (``smet.gradual``). None where density does not fall."""
     closed_tiles = 0
     """How many of them are."""
-    orders = permutation.NONE
+    part: MaskPart | None = None
+    """Of its mask, where a checkpoint of ZeRO-3 was loaded and no ``MaskBank`` has taken it yet."""
+    orders = UNPERMUTED
     """In which its features are stored; what is called canonical and dense below is of stored features."""
     _version = loading.VERSION
 
@@ -125,6 +129,28 @@ class SparseLinear(nn.Module):
         """Dense W ``(out, in)`` to read: what is computed from it trains the values. Made anew at each access."""
         return readable_weight(self)
 
+    # torch.distributed.checkpoint asks a module for an attribute by the name of each entry of its state dict.
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        return self.grid.tile
+
+    @property
+    def inputs(self) -> Any:
+        """The order of its input features; None = as they are."""
+        return self.orders.inputs
+
+    @property
+    def outputs(self) -> Any:
+        """The same of its outputs."""
+        return self.orders.outputs
+
+    @property
+    def permutation(self) -> str:
+        """Digest of both; empty where there is none."""
+        return self.orders.digest()
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module``, but ``weight`` is computed and cannot be replaced."""
         if name == "weight":
@@ -137,6 +163,11 @@ class SparseLinear(nn.Module):
             return pack(torch.ones(self.grid.tiles, dtype=torch.bool, device=self.values.device))
         if self.source is not None:
             return self.source.bits(self)
+        if self.part is not None:
+            raise ConfigError(
+                "a layer holds this rank's part of a mask, as it was loaded; call smet.attach(engine, total_steps)"
+                " before the model computes"
+            )
         assert self.mask is not None
         return self.mask
 
@@ -221,6 +252,7 @@ class SparseLinear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, *arguments: Any, **options: Any) -> None:
         copies.require_whole(self)
         super()._save_to_state_dict(destination, prefix, *arguments, **options)
+        loading.add_mask(self, destination, prefix)
         loading.describe(self, destination, prefix)
 
     def _load_from_state_dict(

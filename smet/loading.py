@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smet.mask import count_active, has_spare_bits
+from smet.errors import ConfigError
+from smet.mask import MaskPart, count_active, has_spare_bits
 from smet.patterns import OLD_TRANSPOSED, matching
-from smet.say import say
+from smet.say import note, say
 
 if TYPE_CHECKING:
     from smet.linear import SparseLinear
@@ -30,10 +31,29 @@ SIDES = ("inputs", "outputs")
 SHAPE = "weight"
 """The same of (out, in). It stands where programs that know no sparse layers look for the matrix, and so stop at a
 shape that does not fit; without it, some would go on with a random one."""
+MASK_PART = "mask_part"
+"""What this rank keeps of the mask, where values are partitioned too (ZeRO-3): it stands in the place of the mask."""
+MASK_PLACE = "mask_place"
+"""Its first byte, the rank, and of how many: int64 ``(3,)``."""
 VERSION = 2
 """Of a ``SparseLinear`` in a state dict; the first had neither of the two."""
 
 _said: set[str] = set()
+
+
+def add_mask(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> None:
+    """Put the mask of a layer whose ranks share it out beside its values: all of it, or this rank's part.
+
+    Collective over those ranks, unless the values are partitioned too.
+    """
+    if layer.source is None:
+        return
+    if layer.values.numel() == layer.active * layer.grid.tile_size:
+        destination[prefix + "mask"] = layer.source.bits(layer).clone()
+        return
+    part = layer.source.part(layer)
+    destination[prefix + MASK_PART] = part.own
+    destination[prefix + MASK_PLACE] = torch.tensor([part.first, part.rank, part.ranks])
 
 
 def describe(layer: SparseLinear, destination: dict[str, Any], prefix: str) -> None:
@@ -62,15 +82,18 @@ def take_in(
         ConfigError: the tiles do not divide the other orientation.
     """
     transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
-    permuted = state.pop(prefix + PERMUTATION, None)
+    permuted, part = state.pop(prefix + PERMUTATION, None), _part(state, prefix)
     shape = state.pop(prefix + SHAPE) if says_shape(state.get(prefix + SHAPE)) else None
     for side in SIDES:
         state.pop(prefix + side, None)
     values, bits = state.get(prefix + "values"), state.get(prefix + "mask")
-    if not isinstance(values, Tensor):
-        return True
     name, own = prefix.removesuffix(".") or "the layer", layer.grid.tile
-    found = []
+    if not isinstance(values, Tensor):
+        dense = state.get(prefix + "weight")
+        if isinstance(dense, Tensor) and tuple(dense.shape) == (layer.out_features, layer.in_features):
+            errors.append(f"the state has a dense weight of {name}, which is sparse here; load it before sparsify")
+        return True
+    found = _maskless(layer, name, bits, part, transposed)
     if tile is not None and tuple(tile.tolist()) != own:
         there = " x ".join(str(side) for side in tile.tolist())
         found.append(f"{name} was saved with tiles of {there}, expected {own[0]} x {own[1]}; set block to what it was")
@@ -82,22 +105,63 @@ def take_in(
     if values.numel() != layer.values.numel():
         found.append(f"{name} has {values.numel()} values in the state, expected {layer.values.numel()}: the density"
                      " or the layer's shape is another")  # fmt: skip
-    elif isinstance(bits, Tensor) and layer.mask is not None:
+    elif isinstance(bits, Tensor) and not layer.is_full:
         found += _misfit(layer, name, bits)
     if transposed is None:
         turned, wrong = _old(layer, prefix.removesuffix("."), bits is not None, metadata.get("version"))
         found += wrong
     else:
         turned = bool(transposed)
-    errors += found
     if not found:
         layer.turn(turned)
+        found += _write(layer, name, state, prefix, part)
+    errors += found
     return not found
 
 
 def says_shape(tensor: Any) -> bool:
     """Whether this is the entry ``SHAPE``, and no weight."""
     return isinstance(tensor, Tensor) and tensor.dtype == torch.int64 and tuple(tensor.shape) == (2,)
+
+
+def _part(state: dict[str, Any], prefix: str) -> MaskPart | None:
+    own, place = state.pop(prefix + MASK_PART, None), state.pop(prefix + MASK_PLACE, None)
+    if not isinstance(own, Tensor) or not isinstance(place, Tensor) or place.numel() != 3:
+        return None
+    first, rank, ranks = (int(number) for number in place)
+    return MaskPart(first, rank, ranks, own)
+
+
+def _maskless(layer: SparseLinear, name: str, bits: Any, part: MaskPart | None, transposed: Any) -> list[str]:
+    """Values without what says which weights they are. Alone, by hand, they belong to the mask that the layer has."""
+    if layer.is_full or bits is not None or part is not None:
+        return []
+    if transposed is not None or layer.source is not None:
+        return [f"the state has the values of {name} and no mask, which tells what weights they are; save the model's"
+                " state_dict() again, on all ranks, or DeepSpeed's checkpoint, both of which have it now"]  # fmt: skip
+    if "values" not in _said:
+        _said.add("values")
+        note(f"the state has the values of {name}, and maybe of others, and no mask; they are taken for those of the"
+             " mask that is here")  # fmt: skip
+    return []
+
+
+def _write(layer: SparseLinear, name: str, state: dict[str, Any], prefix: str, part: MaskPart | None) -> list[str]:
+    """Give a mask that torch would find no buffer for to whoever keeps it."""
+    if layer.is_full:
+        return []
+    if part is not None and layer.source is None:
+        layer.part, state[prefix + "mask"] = part, layer.mask
+    elif part is not None:
+        try:
+            layer.source.load_part(layer, part)
+        except ConfigError as error:
+            return [f"{name}: {text}" for text in error.problems]
+    elif layer.source is not None:
+        layer.source.load(layer, state.pop(prefix + "mask").to(layer.values.device))
+    else:
+        layer.part = None
+    return []
 
 
 def _other_permutation(layer: SparseLinear, name: str, saved: Any) -> list[str]:
@@ -113,9 +177,9 @@ def _other_permutation(layer: SparseLinear, name: str, saved: Any) -> list[str]:
 
 
 def _misfit(layer: SparseLinear, name: str, bits: Tensor) -> list[str]:
-    assert layer.mask is not None
-    if bits.numel() != layer.mask.numel() or bits.dtype != torch.uint8:
-        return [f"{name} has a mask of {bits.numel()} x {bits.dtype} in the state, expected {layer.mask.numel()} bytes"]
+    expected = layer.grid.mask_bytes
+    if bits.numel() != expected or bits.dtype != torch.uint8:
+        return [f"{name} has a mask of {bits.numel()} x {bits.dtype} in the state, expected {expected} bytes"]
     if not bits.is_meta and (count_active(bits) != layer.active or has_spare_bits(bits, layer.grid.tiles)):
         return [f"{name} has a mask of {count_active(bits)} active tiles in the state, expected {layer.active}"]
     return []

@@ -80,6 +80,19 @@ BlockGrid = TileGrid
 """Its former name, under which layers were pickled."""
 
 
+@dataclass(frozen=True)
+class MaskPart:
+    """What one rank keeps of a packed mask that ranks share out."""
+
+    first: int
+    """Its first byte."""
+    rank: int
+    ranks: int
+    """The place of that rank, of how many."""
+    own: Tensor
+    """uint8, possibly none."""
+
+
 def packed_bytes(count: int) -> int:
     """Bytes that hold ``count`` bits."""
     return (count + 7) // 8

@@ -106,6 +106,8 @@ def plan(
     partition; between micro-batches stage 1 holds whole gradients.
 
     Args:
+        stage: 0 = plain torch, DistributedDataParallel too: all is whole on each rank (``ranks`` is 1), and only
+            16-bit weights have master weights beside them.
         host_gradient: bytes per weight of gradients that ZeRO-Offload keeps; 0 = gradients are as wide as weights.
         state: bytes per weight that the optimizer's formula declares.
     """
@@ -117,7 +119,7 @@ def plan(
         kept_whole = sum(length for length in lengths if length <= part.persistent)
         planned["weights"] += width * (share + kept_whole if stage == 3 else whole)
         planned["gradients"] += gradient * share
-        planned["master"] += 4 * share
+        planned["master"] += 4 * share if stage or sixteen_bit else 0
         planned["moments"] += state * share
         planned["ages"] += share if aged else 0
     planned["moments"] += sum(part_bytes(tiles, size, ranks) for tiles, size in part.means)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,20 +13,24 @@ from torch import nn
 
 from smet.agreement import differing
 from smet.bank import MaskBank
+from smet.carried import complete, watch_state_dicts
 from smet.controller import TopologyController
 from smet.errors import ConfigError
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
-from smet.say import note, say
+from smet.say import say
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
 from smet.update import UpdateReport
 
 Replicas = dist.ProcessGroup | Literal["all"] | None
 OnUpdate = Callable[[UpdateReport], object]
-Served = tuple[nn.Module, ParameterStore, Callable[[Callable[[], None]], Callable[[], None]]]
-"""Model, its store, and what calls an action after each step until what it returns is called."""
+End = Callable[[], None]
+Completion = Callable[[dict[str, Any] | None], None]
+Served = tuple[nn.Module, ParameterStore, Callable[[Callable[[], None]], End], Callable[[Completion], End]]
+"""Model, its store, what calls an action after each step, and what gives state dicts that an engine makes of parameters
+and buffers alone to be completed; both until what they return is called."""
 
 
 class Run:
@@ -61,14 +66,8 @@ class Run:
         self.topology.store.optimizer.driver = _nobody
 
 
-INCOMPLETE = (
-    "each rank keeps a part of the masks, which the model's state dict and DeepSpeed's checkpoints therefore lack; to"
-    " save by these, make the model sparse with mask_residency='replicated'"
-)
-
-
 def _nobody() -> None:
-    """The driver of an optimizer after ``detach``."""
+    """The driver of an optimizer after ``detach``, and other ends of nothing."""
 
 
 class _BeforeForward:
@@ -96,7 +95,8 @@ def attach(
     """From now on the steps of ``handle`` drive the topology. Collective over the ranks that train the model.
 
     A step that a scaler or an accumulation leaves out changes nothing. The topology's clock is the optimizer's, and is
-    saved with its state. Where an engine's ranks share the masks out, the model's state dict is refused: it lacks them.
+    saved with its state; masks are with the model's. Where an engine's ranks share the masks out, ``state_dict()`` of
+    the model has to be called on all of them, as DeepSpeed does when it saves.
 
     Args:
         handle: an ``AdamW`` or other ``ModelOptimizer``, also inside accelerate's wrapper, or a DeepSpeed engine that
@@ -113,7 +113,7 @@ def attach(
         ConfigError: ``handle`` is something else, or attached already; ``tokens`` is no positive number, or not the
             same on all ranks; see ``TopologyController`` for the rest.
     """
-    model, store, after_each_step = _served(handle, replicas)
+    model, store, after_each_step, complete_each = _served(handle, replicas)
     optimizer = store.optimizer
     if optimizer.driver is not None and optimizer.driver() is not None:
         raise ConfigError("the optimizer is attached already; call detach() of what attach returned, then do it again")
@@ -125,9 +125,9 @@ def attach(
     run._ends.append(after_each_step(run._after_step))
     if run.topology.gradients.needed:
         run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
+    run._ends.append(complete_each(partial(complete, model, bank)))
     if bank.sharded:
-        note(INCOMPLETE)
-        run._ends.append(model.register_state_dict_pre_hook(_refuse_state_dict).remove)
+        run._ends += watch_state_dicts(model, bank)
     run.topology.before_step()
     _choose_products(run, tokens, dtype)
     return run
@@ -157,10 +157,6 @@ def _choose_products(run: Run, tokens: int | None, dtype: torch.dtype | None) ->
         say(f"smet: {line}")
 
 
-def _refuse_state_dict(*_: Any) -> None:
-    raise ConfigError(INCOMPLETE)
-
-
 def _served(handle: Any, replicas: Replicas) -> Served:
     for knows, serve in ENGINES:
         if knows(handle):
@@ -181,10 +177,10 @@ def _of_torch(handle: Any, replicas: Replicas) -> Served:
     if not optimizer.holds_parameters():
         raise ConfigError("the optimizer does not hold the model's parameters; where an engine runs it, attach to that")
 
-    def after_each_step(action: Callable[[], None]) -> Callable[[], None]:
+    def after_each_step(action: Callable[[], None]) -> End:
         return optimizer.register_step_post_hook(lambda *_: action()).remove
 
-    return optimizer.model, LocalStore(optimizer, replicas), after_each_step
+    return optimizer.model, LocalStore(optimizer, replicas), after_each_step, lambda _: _nobody
 
 
 def _inside(handle: Any) -> Any:
@@ -199,7 +195,7 @@ def _of_deepspeed(engine: Any, replicas: Replicas) -> Served:
     if replicas != "all":
         raise ConfigError("replicas is given with a DeepSpeed engine, which knows its ranks; leave it out")
     store = ZeroStore(engine)
-    return unwrapped(engine), store, store.after_each_step
+    return unwrapped(engine), store, store.after_each_step, store.complete_each_state
 
 
 ENGINES: list[tuple[Callable[[Any], bool], Callable[[Any, Replicas], Served]]] = [

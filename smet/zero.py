@@ -28,8 +28,8 @@ class ZeroStore:
     Creating it allocates the optimizer state and starts the optimizer's clock.
 
     Raises:
-        ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over an ``AgedOptimizer``, or its formula does
-            not work on flat values.
+        ConfigError: the engine's optimizer is not ZeRO 1, 2 or 3 over an ``AgedOptimizer``, its formula does not work
+            on flat values, or it is to load a universal checkpoint.
     """
 
     skips_frozen = False  # the optimizer sees flat partitions, and no parameters in them
@@ -44,6 +44,11 @@ class ZeroStore:
                 f"the engine runs {kind} over {type(client).__name__}, expected ZeRO 1, 2 or 3 over SmetAdamW "
                 "or another AgedOptimizer; "
                 "set the stage to 1, 2 or 3 (zero_optimization.stage) and leave data_types.grad_accum_dtype unset"
+            )
+        if engine.load_universal_checkpoint() and any(group["aged"] for group in client.param_groups):
+            raise ConfigError(
+                "checkpoint.load_universal is set, and DeepSpeed's universal format has no ages of regrown weights;"
+                " take it out, and load a checkpoint of the same layout"
             )
         self.optimizer = client
         self.stage3 = kind == "DeepSpeedZeroOptimizer_Stage3"
@@ -163,6 +168,27 @@ class ZeroStore:
             self.engine.step = original
 
         self.engine.step = step
+        return end
+
+    def complete_each_state(self, completion: Callable[[dict[str, Any] | None], None]) -> Callable[[], None]:
+        """Call ``completion`` with each state dict that ZeRO-3 puts together, on all ranks; None on those without it.
+
+        DeepSpeed, accelerate and transformers save models by it, and modules are not asked what they have to say.
+
+        Returns:
+            Call it to end that.
+        """
+        original = self.engine._zero3_consolidated_16bit_state_dict
+
+        def consolidated(*arguments: Any, **options: Any) -> Any:
+            state = original(*arguments, **options)
+            completion(state)
+            return state
+
+        def end() -> None:
+            self.engine._zero3_consolidated_16bit_state_dict = original
+
+        self.engine._zero3_consolidated_16bit_state_dict = consolidated
         return end
 
     def decide_each_step(self, skip: Callable[[float], bool]) -> None:

@@ -15,6 +15,9 @@ from smet.optim.ages import CODES, AgeTable, Remedies
 from smet.optim.formula import CHUNK, KEPT, MATRICES, Formula, Values, made_of, require_flat
 from smet.optim.groups import check_group
 
+OWN = "smet"
+"""Entry of a state that holds what torch's optimizers have not."""
+
 
 @dataclass
 class TopologyPosition:
@@ -208,12 +211,22 @@ class AgedOptimizer(torch.optim.Optimizer):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict, plus the clock, the age table and the place in the topology's schedule under ``smet``."""
+        """torch's state dict, plus the clock, the age table and the place in the topology's schedule under ``smet``.
+
+        The first group has these too: ``torch.distributed.checkpoint.state_dict`` keeps groups, and no other entries.
+        Before the first step there is a state for every parameter, since that loads what it finds a place for.
+        """
+        for group in self.param_groups if self.steps_done == 0 else []:
+            for param in group["params"]:
+                if param.requires_grad:
+                    self.ensure_state(param, group["aged"])
         own = {
             "formula": self.formula.name, "steps_done": self.steps_done, **self.ages.state_dict(),
             "topology": asdict(self.topology),
         }  # fmt: skip
-        return {**super().state_dict(), "smet": own}
+        whole = super().state_dict()
+        groups = [{**group, OWN: own} if index == 0 else group for index, group in enumerate(whole["param_groups"])]
+        return {**whole, "param_groups": groups, OWN: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore ``state_dict``; birth codes keep their one-byte type.
@@ -222,21 +235,18 @@ class AgedOptimizer(torch.optim.Optimizer):
             ConfigError: it was not saved by this class, or for another formula or parameters of other sizes. Nothing is
                 changed.
         """
-        own = state_dict.get("smet")
-        if own is None:
-            raise ConfigError(
-                f"the optimizer state has the entries {', '.join(map(str, state_dict))} and no 'smet', expected one "
-                "saved by the same optimizer: its clock and ages cannot be guessed"
-            )
+        own, state_dict = _separated(state_dict)
         position = _position(own, state_dict)
         self._require_own_state(own.get("formula", "adamw"), state_dict["state"])  # old states name no formula
-        params = [param for group in self.param_groups for param in group["params"]]
+        saved_as = [name for group in state_dict["param_groups"] for name in group["params"]]  # numbers, or full names
+        own_params = [param for group in self.param_groups for param in group["params"]]
+        params = dict(zip(saved_as, own_params, strict=False))  # torch says how many there should be
         if not self.external_clock:  # an engine's partitions may be cut anew before they are loaded
             _check_sizes(state_dict["state"], params)
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "smet"})
-        for index, saved in state_dict["state"].items():  # torch casts state to the parameter's dtype: undo that
+        super().load_state_dict(state_dict)
+        for name, saved in state_dict["state"].items():  # torch casts state to the parameter's dtype: undo that
             for key, value in saved.items():
-                self.state[params[index]][key] = value.to(params[index].device, copy=True).contiguous()
+                self.state[params[name]][key] = value.to(params[name].device, copy=True).contiguous()
         self.steps_done = own["steps_done"]
         self.ages.load_state_dict(own)
         self.topology = position
@@ -262,6 +272,26 @@ class AgedOptimizer(torch.optim.Optimizer):
             "driver": None,
             "own_factors": {},
         }
+
+
+def _separated(state_dict: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The entry ``smet`` of a state, wherever it is, and the state without it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    groups = state_dict.get("param_groups", [])
+    held = [group[OWN] for group in groups if isinstance(group, dict) and OWN in group]
+    own = state_dict.get(OWN, held[0] if held else None)
+    if own is None:
+        raise ConfigError(
+            f"the optimizer state has the entries {', '.join(map(str, state_dict))} and no 'smet', expected one "
+            "saved by the same optimizer: its clock and ages cannot be guessed"
+        )
+    rest = {key: value for key, value in state_dict.items() if key != OWN}
+    if held:
+        rest["param_groups"] = [{key: value for key, value in group.items() if key != OWN} for group in groups]
+    return own, rest
 
 
 def _position(own: Any, whole: dict[str, Any]) -> TopologyPosition:
@@ -290,13 +320,11 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
 
 
-def _check_sizes(state: dict[int, dict[str, Tensor]], params: list[Tensor]) -> None:
-    for index, saved in state.items():
-        if index >= len(params):
-            continue  # torch says how many there should be
-        for key, value in saved.items():
-            if value.shape != params[index].shape:
+def _check_sizes(state: dict[Any, dict[str, Tensor]], params: dict[Any, Tensor]) -> None:
+    for name in state.keys() & params.keys():
+        for key, value in state[name].items():
+            if value.shape != params[name].shape:
                 raise ConfigError(
-                    f"the optimizer state has '{key}' of shape {tuple(value.shape)} for parameter {index}, which has "
-                    f"{tuple(params[index].shape)}: it is of a model of another shape or density"
+                    f"the optimizer state has '{key}' of shape {tuple(value.shape)} for parameter {name}, which has "
+                    f"{tuple(params[name].shape)}: it is of a model of another shape or density"
                 )

@@ -102,7 +102,10 @@ def bank_on_ranks() -> dict[str, Any]:
     masked = [name for name in layers if name != "full"]
     report: dict[str, Any] = {"rest": sum(t.numel() for t in bank.tensors())}
     assert all(layer.mask is None for layer in layers.values())
-    assert all(key.split(".")[-1] != "mask" for key in model.state_dict()), "sharded masks leave the module"
+    state = model.state_dict()
+    assert all(torch.equal(state[f"{name}.mask"], original[name]) for name in masked), "state dicts are whole"
+    bank.release()
+    bank.bytes_gathered = 0
 
     with Calls() as calls:
         for name in [*masked, *reversed(masked)]:  # forward, then backward

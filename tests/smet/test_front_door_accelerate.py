@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,64 @@ def train(growth: str, precision: str, door: bool) -> dict[str, Any]:
         "model": {key: value.clone() for key, value in inner.state_dict().items()},
         "state": [{key: value.clone() for key, value in entry.items()} for entry in optimizer.state.values()],
     }
+
+
+def prepared(kind: str, seed: int) -> tuple[Any, Any, Any, smet.Run]:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if kind == "ddp":
+        accelerator = Accelerator(cpu=True)
+    else:
+        config = {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": int(kind[-1])}}
+        plugin = DeepSpeedPlugin(hf_ds_config=config)
+        accelerator = Accelerator(
+            deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")]
+        )  # fmt: skip
+    torch.manual_seed(seed)
+    inner = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    smet.sparsify(inner, density=0.25, update_interval=4, warmup_steps=3, stop_fraction=1.0, quiet=True)
+    model, optimizer = accelerator.prepare(inner, smet.AdamW(inner, lr=1e-2))
+    run = smet.attach(optimizer if kind == "ddp" else model, total_steps=STEPS)
+    return accelerator, model, optimizer, run
+
+
+def go_on(parts: tuple[Any, Any, Any, smet.Run], first: int, last: int) -> list[float]:
+    accelerator, model, optimizer, _ = parts
+    losses = []
+    for number in range(first, last):
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(100 * accelerator.process_index + number))
+        loss = nn.functional.mse_loss(model(x), x)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def resumed(kind: str, folder: str) -> tuple[Any, Any]:
+    whole = prepared(kind, 0)
+    go_on(whole, 0, 7)
+    whole[0].save_state(folder)
+    losses = go_on(whole, 7, STEPS)
+    again = prepared(kind, 7)
+    again[0].load_state(folder)
+    return tuple((lost, parts[3].topology.mask_digest(), parts[3].updates_done)
+                 for lost, parts in ((losses, whole), (go_on(again, 7, STEPS), again)))  # fmt: skip
+
+
+def resumptions(folder: str) -> dict[str, tuple[Any, Any]]:
+    found = {kind: resumed(kind, f"{folder}/{kind}") for kind in ("ddp", "zero-2", "zero-3")}
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED")
+    return found
+
+
+def test_save_state_and_load_state_go_on_bit_for_bit(tmp_path: Path) -> None:
+    for rank in run_ranks(resumptions, 2, str(tmp_path)):
+        for kind, (whole, again) in rank.items():
+            assert whole == again and whole[2] == 3, kind
 
 
 def session() -> list[tuple[dict[str, Any], dict[str, Any]]]:

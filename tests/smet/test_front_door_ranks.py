@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import smet
-from smet import ConfigError
+from smet import ConfigError, bank
 from tests.distributed import run_ranks
 from tests.smet.zero_runs import MICRO_BATCHES, Case, Session, Tiny, batch, build, deepspeed_config
 
 GROWTH = ("random", "gradient")
+RESUMED = [
+    (1, "momentum", "sharded", True), (2, "gradient", "sharded", False), (3, "random", "sharded", True),
+    (3, "gradient", "sharded", False), (2, "random", "replicated", True), (3, "random", "replicated", False),
+]  # fmt: skip
+"""ZeRO stage, growth, who keeps masks, and whether one attaches before loading."""
 RUNS = [(engine, growth) for engine in ("ddp", 1, 2, 3) for growth in GROWTH]
 
 
@@ -25,8 +32,8 @@ def case_of(stage: int, growth: str) -> Case:
     return Case(stage, settings=(("growth", growth),))
 
 
-def through_the_door(case: Case) -> tuple[nn.Module, smet.AdamW]:
-    torch.manual_seed(0)
+def through_the_door(case: Case, seed: int = 0) -> tuple[nn.Module, smet.AdamW]:
+    torch.manual_seed(seed)
     model = Tiny()
     smet.sparsify(model, case.config(), quiet=True)
     return model, smet.AdamW(model, lr=5e-3, weight_decay=0.05)
@@ -145,11 +152,17 @@ def refused(stage: int) -> list[str]:
         engine.backward(engine(*own(batch(0, 0))))
         engine.step()
 
+    def universal() -> None:
+        model, optimizer = through_the_door(case)
+        config = settings | {"checkpoint": {"load_universal": True}}
+        smet.attach(deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0], 10)
+
     attempts = {
         "the optimizer in the engine": lambda: smet.attach(optimizer, 10),
         "ZeRO's optimizer": lambda: smet.attach(engine.optimizer, 10),
         "replicas": lambda: smet.attach(engine, 10, replicas=None),
         "a step before": step,
+        "a universal checkpoint": universal,
     }
     said = []
     for attempt in attempts.values():
@@ -180,20 +193,52 @@ def train(engine: Any, first: int, last: int) -> list[float]:
     return losses
 
 
-def resumed(stage: int, growth: str, folder: str) -> Any:
-    """Of DeepSpeed's own checkpoint, with an update due after the next step; then what is said of sharded masks."""
-    case = Case(stage, settings=(("growth", growth), ("mask_residency", "replicated")))
+def resumed(stage: int, growth: str, residency: str, attach_first: bool, folder: str) -> Any:
+    """Of DeepSpeed's own checkpoint, with an update due after the next step."""
+    import deepspeed
+
+    case = Case(stage, settings=(("growth", growth), ("mask_residency", residency)))
     whole, run = engine_of(case)
-    losses = train(whole, 0, 5)
+    train(whole, 0, 5)
     whole.save_checkpoint(folder)
     losses = train(whole, 5, 8)
-    again, other = engine_of(case)
+    model, optimizer = through_the_door(case, seed=7)
+    settings = deepspeed_config(case, dist.get_world_size()) | {"gradient_accumulation_steps": 1}
+    again, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    other = smet.attach(again, total_steps=8) if attach_first else None
     again.load_checkpoint(folder)
-    found = losses, train(again, 5, 8), run.topology.mask_digest(), other.topology.mask_digest()
-    sharded, _ = engine_of(case_of(stage, growth))
-    with pytest.raises(ConfigError, match="lack; to save by these, make .* mask_residency='replicated'"):
-        sharded.module.state_dict()
+    if other is None and stage == 3 and residency == "sharded":
+        with pytest.raises(ConfigError, match="holds this rank's part of a mask, as it was loaded; call smet.attach"):
+            smet.sparse_layers(model)["layers.1.down_proj"].packed_mask()
+    other = other or smet.attach(again, total_steps=8)
+    return losses, train(again, 5, 8), run.topology.mask_digest(), other.topology.mask_digest()
+
+
+def shared_out(folder: str) -> dict[str, Any]:
+    """What becomes of state dicts where ranks share the masks out, and of such that lack them."""
+    engine, run = engine_of(case_of(2, "random"))
+    name, layer = next(iter(run.topology.layers.items()))
+    own, whole = layer.packed_mask().clone(), engine.module.state_dict()
+    found: dict[str, Any] = {"equal": torch.equal(whole[f"{name}.mask"], own), "at rest": layer.mask}
+    del whole[f"{name}.mask"]
+    found["without"] = refusal(lambda: engine.module.load_state_dict(whole))
+    found["unlike"] = refusal(
+        lambda: engine.module.load_state_dict(engine_of(case_of(3, "random"))[0].module.state_dict())
+    )
+    bank.PATIENCE = timedelta(seconds=1)
+    if dist.get_rank() == 0:
+        found["alone"] = refusal(engine.module.state_dict)
+    else:
+        time.sleep(2)  # where it was left alone
     return found
+
+
+def refusal(attempt: Any) -> str:
+    try:
+        attempt()
+    except (ConfigError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def session(folder: str) -> dict[Any, Any]:
@@ -203,10 +248,11 @@ def session(folder: str) -> dict[Any, Any]:
             found[engine, growth] = zero_by_hand(engine, growth), zero_by_the_door(engine, growth)
         else:
             found[engine, growth] = ddp(growth, door=False), ddp(growth, door=True)
-    for stage, growth in ((2, "gradient"), (3, "random")):
+    for stage in (2, 3):
         found["refused", stage] = refused(stage)
-        found["resumed", stage] = resumed(stage, growth, f"{folder}/{stage}")
-    found["resumed", 1] = resumed(1, "momentum", f"{folder}/1")
+    for number, case in enumerate(RESUMED):
+        found[case] = resumed(*case, f"{folder}/{number}")
+    found["shared out"] = shared_out(folder)  # last: a rank that was left alone has broken the group
     return found
 
 
@@ -236,17 +282,30 @@ def test_ranks_of_ddp_end_with_one_model(growth: str) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_engine_is_what_is_attached_to(stage: int) -> None:
     for rank in results():
-        optimizer, zero, replicas, step = rank["refused", stage]
+        optimizer, zero, replicas, step, universal = rank["refused", stage]
         assert optimizer.startswith(
             "the optimizer does not hold the model's parameters; where an engine runs it, attach"
         )
         assert "DeepSpeedZeroOptimizer" in zero and "expected a smet.AdamW or a DeepSpeed engine" in zero
         assert replicas.startswith("replicas is given with a DeepSpeed engine")
+        assert "DeepSpeed's universal format has no ages of regrown weights; take it out" in universal
         assert step.startswith("an engine runs this optimizer; call smet.attach(engine, total_steps) before its first")
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeeds_checkpoint_of_replicated_masks_resumes_bit_for_bit(stage: int) -> None:
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_deepspeeds_own_checkpoint_resumes_bit_for_bit(case: Any) -> None:
+    """Also where ranks share the masks out, and where it is loaded before anybody attached."""
     for rank in results():
-        losses, again, digest, other = rank["resumed", stage]
+        losses, again, digest, other = rank[case]
         assert (losses, digest) == (again, other)
+
+
+def test_state_dicts_are_whole_where_ranks_share_the_masks_out() -> None:
+    found = [rank["shared out"] for rank in results()]
+    for rank in found:
+        assert rank["equal"] and rank["at rest"] is None
+        assert "the state has the values of" in rank["without"] and "and no mask, which tells what" in rank["without"]
+        assert "has 0 values in the state" in rank["unlike"]
+    assert found[0]["alone"].startswith(
+        "not all of the 2 ranks that share the masks out asked for the model's state dict"
+    )
