@@ -52,16 +52,25 @@ def page(browser: Browser) -> Iterator[Page]:
     found.close()
 
 
-@pytest.fixture
-def two(tmp_path: Path, page: Page) -> Iterator[tuple[Path, Path]]:
-    """Two made-up runs, open in the page."""
-    runs = make_run(tmp_path / "sparse", 160, 200), make_run(tmp_path / "dense", 90, 200, seed=1)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[Path, Path], str]]:
+    """Two made-up runs, and where their page is."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = make_run(folder / "sparse", 160, 200), make_run(folder / "dense", 90, 200, seed=1)
     watch = Watch(*runs)
-    page.open(watch.url)
+    yield runs, watch.url
+    assert watch.end() == (0, "watch ended; the runs go on\n", "")
+
+
+@pytest.fixture
+def two(served: tuple[tuple[Path, Path], str], page: Page) -> Iterator[tuple[Path, Path]]:
+    """The two, open in the page, which remembers nothing of what a test before has set."""
+    runs, url = served
+    page.open(url)
     page.sees("step 160", "#chart-loss")
     yield runs
+    page.js("localStorage.clear()")
     page.leave()
-    assert watch.end() == (0, "watch ended; the runs go on\n", "")
 
 
 TINTS = """((chart) => {
@@ -86,31 +95,6 @@ STEP = rf"Number((/step ([\d,]+)/.exec({READOUT})?.[1] ?? '0').replace(',', ''))
 def tints(page: Page, chart: str) -> dict[str, int]:
     """How many pixels of a chart's canvas have each colour that a run's line may have, about."""
     return dict(page.js(f"{TINTS}({json.dumps(chart)})"))
-
-
-def test_new_points_marks_a_rollback_and_a_stopped_rank_are_seen_soon(two: tuple[Path, Path], page: Page) -> None:
-    sparse, _ = two
-    assert "4 + 2 topology updates" in page.text(".marks")
-    begin = time.monotonic()
-    add(sparse / "metrics.jsonl", record(161), record(162, loss=9.8765, validation_loss=4.3210))
-    add(sparse / "topology.jsonl", update(162, 5))
-    add(sparse / "events.jsonl", {"time": time.time(), "kind": "skip", "step": 161, "why": "loss 9.9 is high"})
-    page.sees("step 162", "#chart-loss", SOON)
-    page.sees("validation 4.321", "#chart-loss", SOON)
-    page.sees("5 + 2 topology updates", ".marks", SOON)
-    page.sees("1 + 0 skipped step", ".marks", SOON)
-    page.sees("loss 9.9 is high", "#events", SOON)
-    assert time.monotonic() - begin < SOON
-    # A rollback as the guard does it: the event, and metrics without what comes after the checkpoint.
-    kept = (sparse / "metrics.jsonl").read_text().splitlines(keepends=True)[:120]
-    (sparse / "metrics.jsonl.tmp").write_text("".join(kept))
-    (sparse / "metrics.jsonl.tmp").rename(sparse / "metrics.jsonl")
-    add(sparse / "events.jsonl", {"time": time.time(), "kind": "rollback", "step": 162, "to": 120, "rollbacks": 1})
-    page.sees("1 + 0 rollback", ".marks", SOON)
-    page.sees("120 of 200", "#runs", SOON)
-    beat(sparse, 1, 117, alive=time.time() - 75, moved=time.time() - 80, phase="reading data")
-    page.sees("Rank 1 on node-00 lags: step 117, reading data", "#ranks", SOON)
-    assert "no sign of life" in page.text("#ranks")
 
 
 def test_two_runs_lie_over_each_other_and_keys_do_all_that_the_mouse_does(two: tuple[Path, Path], page: Page) -> None:
@@ -177,7 +161,32 @@ def test_everything_has_a_name_and_nothing_is_wider_than_a_telephone(two: tuple[
     page.sees("theme: light", "#theme")
     page.until(f"getComputedStyle(document.body).backgroundColor === {json.dumps(grounds[0])}")
     assert grounds[0] != grounds[1]
-    page.js("localStorage.clear()")
+
+
+def test_new_points_marks_a_rollback_and_a_stopped_rank_are_seen_soon(two: tuple[Path, Path], page: Page) -> None:
+    sparse, _ = two
+    assert "4 + 2 topology updates" in page.text(".marks")
+    begin = time.monotonic()
+    add(sparse / "metrics.jsonl", record(161), record(162, loss=9.8765, validation_loss=4.3210))
+    add(sparse / "topology.jsonl", update(162, 5))
+    add(sparse / "events.jsonl", {"time": time.time(), "kind": "skip", "step": 161, "why": "loss 9.9 is high"})
+    page.sees("step 162", "#chart-loss", SOON)
+    page.sees("validation 4.321", "#chart-loss", SOON)
+    page.sees("5 + 2 topology updates", ".marks", SOON)
+    page.sees("1 + 0 skipped step", ".marks", SOON)
+    page.sees("loss 9.9 is high", "#events", SOON)
+    assert time.monotonic() - begin < SOON
+    # A rollback as the guard does it: the event, and metrics without what comes after the checkpoint.
+    kept = (sparse / "metrics.jsonl").read_text().splitlines(keepends=True)[:120]
+    (sparse / "metrics.jsonl.tmp").write_text("".join(kept))
+    (sparse / "metrics.jsonl.tmp").rename(sparse / "metrics.jsonl")
+    add(sparse / "events.jsonl", {"time": time.time(), "kind": "rollback", "step": 162, "to": 120, "rollbacks": 1})
+    page.sees("1 + 0 rollback", ".marks", SOON)
+    page.sees("120 of 200", "#runs", SOON)
+    beat(sparse, 0, 120)
+    beat(sparse, 1, 117, alive=time.time() - 75, moved=time.time() - 80, phase="reading data")
+    page.sees("Rank 1 on node-00 lags: step 117, reading data", "#ranks", SOON)
+    assert "no sign of life" in page.text("#ranks")
 
 
 def test_a_hostile_run_folder_shows_as_text(tmp_path: Path, page: Page) -> None:
