@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -34,17 +35,35 @@ def test_the_programs_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
     assert type(scope["first"]) is torch.nn.Linear
 
 
-@pytest.mark.parametrize("name", ["train_ddp.py", "train_zero.py"])
-def test_the_programs_for_two_ranks_run(name: str, tmp_path: Path) -> None:
+def program_of(name: str) -> str:
     (program,) = [program for program in blocks(PAGE, "python") if program.startswith(f"# {name}")]
-    (tmp_path / name).write_text(program)
+    return program
+
+
+def run_on_two_ranks(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / name).write_text(program_of(name))
     (command,) = [command for command in commands(PAGE) if command.endswith(name)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:]]
     done = subprocess.run(
-        torchrun, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        torchrun, cwd=folder, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_trainer_of_the_page_takes_few_lines_and_trains(tmp_path: Path) -> None:
+    own = [line for line in program_of("train_trainer.py").splitlines() if re.search("smet", line, re.IGNORECASE)]
+    assert len(own) <= 6
+    run_on_two_ranks("train_trainer.py", tmp_path)
+    state = json.loads((tmp_path / "out" / "checkpoint-20" / "trainer_state.json").read_text())
+    assert [line["smet/update"] for line in state["log_history"] if "smet/update" in line] == [1, 2, 3]
+    assert (tmp_path / "out" / "saved" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["train_ddp.py", "train_zero.py"])
+def test_the_programs_for_two_ranks_run(name: str, tmp_path: Path) -> None:
+    done = run_on_two_ranks(name, tmp_path)
     # Two processes share one pipe: their lines may run into each other.
     said = re.findall(r"rank \d: (\d) updates, masks ([0-9a-f]{32})", done.stdout)
     assert len(said) == 2 and said[0] == said[1] and said[0][0] == "3", done.stdout

@@ -1,7 +1,8 @@
 """Sparse models in transformers: to import this is enough for ``from_pretrained`` and ``save_pretrained``."""
 
+from smet.hf.callback import SmetCallback
 from smet.hf.config import SparseConfig, adopt
 from smet.hf.plain import dense, load_dense
 from smet.hf.quantizer import SparseQuantizer
 
-__all__ = ["SparseConfig", "SparseQuantizer", "adopt", "dense", "load_dense"]
+__all__ = ["SmetCallback", "SparseConfig", "SparseQuantizer", "adopt", "dense", "load_dense"]
