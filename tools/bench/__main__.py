@@ -100,9 +100,9 @@ def _earlier(path: Path, result: report.Result) -> report.Result:
 def page_of(result: report.Result, before: report.Result | None = None) -> str:
     """The page of a result of each command; ``before``: as of ``report.page``."""
     if result.get("kind") == "tiles":
-        from . import tiles
+        from . import tiles_page
 
-        return tiles.page(result)
+        return tiles_page.page(result)
     return page.page(result) if result.get("kind") == "gpu" else report.page(result, before)
 
 

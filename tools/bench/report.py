@@ -233,7 +233,9 @@ def page(result: Result, before: Result | None = None) -> str:
         "ordinary linear layers under DeepSpeed at the same ZeRO stage with the faster of DeepSpeedCPUAdam and torch's "
         "fused AdamW; engines take turns in the same processes, which for step times are started anew "
         f"{result['sessions']} times: where memory happens to lie makes an engine faster or slower for as long as it "
-        "lives. Values are medians. One GPU has a page of its own: [performance-gpu.md](performance-gpu.md).",
+        "lives. Values are medians. Products over active tiles, which save time, and whole steps "
+        "with them have a page of their own, [performance-tiles.md](performance-tiles.md), and so has one GPU: "
+        "[performance-gpu.md](performance-gpu.md).",
         setting(result),
         "## Figures",
         table(["figure", "value", "quartiles", "threshold", ""], figure_rows(result)),

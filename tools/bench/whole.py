@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pretrain.config.yaml_text import read_yaml
@@ -23,18 +23,37 @@ ROUNDS = 5
 def settings(quick: bool) -> Iterator[Setting]:
     """One for each set of engines that take turns: 2,048 tokens per rank, ZeRO-2."""
     if quick:
-        yield dataclasses.replace(
-            on_a_cpu().settings[0], ranks=2, warm_up=1, sides=(DENSE, Side(block=(16, 16), density=0.5))
-        )
+        yield _tiny()
         return
-    tiles = (Side(block=tile, density=d, permute=permute) for d in DENSITIES for tile, permute in TILES)
-    sides = (DENSE, *tiles)
-    for name, layers in STACKS.items():
-        title = name if layers is None else f"{layers} layers of {name}"
-        yield Setting(
-            title=title, shape=_shape(name, layers), length=256, micro_batch=8, sides=sides, device="cpu", ranks=2,
-            zero_stage=2, rounds=ROUNDS, warm_up=1,
-        )  # fmt: skip
+    for name in STACKS:
+        yield _setting(name, DENSITIES)
+
+
+def more(quick: bool) -> Iterator[Setting]:
+    """The rest of the picture: half of the tiles, and other numbers of tokens."""
+    if quick:
+        yield _tiny()
+        return
+    for name in STACKS:
+        yield _setting(name, (0.5,))
+    for sequences in (2, 4, 16):
+        yield _setting("60m", (0.25,), sequences)
+
+
+def _tiny() -> Setting:
+    return dataclasses.replace(
+        on_a_cpu().settings[0], ranks=2, warm_up=1, sides=(DENSE, Side(block=(16, 16), density=0.5))
+    )
+
+
+def _setting(name: str, densities: Sequence[float], sequences: int = 8) -> Setting:
+    tiles = (Side(block=tile, density=d, permute=permute) for d in densities for tile, permute in TILES)
+    layers = STACKS[name]
+    title = name if layers is None else f"{layers} layers of {name}"
+    return Setting(
+        title=title, shape=_shape(name, layers), length=256, micro_batch=sequences, sides=(DENSE, *tiles), device="cpu",
+        ranks=2, zero_stage=2, rounds=ROUNDS, warm_up=1,
+    )  # fmt: skip
 
 
 def _shape(name: str, layers: int | None) -> dict[str, Any]:
@@ -48,9 +67,9 @@ def _shape(name: str, layers: int | None) -> dict[str, Any]:
     return shape
 
 
-def measure(quick: bool) -> Iterator[dict[str, Any]]:
+def measure(settings: Iterable[Setting]) -> Iterator[dict[str, Any]]:
     """What ``training.measure`` found for each setting."""
-    for setting in settings(quick):
+    for setting in settings:
         found = training.measure(setting)
         yield {key: found[key] for key in ("title", "tokens", "dense", "steps", "products", "model")}
 
@@ -58,13 +77,15 @@ def measure(quick: bool) -> Iterator[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """Seconds of a step and the ratio to the dense one, by model and engine."""
     lines = [
-        "| model | engine | products by | s / step | SMET / dense | quartiles |",
-        "|---|---|---|---:|---:|---:|",
+        "| model | tokens | engine | products by | s / step | SMET / dense | quartiles |",
+        "|---|---:|---|---|---:|---:|---:|",
     ]
     for found in results:
         for name, step in found["steps"].items():
             low, high = step["quartiles"]
             ratio = f"{step['ratio']:.3f} | {low:.3f} to {high:.3f}" if name != found["dense"] else "1 |"
             by = found["products"][name]
-            lines.append(f"| {found['title']} | {name} | {by} | {step['seconds']:.3f} | {ratio} |")
+            lines.append(
+                f"| {found['title']} | {found['tokens']:,} | {name} | {by} | {step['seconds']:.3f} | {ratio} |"
+            )
     return "\n".join(lines)
