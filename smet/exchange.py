@@ -71,8 +71,8 @@ def redistribute(
         rank: this rank's index in ``ranges``.
     """
     start, length = ranges[rank]
-    going = kept[start : start + length].nonzero().view(-1)
-    coming = (~grown[start : start + length]).nonzero().view(-1)
+    # As positions these would be found once for all vectors, a tenth faster, and take eight bytes of each entry.
+    going, coming = kept[start : start + length], ~grown[start : start + length]
     held, wanted = _survivor_ranges(kept, ranges), _survivor_ranges(~grown, ranges)
     send = [_overlap(held[rank], other) for other in wanted]
     receive = [_overlap(other, wanted[rank]) for other in held]
@@ -83,7 +83,7 @@ def redistribute(
             arrived = survivors.new_empty(sum(receive))
             dist.all_to_all_single(arrived, survivors, receive, send, group=group)
         vector.zero_()
-        vector[coming] = arrived.to(vector.device)
+        vector.masked_scatter_(coming, arrived.to(vector.device))
 
 
 def _survivor_ranges(marked: Tensor, ranges: Sequence[Range]) -> list[Range]:

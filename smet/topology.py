@@ -114,13 +114,10 @@ def replaced(mask: Tensor, pruned: Tensor, grown_at: Tensor, stored: Tensor | No
 
 
 def _exchanged(mask: Tensor, pruned: Tensor, grown_at: Tensor) -> Moves:
-    """``replaced`` where as many tiles are opened as go: by positions, in a third of the time that whole masks take."""
-    active = mask.nonzero().view(-1)
-    survivors, opened = active[~pruned], grown_at.sort().values
-    now, grown = torch.zeros_like(mask), torch.zeros_like(pruned)
-    now[survivors] = True
-    now[opened] = True
-    grown[torch.searchsorted(survivors, opened) + torch.arange(opened.numel(), device=opened.device)] = True
+    """``replaced`` where as many tiles are opened as go: in a third of the time."""
+    now, grown = mask.masked_scatter(mask, ~pruned), torch.zeros_like(pruned)
+    now[grown_at] = True
+    grown[now.cumsum(0, dtype=torch.int32)[grown_at].long() - 1] = True
     return now, ~pruned, grown, torch.zeros_like(grown)
 
 

@@ -127,7 +127,7 @@ def test_ranges_decide_for_themselves_whoever_holds_them(data: st.DataObject) ->
 
 
 @given(st.data())
-def test_what_is_stored_is_the_same_found_by_positions_and_by_whole_masks(data: st.DataObject) -> None:
+def test_what_is_stored_is_the_same_where_tiles_are_exchanged_and_in_general(data: st.DataObject) -> None:
     tiles = data.draw(st.integers(1, 200))
     rng = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     mask = torch.rand(tiles, generator=rng) < data.draw(st.floats(0, 1))

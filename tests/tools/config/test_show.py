@@ -72,7 +72,7 @@ def test_what_a_stronger_layer_outdoes_gives_nothing(run_file: Path) -> None:
 
 
 def test_what_is_shown_loads_to_the_same_settings(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [*OVERRIDES, f"data.validation={'long/' * 60}name", f"data.tokenizer='{'a # b ' * 40}c'"]
+    overrides = [*OVERRIDES, f"data.validation={'long/' * 60}name", f"data.tokenizer='{'a # b ' * 39}c'"]
     assert main(["show", str(run_file), *overrides]) == 0
     text = capsys.readouterr().out
     shown = run_file.with_name("shown.yaml")
