@@ -130,7 +130,7 @@ def numbers(values: Sequence[Any]) -> np.ndarray[Any, Any]:
             found = np.array(array("d", values))
             found[~(np.abs(found) < LARGEST)] = math.nan
             return found
-    return np.fromiter(map(number, values), dtype=float, count=len(values))
+    return np.fromiter(map(number, values), dtype=np.float64, count=len(values))
 
 
 def _points(part: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], size: int) -> dict[str, list[float | None]]:
