@@ -47,6 +47,7 @@ def test_a_terminal_that_goes_away_is_a_request_to_save_and_stop(tmp_path: Path)
     run = Run(tmp_path, train__steps=4000, checkpoint__interval=0)
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests run under nohup hand on that it is ignored
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "launch", str(run.file), *LOCAL])
     os.set_blocking(terminal, False)

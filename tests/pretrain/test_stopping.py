@@ -173,6 +173,7 @@ def test_a_terminal_that_goes_away_stops_a_run_that_loses_nothing(corpus: str, t
     job = write_job(corpus, folder)
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests run under nohup hand on that it is ignored
         os.execv(sys.executable, [sys.executable, "-m", "pretrain", job, f"train.steps={ENDLESS}"])
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 90
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
