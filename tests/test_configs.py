@@ -13,9 +13,12 @@ import yaml
 from pretrain.__main__ import main
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
+from pretrain.models import inventory_of
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.llama.model import LlamaForCausalLM
 from smet.config import TILES_PRUNE_START
+from smet.notices import still_notices
+from smet.patterns import selects
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -62,9 +65,8 @@ def test_every_size_has_a_run_in_tiles() -> None:
     assert {path.stem for path in TILED} == SIZES.keys() - {"quickstart"}
 
 
-@pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
-def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> None:
-    """And at no others; the run is that of the same size otherwise."""
+def degrees_of(path: Path) -> list[int]:
+    """The tensor degrees at which a run file is valid; checked to be those that it names."""
     (line,) = re.findall(r"^# Tensor degrees: (.*)\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
     serves = []
     for degree in DEGREES:
@@ -72,6 +74,25 @@ def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> N
             load_config(path, [f"parallel.tensor={degree}", "parallel.sequence=false"])
             serves.append(degree)
     assert [int(word) for word in re.findall(r"\d+", line)] == serves
+    return serves
+
+
+def test_the_quickstart_trains_in_tiles_of_which_each_layer_moves_some() -> None:
+    path = CONFIGS / "quickstart.yaml"
+    sparsity = load_config(path).sparsity
+    assert degrees_of(path) == [1] and sparsity.topology_ranges == 1
+    assert sparsity.is_balanced(sparsity.block) and sparsity.is_permuted
+    weights = {name: rows * cols for name, (rows, cols) in inventory_of(load_config(path).model).linears()
+               if selects(name, sparsity)}  # fmt: skip
+    size = sparsity.block[0] * sparsity.block[1]
+    active = {name: int(sparsity.density * count) // size for name, count in weights.items()}
+    assert len(active) == 28 and still_notices(active, sparsity, load_config(path).train.steps) == []
+
+
+@pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
+def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> None:
+    """And at no others; the run is that of the same size otherwise."""
+    serves = degrees_of(path)
     own, base = load_config(path).to_dict(), load_config(CONFIGS / path.name).to_dict()
     block, permute = own["sparsity"].pop("block"), own["sparsity"].pop("permute")
     assert permute == ("both" if min(block) >= 32 else "inputs")

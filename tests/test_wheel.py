@@ -170,8 +170,8 @@ def test_from_text_to_an_exported_model(environment: Path) -> None:
     config = inside(environment, "python", "-c", "from smet_tools.packages import CONFIGS; print(CONFIGS)").strip()
     assert config.startswith(str(environment))
     smaller = [
-        f"{config}/quickstart.yaml", "model.vocab_size=512", "model.hidden_size=32", "model.num_hidden_layers=1",
-        "model.intermediate_size=48", "train.steps=4", "sparsity.update_interval=2", "sparsity.warmup_steps=1",
+        f"{config}/quickstart.yaml", "model.vocab_size=512", "model.hidden_size=64", "model.num_hidden_layers=1",
+        "model.intermediate_size=64", "train.steps=4", "sparsity.update_interval=2", "sparsity.warmup_steps=1",
         "optimizer.warmup_steps=1", "data.seq_length=32", "evaluation.interval=4", "evaluation.samples=4",
         "checkpoint.interval=4", "model.max_position_embeddings=32",
     ]  # fmt: skip

@@ -78,7 +78,7 @@ def steps(folder: Path) -> list[int]:
 
 def test_the_runs_of_the_pages_are_trained(told: tuple[Path, dict[str, str]]) -> None:
     folder, _ = told
-    for name in ("dense", "static", "tiles", "imported"):
+    for name in ("dense", "static", "single", "imported"):
         assert steps(folder / "runs" / name) == [1, 2, 3, 4], name
     assert steps(folder / "moved") == [1, 2, 3, 4] and steps(folder / "runs" / "quickstart") == [1, 2, 3]
     assert (folder / "runs" / "quickstart" / "run.png").stat().st_size > 10_000
@@ -92,7 +92,7 @@ def test_the_commands_say_what_the_pages_say_of_them(told: tuple[Path, dict[str,
         "smet inspect runs/quickstart": "step 3",
         "smet inspect moved": "step 3",
         "smet memory runs/quickstart runs/dense": "| 1.0 |",
-        "smet train configs/quickstart.yaml sparsity.density=0.1 train.output_dir=runs/tenth --dry-run": "rank 0",
+        "smet train configs/quickstart.yaml sparsity.density=0.5 train.output_dir=runs/half --dry-run": "rank 0",
     }
     for command, part in saying.items():
         assert part in screens[command], f"{command}\n{screens[command]}"
