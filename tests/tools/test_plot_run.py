@@ -24,7 +24,7 @@ def step(number: int, **more: Any) -> dict[str, Any]:
 
 
 def update(number: int, low: float = 0.25, high: float = 0.25) -> dict[str, Any]:
-    return {"step": number, "update": 1, "fraction": 0.2, "density": {"a": low, "b": high}}
+    return {"step": number, "update": 1, "fraction": 0.2, "grown": 12, "density": {"a": low, "b": high}}
 
 
 def write_run(folder: Path, rows: list[dict[str, Any]], updates: list[dict[str, Any]], memory: Any = None) -> Path:
@@ -132,7 +132,7 @@ def test_every_axis_has_a_unit_and_the_smoothing_is_said(tmp_path: Path, capsys:
     for word in (
         "Mine &amp; $your$", "loss (nats per token)", "training loss, every step", "smoothed over 20 steps",
         "validation loss", "topology update", "skipped step", "learning rate", "gradient norm", "(tokens/s)", "MFU (%)",
-        "fullest rank (GB)", "(% of active)", "MB per rank", "optimizer step", "25 % of dense", "density 0.25",
+        "fullest rank (GB)", "(per update)", "MB per rank", "optimizer step", "25 % of dense", "density 0.25",
     ):  # fmt: skip
         assert word in text, word
 

@@ -295,12 +295,13 @@ def _curve(axis: Axes, made: Plan, curve: Curve) -> None:
 def _moved(axis: Axes, made: Plan) -> None:
     for place, look in enumerate(made.looks):
         steps = [update["step"] for update in look.run.updates]
-        shares = [100 * update["fraction"] for update in look.run.updates]
+        counts = [update["grown"] for update in look.run.updates]
         width = _nested(made, place)
         marker = "o" if len(steps) <= MANY_UPDATES else None
-        axis.plot(steps, shares, "-", marker=marker, markersize=1.6 + width, color=look.color, linewidth=width)
+        axis.plot(steps, counts, "-", marker=marker, markersize=1.6 + width, color=look.color, linewidth=width)
     axis.set_ylim(bottom=0)
-    axis.set_ylabel("tiles moved\n(% of active)")
+    style.plain_ticks(axis.yaxis, "{:,.0f}")
+    axis.set_ylabel("tiles moved\n(per update)")
 
 
 def _density(axis: Axes, made: Plan) -> None:

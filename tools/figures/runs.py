@@ -95,7 +95,7 @@ def _read(folder: Path, name: str) -> Run:
     rows = read_rows(folder / METRICS, NUMBERS, NUMBERS_IF_THERE)
     if not rows:
         raise DataError(f"{folder} holds no finished step in {METRICS}, expected a run folder (train.output_dir)")
-    updates = read_rows(folder / TOPOLOGY, ("step", "fraction"))
+    updates = read_rows(folder / TOPOLOGY, ("step", "grown"))
     return Run(
         folder, printable(name), _method(folder), _in_order(rows), _in_order(updates), RunReader(folder).memory()
     )
