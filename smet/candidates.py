@@ -11,10 +11,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from smet.config import SmetConfig
+from smet.experts import SUFFIX, ExpertStack, stack_of, stackable
 from smet.linear import SparseLinear
 from smet.patterns import unselected
 
 LINEAR = {
+    "smet.experts.DenseExpert": False,
     "torch.nn.modules.linear.Linear": False,
     "transformers.models.falcon.modeling_falcon.FalconLinear": False,
     "transformers.pytorch_utils.Conv1D": True,
@@ -30,7 +32,7 @@ class LeftDense:
     """The matrix weights of one module that stay dense."""
 
     name: str
-    """Module name; of a parametrized layer, the layer's."""
+    """Module name; of a parametrized layer, the layer's; of experts, that of their parameter."""
     kind: str
     """Class of the module."""
     weights: int
@@ -44,6 +46,8 @@ class Survey:
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
     """Layers that can become sparse."""
+    stacks: list[tuple[nn.Module, ExpertStack]] = field(default_factory=list)
+    """Modules of experts whose matrices are layers among these, and what is to take their parameters' places."""
     sparse: dict[str, SparseLinear] = field(default_factory=dict)
     """Layers that are sparse already."""
     left: list[LeftDense] = field(default_factory=list)
@@ -87,7 +91,11 @@ def survey(model: nn.Module, config: SmetConfig) -> Survey:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if _is_matrix(p)]
+        experts = stackable(module)
+        for key in experts:
+            _survey_experts(found, name, module, key, config, owners, seen)
+        matrices = {key: p for key, p in module.named_parameters(recurse=False) if _is_matrix(p)}
+        own = [p for key, p in matrices.items() if key not in experts]
         if isinstance(module, SparseLinear):
             found.sparse[name] = module
         elif own:
@@ -100,6 +108,29 @@ def survey(model: nn.Module, config: SmetConfig) -> Survey:
                 found.left.append(LeftDense(name, type(module).__name__, weights, reason))
             seen |= {id(p) for p in own}
     return found
+
+
+def _survey_experts(
+    found: Survey, name: str, module: nn.Module, key: str, config: SmetConfig, owners: dict[int, list[str]],
+    seen: set[int],
+) -> None:  # fmt: skip
+    """Sort the matrices of all experts of ``module``, which are its parameter ``key``."""
+    place, parameter = f"{name}.{key}".lstrip("."), module.get_parameter(key)
+    others = [other for other in owners[id(parameter)] if other != name]
+    reason = unselected(place, config) or (f"shares its weight with {others[0]}" if others else None)
+    if getattr(module, "_is_expert_parallel", False):
+        reason = reason or "its experts are spread over ranks: sparsify before that"
+    shape = tuple(parameter.shape)
+    checks = _is_patched(module), _has_state_hooks(module), _odd(parameter, shape), _hooked(parameter)
+    reason = reason or next((why for why in checks if why is not None), None)
+    if reason is None:
+        stack = stack_of(module, key)
+        found.stacks.append((module, stack))
+        found.layers |= {f"{place}{SUFFIX}.{number}": expert for number, expert in stack.named_children()}
+    else:
+        weights = 0 if id(parameter) in seen else parameter.numel()
+        found.left.append(LeftDense(place, type(module).__name__, weights, reason))
+    seen.add(id(parameter))
 
 
 def _is_matrix(parameter: Tensor) -> bool:
@@ -151,9 +182,12 @@ def _is_patched(layer: nn.Module) -> str | None:
 
 
 def _weight_is_odd(layer: nn.Module) -> str | None:
-    weight, shape = parameter_of(layer), shape_of(layer)
-    stored = shape[::-1] if LINEAR[class_path(layer)] else shape
-    if type(weight) is not nn.Parameter or tuple(weight.shape) != stored:
+    shape = shape_of(layer)
+    return _odd(parameter_of(layer), shape[::-1] if is_stored_transposed(layer) else shape)
+
+
+def _odd(weight: Tensor, shape: tuple[int, ...]) -> str | None:
+    if type(weight) is not nn.Parameter or tuple(weight.shape) != shape:
         what = f"a {type(weight).__name__} of shape {list(weight.shape)}"
         return f"its weight is {what}, cut or wrapped by an engine: sparsify before that"
     if 0 in shape:
@@ -164,7 +198,10 @@ def _weight_is_odd(layer: nn.Module) -> str | None:
 
 
 def _has_tensor_hooks(layer: nn.Module) -> str | None:
-    weight = parameter_of(layer)
+    return _hooked(parameter_of(layer))
+
+
+def _hooked(weight: Tensor) -> str | None:
     if getattr(weight, "_backward_hooks", None) or getattr(weight, "_post_accumulate_grad_hooks", None):
         return "its weight has gradient hooks, which would be lost"
     return None

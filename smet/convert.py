@@ -17,6 +17,7 @@ from smet.config import SmetConfig
 from smet.criteria import MASKS, mask_needs
 from smet.distribution import active_tiles, density_factor, effective_density
 from smet.errors import ConfigError
+from smet.experts import DenseExpert, SparseExpert, unstacked
 from smet.initial import DenseWeight, Loss, dense_masks, first_mask, needs_dense_model
 from smet.linear import SparseLinear, let_fall, sparse_layers
 from smet.mask import TileGrid, count_active, pack, unpack
@@ -79,8 +80,9 @@ def sparsify(
     """Replace the selected linear layers of ``model`` by ``SparseLinear``, in place.
 
     Linear layers are ``nn.Linear`` and transformers' ``Conv1D``; hooks, bias, dtype, device, ``requires_grad`` and
-    the training flag are carried over. What else has matrix weights stays dense, and the report says why. A second
-    call makes sparse what its patterns add, and leaves sparse layers alone.
+    the training flag are carried over. Experts of transformers' become one layer each (``smet.experts``). What else
+    has matrix weights stays dense, and the report says why. A second call makes sparse what its patterns add, and
+    leaves sparse layers alone.
 
     Masks are exact (not Bernoulli draws) and a pure function of (seed, layer name), so every rank
     builds the same model. With ``fan_in_init`` the kept weights are scaled by density**-0.5
@@ -116,10 +118,8 @@ def sparsify(
         shapes = {name: shape_of(layer) for name, layer in layers.items()}
         densities, finals = first_and_final(shapes, config)
     _check_layers(found, densities, config, piece, dense_source)
-    if needs_dense_model(config) and piece.masks is None:
-        masks = _dense_masks(model, layers, densities, config, piece.transposed, loss, dense_source)
-        piece = replace(piece, masks=masks, empty=False)
-    _swap(model, layers, densities, config, dense_source, piece)
+    with unstacked(model, found.stacks):
+        _swap(model, layers, densities, config, dense_source, loss, piece)
     let_fall(model, {name: finals[name] for name in layers if name in finals}, piece.shards)
     remember(model, config)
     report = _report(model, found, ({name: densities[name] for name in layers}, finals), config, piece)
@@ -143,9 +143,12 @@ def _with_masks(config: SmetConfig, initial: str | None, piece: Piece) -> SmetCo
 
 def _swap(
     model: nn.Module, layers: Mapping[str, nn.Module], densities: Mapping[str, float], config: SmetConfig,
-    dense_source: DenseSource | None, piece: Piece,
+    dense_source: DenseSource | None, loss: Loss | None, piece: Piece,
 ) -> None:  # fmt: skip
     """Put a sparse layer wherever ``model`` has one of ``layers``."""
+    if needs_dense_model(config) and piece.masks is None:
+        masks = _dense_masks(model, layers, densities, config, piece.transposed, loss, dense_source)
+        piece = replace(piece, masks=masks, empty=False)
     places = _places(model)
     for name, layer in layers.items():
         sparse = _empty_copy(name, layer, densities[name], config, piece)
@@ -348,7 +351,8 @@ def _like(
     layer: nn.Module, bits: Tensor, values: Tensor, density: float, transposed: bool, config: SmetConfig, orders: Orders
 ) -> SparseLinear:
     outputs, inputs = shape_of(layer)
-    sparse = SparseLinear(inputs, outputs, bits, values, config.block, transposed)
+    kind = SparseExpert if isinstance(layer, DenseExpert) else SparseLinear
+    sparse = kind(inputs, outputs, bits, values, config.block, transposed)
     bias = layer.bias
     assert bias is None or isinstance(bias, nn.Parameter)
     sparse.bias = bias  # the very object: an optimizer may know it already
@@ -376,7 +380,8 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
 def densify(layer: SparseLinear) -> nn.Linear:
     """An ``nn.Linear`` with the same function, hooks and bias; inactive weights are exact zeros."""
     weight = layer.orders.natural(layer.dense_weight()).contiguous()
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    kind = DenseExpert if isinstance(layer, SparseExpert) else nn.Linear
+    linear = kind(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.clone(), requires_grad=layer.values.requires_grad)
     if layer.bias is not None:
         linear.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=layer.bias.requires_grad)

@@ -26,6 +26,9 @@ from smet.say import say
 
 METHOD = "smet"
 """``quant_method`` in the ``quantization_config`` of ``config.json``: by it transformers finds who loads the model."""
+AS_DENSE = "dense"
+"""Key of ``config.json``, false: what ``from_pretrained`` is told by the name of something in a model's configuration,
+transformers puts there, and so ``from_pretrained(..., dense=True)`` is understood."""
 VERSION = 1
 VALUES, MASK = "values", "mask"
 KEYS = (VALUES, MASK, loading.ORIENTATION, loading.BLOCK, loading.PERMUTATION, *loading.SIDES, loading.SHAPE)
@@ -192,11 +195,12 @@ def _missing(name: str, entries: Mapping[str, Held], key: str) -> ConfigError:
     return ConfigError(f"{file}: {name}.{key} is missing beside {', '.join(entries)}; the sparse model is damaged")
 
 
-def made(stored: StoredLayer, tensors: Mapping[str, Tensor]) -> SparseLinear:
+def made(stored: StoredLayer, tensors: Mapping[str, Tensor], kind: type[SparseLinear] = SparseLinear) -> SparseLinear:
     """The layer of the files, without its bias.
 
     Args:
         tensors: those of ``stored.entries``, the values in the dtype in which they are to be.
+        kind: its class.
 
     Raises:
         ConfigError: the mask does not fit the values, or an order is no permutation.
@@ -212,7 +216,7 @@ def made(stored: StoredLayer, tensors: Mapping[str, Tensor]) -> SparseLinear:
                 stored.name, entries, MASK, f"has {found} active tiles{spare}", f"{stored.active} by the values"
             )
     outputs, inputs = stored.shape
-    layer = SparseLinear(inputs, outputs, bits, tensors[VALUES], grid.tile, stored.transposed)
+    layer = kind(inputs, outputs, bits, tensors[VALUES], grid.tile, stored.transposed)
     layer.orders = Orders(*(_order(stored, tensors, side) for side in loading.SIDES))
     digest = bytes(tensors[loading.PERMUTATION].tolist()).hex() if loading.PERMUTATION in entries else ""
     if digest != (expected := layer.orders.digest()):

@@ -58,4 +58,7 @@ class _DenseWeight(torch.autograd.Function):
         layer = ctx.layer
         grad = layer.orders.stored(grad)
         values = layer.compress_gradient((grad.t() if layer.transposed else grad).contiguous())
-        return layer.without_closed(values), None
+        values = layer.without_closed(values)
+        if layer.values_sink is not None:
+            layer.values_sink(layer, values)
+        return values, None

@@ -57,6 +57,7 @@ def test_the_corpus_commands_run(tmp_path: Path) -> None:
 def test_the_program_trains_with_the_settings_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
     (program,) = blocks("README.md", "python")
     assert len(program.splitlines()) <= 13
+    assert sum("smet" in line for line in program.splitlines()) <= 6, "lines beyond those of any loop"
     scope: dict[str, Any] = {}
     exec(compile(program, "README.md", "exec"), scope)
     model, optimizer, run = scope["model"], scope["optimizer"], scope["run"]

@@ -29,6 +29,7 @@ from pretrain.paths import path_argument, path_text, why_no_file
 from pretrain.precision import DTYPES
 from pretrain.screen import on_screen
 from smet.permutation import Order
+from smet.sparse_file import AS_DENSE
 from smet.spec import LayerSpec
 
 from .checkpoints import sparse, stream
@@ -81,7 +82,7 @@ def export(options: argparse.Namespace) -> Report:
         )
         config = checkpoint.family.hf.to_config(checkpoint.model, str(dtype).removeprefix("torch."), tokens)
         if options.sparse:
-            config["quantization_config"] = sparse.description(checkpoint)
+            config |= {"quantization_config": sparse.description(checkpoint), AS_DENSE: False}
             sparse.write_beside(folder, origin, tokens)
         write_synced(folder / "config.json", json.dumps(config, indent=2) + "\n")
         shards = _write_weights(folder, entries, options.max_shard_size)

@@ -2,7 +2,8 @@
 
 from smet.hf.callback import SmetCallback
 from smet.hf.config import SparseConfig, adopt
+from smet.hf.lora import beside_sparse
 from smet.hf.plain import dense, load_dense
 from smet.hf.quantizer import SparseQuantizer
 
-__all__ = ["SmetCallback", "SparseConfig", "SparseQuantizer", "adopt", "dense", "load_dense"]
+__all__ = ["SmetCallback", "SparseConfig", "SparseQuantizer", "adopt", "beside_sparse", "dense", "load_dense"]

@@ -15,7 +15,7 @@ from smet.errors import ConfigError
 from smet.linear import sparse_layers
 from smet.say import say
 from smet.settings import TOLD, settings_of
-from smet.sparse_file import METHOD, VERSION, description, require_known
+from smet.sparse_file import AS_DENSE, METHOD, VERSION, description, require_known
 
 TAGS = ["smet", "sparse"]
 """Of the model cards that transformers and its Trainer write."""
@@ -75,6 +75,7 @@ def adopt(model: nn.Module) -> nn.Module:
             )
             continue
         part.config.quantization_config = SparseConfig.from_dict(description(settings))
+        setattr(part.config, AS_DENSE, False)
         part.add_model_tags(TAGS)
     return model
 

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from smet.convert import carry_over, densify
+from smet.experts import restack
 from smet.hf.config import TAGS, outermost
 from smet.linear import SparseLinear, sparse_layers
 from smet.settings import REMEMBERED
+from smet.sparse_file import AS_DENSE
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,17 +28,22 @@ def dense(model: M) -> M:
     for name, layer in sparse_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _dense(layer))
+    restack(model)
     for part in model.modules():
         vars(part).pop(REMEMBERED, None)
     for part in outermost(model):
-        with suppress(AttributeError):
-            del part.config.quantization_config
+        for key in ("quantization_config", AS_DENSE):
+            with suppress(AttributeError):
+                delattr(part.config, key)
         part.model_tags = [tag for tag in part.model_tags or [] if tag not in TAGS] or None
     return model
 
 
 def load_dense(folder: str, kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
     """The sparse model in ``folder``, or of that name on the hub, with plain linear layers.
+
+    ``kind.from_pretrained(folder, dense=True)`` is the same, for files whose ``config.json`` has the key ``dense``;
+    the first such files do not.
 
     Args:
         folder: what ``from_pretrained`` takes.

@@ -19,10 +19,12 @@ from transformers.quantizers.base import HfQuantizer
 from smet.candidates import LINEAR, class_path, parameter_of, shape_of
 from smet.config import SmetConfig
 from smet.errors import ConfigError
+from smet.experts import SUFFIX, DenseExpert, SparseExpert, restack, stack_of, stackable, stacks_in, take_back, unstack
 from smet.hf.config import SparseConfig, adopt
+from smet.hf.plain import dense
 from smet.linear import SparseLinear
 from smet.settings import remember
-from smet.sparse_file import METHOD, VALUES, Held, StoredLayer, layers_in, made, settings_in, stored_layer
+from smet.sparse_file import AS_DENSE, METHOD, VALUES, Held, StoredLayer, layers_in, made, settings_in, stored_layer
 
 
 class Incoming(nn.Module):
@@ -36,7 +38,9 @@ class Incoming(nn.Module):
     def __init__(self, layer: nn.Module, stored: StoredLayer):
         super().__init__()
         self.stored = stored
+        self.kind = SparseExpert if isinstance(layer, DenseExpert) else SparseLinear
         self.carried: dict[str, Any] = {key: vars(layer)[key] for key in ("nf", "nx") if key in vars(layer)}
+        self.out_features, self.in_features = shape_of(layer)  # by which some models say how it would be initialised
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         for key, held in stored.entries.items():
             if key == VALUES:
@@ -51,7 +55,7 @@ class Incoming(nn.Module):
             ConfigError: mask and values do not fit each other.
         """
         tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in self.named_parameters()}
-        layer = made(self.stored, {**tensors, **dict(self.named_buffers())})
+        layer = made(self.stored, {**tensors, **dict(self.named_buffers())}, self.kind)
         layer.bias = self._parameters["bias"]
         vars(layer).update(self.carried)  # what a Conv1D calls its sides: by them it becomes one again
         return layer.train(self.training)
@@ -98,6 +102,9 @@ class SparseQuantizer(HfQuantizer):
         with ExitStack() as stack:
             files = {name: stack.enter_context(_open(name)) for name in checkpoint_files}
             held = {name: held for file, opened in files.items() for name, held in _headers(file, opened)}
+            for module in list(model.modules()):
+                for key in stackable(module):
+                    unstack(module, stack_of(module, key))
             modules = dict(model.named_modules())
             for name, place in _places(model, layers_in(held)).items():
                 layer = modules.get(place)
@@ -109,6 +116,7 @@ class SparseQuantizer(HfQuantizer):
                 stored = stored_layer(name, held, _reader(files, held), shape_of(layer), has_bias)
                 parent, _, child = place.rpartition(".")
                 setattr(model.get_submodule(parent), child, Incoming(layer, stored))
+        _await_experts(model)
 
     def _process_model_after_weight_loading(self, model: Any, **others: Any) -> None:
         devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
@@ -117,18 +125,38 @@ class SparseQuantizer(HfQuantizer):
                 f"device_map spreads the sparse model over {', '.join(sorted(devices))}, expected one device, such as"
                 " device_map='cuda:0'"
             )
-        settings = self.settings
+        settings, as_dense = self.settings, getattr(model.config, AS_DENSE, False)
+        if not isinstance(as_dense, bool):
+            raise ConfigError(f"dense is {as_dense!r:.40}, expected True for plain layers, or False for sparse ones")
         for name, incoming in [pair for pair in model.named_modules() if isinstance(pair[1], Incoming)]:
             layer = incoming.made()
             if settings is not None:
                 layer.compute, layer.keep_dense = settings.compute, settings.weight_residency == "dense"
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
+        for module in model.modules():
+            take_back(module)
         model.is_quantized = False
-        if settings is None:
+        if as_dense:
+            dense(model)
+        elif settings is None:
             adopt(model)
         else:
             remember(model, settings)
+
+
+def _await_experts(model: nn.Module) -> None:
+    """Let the files' dense experts be parameters again, and code that would initialise the sparse ones find none to."""
+    restack(model)
+    for name, module in model.named_modules():
+        for stack in stacks_in(module):
+            if missing := [number for number, expert in stack.named_children() if isinstance(expert, DenseExpert)]:
+                raise ConfigError(
+                    f"the files have sparse layers of {name}.{stack.of}{SUFFIX}, and none of expert {missing[0]},"
+                    " expected all of them; the sparse model is damaged"
+                )
+            vars(module)[stack.of] = nothing = torch.empty(0)
+            nothing._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 def _open(file: str) -> Any:

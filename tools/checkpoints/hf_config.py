@@ -8,6 +8,7 @@ from pretrain import outside
 from pretrain.config.typed import build, problems_of
 from pretrain.errors import ConfigError
 from pretrain.models.family import Family, FamilyConfig
+from smet.sparse_file import AS_DENSE
 
 from .leftovers import Dropping
 from .sparse_source import is_sparse
@@ -32,7 +33,7 @@ def read_config(folder: Path, family: Family, name: str, dropping: Dropping | No
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no object but {str(raw)[:40]!r}, expected the config.json of a {family.title}")
     if is_sparse(folder):  # weights that are stored in another way, of a model that is none other
-        raw = {key: value for key, value in raw.items() if key != "quantization_config"}
+        raw = {key: value for key, value in raw.items() if key not in ("quantization_config", AS_DENSE)}
     given = family.hf.from_config(path, raw, dropping or Dropping())
     problems: list[str] = []
     model, _ = build(family.config, {**given, "family": name}, "model", problems)

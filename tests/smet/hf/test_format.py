@@ -88,22 +88,19 @@ def test_what_is_saved_is_loaded_as_it_was(tmp_path: Path, changes: dict[str, An
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_other_models_come_back_equal(tmp_path: Path, name: str) -> None:
-    model = build(name)
-    smet.sparsify(model, density=0.5, quiet=True)
-    model.save_pretrained(tmp_path)  # type: ignore[operator]
-    found = type(model).from_pretrained(tmp_path)  # type: ignore[attr-defined]
-    assert same(state(model), state(found))
-    matrices = {one.name: one.weights for one in smet.candidates.survey(model, smet.SmetConfig()).left}
-    plain = smet.hf.dense(found)
-    assert not smet.sparse_layers(plain) and matrices
-    plain.save_pretrained(tmp_path / "plain")
-    again = type(model).from_pretrained(tmp_path / "plain")  # type: ignore[attr-defined]
+def test_other_models_made_dense_come_back_equal(tmp_path: Path, name: str) -> None:
+    plain = build(name)
+    layers = smet.sparsify(plain, density=0.5, quiet=True).layers
+    smet.hf.dense(plain)
+    assert not smet.sparse_layers(plain)
+    plain.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = type(plain).from_pretrained(tmp_path)  # type: ignore[attr-defined]
     assert same(state(plain), state(again))
-    for place, layer in smet.sparse_layers(model).items():
-        theirs = again.get_submodule(place)
-        weight = theirs.weight.t() if type(theirs).__name__ == "Conv1D" else theirs.weight
-        assert torch.equal(weight, layer.weight)
+    for place, layer in layers.items():
+        parent, _, last = place.rpartition("_stack.")
+        theirs = again.get_parameter(parent)[int(last)] if parent else again.get_submodule(place).weight
+        turned = not parent and type(again.get_submodule(place)).__name__ == "Conv1D"
+        assert torch.equal(theirs.t() if turned else theirs, layer.weight)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +139,12 @@ def test_a_loaded_model_trains_on(saved: Path) -> None:
 
 def test_the_plain_model_trains_on_as_a_sparse_one_again(saved: Path) -> None:
     plain = smet.hf.load_dense(saved)
+    told = AUTO.from_pretrained(saved, dense=True)
+    assert same(state(plain), state(told)) and type(told.get_submodule(PROJECTION)) is nn.Linear
+    assert told.config.to_dict() == plain.config.to_dict() and not hasattr(told.config, "dense")
+    assert not smet.sparse_layers(transformers.AutoModel.from_pretrained(saved, dense=True))
+    with pytest.raises(ConfigError, match="dense is 'yes', expected True for plain layers"):
+        AUTO.from_pretrained(saved, dense="yes")
     expected = logits(AUTO.from_pretrained(saved))
     assert type(plain.get_submodule(PROJECTION)) is nn.Linear and not hasattr(plain.config, "quantization_config")
     torch.testing.assert_close(logits(plain), expected)

@@ -312,6 +312,25 @@ def test_what_cannot_be_meant_is_one_line(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_bf16_and_gradient_checkpointing_train_alike_and_weights_stay_float32(tmp_path: Path) -> None:
+    losses, kinds = [], set[torch.dtype]()
+    for checkpointing in (False, True):
+        trainer = small(
+            str(tmp_path / "out"), bf16=True, gradient_checkpointing=checkpointing, learning_rate=1e-2, logging_steps=1,
+            save_strategy="no",
+        )  # fmt: skip
+        callback = smet.hf.SmetCallback(trainer)
+        trainer.add_callback(callback)
+        layers = smet.sparse_layers(trainer.model)
+        for layer in layers.values():
+            layer.register_forward_hook(lambda layer, arguments, out: kinds.add(out.dtype))
+        trainer.train()
+        assert kinds == {torch.bfloat16} and {layer.values.dtype for layer in layers.values()} == {torch.float32}
+        assert callback.run is not None and callback.run.updates_done == 1
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+
+
 def test_a_checkpoint_without_the_optimizers_state_is_not_gone_on_from(tmp_path: Path) -> None:
     for resume in (None, str(tmp_path / "checkpoint-4")):
         trainer = small(str(tmp_path), save_steps=4, save_only_model=True)
