@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from smet import copies
+from smet.dtensors import is_cut
 from smet.errors import ConfigError
 from smet.linear import SparseLinear, sparse_layers
 from smet.mask import pack, unpack
@@ -94,9 +95,10 @@ class ModelAverage:
             raise ConfigError(f"{text}: {first}" + (f" (and {len(other) - 1} more)" if len(other) > 1 else ""))
 
     def _take_layer(self, name: str, layer: SparseLinear, share: float) -> None:
-        if layer.values.numel() != layer.active * layer.grid.tile_size:
+        if layer.values.numel() != layer.active * layer.grid.tile_size or is_cut(layer.values):
             raise ConfigError(
-                f"the values of {name} are partitioned; gather them first (deepspeed.zero.GatheredParameters)"
+                f"the values of {name} are partitioned; gather them first (deepspeed.zero.GatheredParameters; unshard()"
+                " of modules that fully_shard was called on)"
             )
         device = self.device or layer.values.device
         bits = layer.packed_mask().to(device, copy=True)

@@ -103,7 +103,7 @@ class TopologyController:
         decided = {name: layer.active * self.shards // self.ranges for name, layer in self.layers.items()}
         for line in still_notices(decided, config, total_steps):
             tell(line)
-        self.gradients = Gradients(self.decider.needed, store.group, store.replicas)
+        self.gradients = Gradients(self.decider.needed, store.group, store.replicas, store.mesh)
         """Gradients of the step in progress, if anybody needs them."""
         self.gradients.adopt(store.optimizer.topology.moments, self.layers)
         self._rank = dist.get_rank(store.group) if store.group is not None else 0
@@ -112,7 +112,7 @@ class TopologyController:
         store.optimizer.driver = weakref.ref(self)
         if store.optimizer.topology.seen is None:
             store.optimizer.topology.seen = store.optimizer.steps_done
-        if store.group is None and store.replicas is not None:
+        if store.replicas is not None and not store.optimizer.external_clock:
             require_same_decisions(self._settings(total_steps), store.replicas)
 
     def _settings(self, total_steps: int) -> dict[str, str]:
@@ -185,17 +185,13 @@ class TopologyController:
             )
         if not self.gradients.needed or self.schedule.next_due(self.store.optimizer.steps_done) is None:
             return
-        if not self.store.optimizer.external_clock and self._gradients_are_zero():
+        if not self.store.optimizer.external_clock and self.gradients.bytes_held and not self.store.has_gradients():
             self.gradients.stop(self.layers.values())  # of a step that was skipped
         self.gradients.collect(trained.values(), self.schedule.due(self.store.optimizer.steps_done + 1))
 
     def _trained(self) -> dict[str, SparseLinear]:
         """The layers of the controller that are not frozen now."""
         return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
-
-    def _gradients_are_zero(self) -> bool:
-        grads = [layer.values.grad for layer in self.layers.values()]
-        return not any(grad is not None and bool(grad.any()) for grad in grads)
 
     def after_step(self) -> UpdateReport | None:
         """Advance the clock if the step was applied, and update the topology when that is due.
@@ -241,6 +237,7 @@ class TopologyController:
             )
         if self._known is optimizer.topology:
             return
+        self.store.settle()
         driven = optimizer.topology.masks != "" or bool(optimizer.topology.updates_done)
         self._require_own_masks()
         self.gradients.adopt(optimizer.topology.moments, self.layers)
@@ -279,11 +276,12 @@ class TopologyController:
             MaskMismatchError: ranks ended with different masks.
         """
         begin = time.perf_counter()
+        self.store.settle()
         self._require_own_masks()
         copies.before_topology_changes(self.layers.values())
         step = self.store.optimizer.steps_done
         trained = self._trained()
-        if self.store.group is None:
+        if self.store.skips_frozen:
             own = {"the optimizer's clocks": str(step), "frozen layers": repr(sorted(self.layers.keys() - trained))}
             require_same_decisions(own, self.store.replicas)
         fraction = self.decider.fraction(self.schedule, step, self._device) if self.layers else 0.0

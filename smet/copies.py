@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from smet.agreement import fingerprint
+from smet.dtensors import own
 from smet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _records: weakref.WeakKeyDictionary[SparseLinear, _Record] = weakref.WeakKeyDict
 
 
 def _print(tensor: Tensor | None) -> list[int]:
-    return [] if tensor is None else fingerprint([tensor]).tolist()
+    return [] if tensor is None else fingerprint([own(tensor)]).tolist()
 
 
 def deep_copy(layer: SparseLinear, memo: dict[int, Any]) -> SparseLinear:

@@ -8,6 +8,7 @@ from torch import nn
 
 from smet.config import SmetConfig
 from smet.distribution import density_factor
+from smet.dtensors import let_go
 from smet.linear import sparse_layers
 from smet.spec import group_name
 
@@ -20,6 +21,7 @@ def parameter_groups(model: nn.Module, config: SmetConfig, weight_decay: float =
     Dense matrices form one group; vectors (norms, biases) another without weight decay.
     Frozen parameters are left out.
     """
+    let_go(model)
     sparse: dict[tuple[float, float], list[nn.Parameter]] = {}
     owned = set()
     for layer in sparse_layers(model).values():

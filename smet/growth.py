@@ -13,11 +13,14 @@ replicas add them up when they are asked for.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
+from smet import dtensors
 from smet.activity import TOPOLOGY, during
 from smet.errors import ConfigError
 from smet.exchange import all_gather_flat, reduce_scatter_flat
@@ -44,6 +47,7 @@ class Gradients:
         needed: what criteria need (``smet.criteria.needs``).
         group: ranks over which an engine cuts what belongs to a layer; None = this one alone.
         replicas: ranks that hold the same layers; looked at where there is no ``group``.
+        mesh: of ``group``, where torch cuts tensors over it; the means are then cut as it cuts parameters.
     """
 
     def __init__(
@@ -51,8 +55,9 @@ class Gradients:
         needed: Collection[str],
         group: dist.ProcessGroup | None = None,
         replicas: dist.ProcessGroup | None = None,
+        mesh: Any = None,
     ):
-        self.group = group
+        self.group, self.mesh = group, mesh
         self.replicas = replicas if group is None else None
         self.needed = frozenset(needed) & {"gradient", "active_gradient", "moment"}
         self.collecting = False
@@ -139,9 +144,12 @@ class Gradients:
         if "moment" not in self.needed:
             return
         for name, layer in layers.items():
-            shape = (-(-layer.grid.tiles // self.ranks), layer.grid.tile_size)
-            means.setdefault(name, torch.zeros(shape, device=layer.values.device))
-            if tuple(means[name].shape) != shape:
+            ranks = self.ranks if self.mesh is None else 1
+            shape = (-(-layer.grid.tiles // ranks), layer.grid.tile_size)
+            if name not in means:
+                means[name] = (torch.zeros(shape, device=layer.values.device) if self.mesh is None
+                               else dtensors.zeros_over(self.mesh, shape))  # fmt: skip
+            if tuple(means[name].shape) != shape or dtensors.is_cut(means[name]) != (self.mesh is not None):
                 raise ConfigError(
                     f"the mean gradient of {name} in the optimizer's state has shape {tuple(means[name].shape)},"
                     f" expected {shape}: it is of another model, or was saved over another number of ranks"
@@ -155,7 +163,9 @@ class Gradients:
             return
         ranks = dist.get_world_size(self.replicas) if self.replicas is not None else self.ranks
         for name, layer in layers.items():
-            self.means[name].mul_(MOMENTUM).add_(self._total(layer, "dense"), alpha=(1 - MOMENTUM) / ranks)
+            mean = dtensors.own(self.means[name])
+            total = self._total(layer, "dense")[: mean.shape[0]]
+            mean.mul_(MOMENTUM).add_(total, alpha=(1 - MOMENTUM) / ranks)
 
     def given(self, name: str, layer: SparseLinear) -> dict[str, Tensor]:
         """What is needed of a layer at an update, as criteria see it. Collective. Frees what was collected for it."""
@@ -163,7 +173,7 @@ class Gradients:
         if "gradient" in self.needed:
             found["gradient"] = self._scores(layer, self._total(layer, "dense"))
         if "moment" in self.needed:
-            found["moment"] = self._scores(layer, self.means[name])
+            found["moment"] = self._scores(layer, dtensors.own(self.means[name]))
         if "active_gradient" in self.needed:
             whole = self._whole(self._total(layer, "active"))
             found["active_gradient"] = whole[: layer.active]
@@ -173,7 +183,8 @@ class Gradients:
         return found
 
     def _scores(self, layer: SparseLinear, own: Tensor) -> Tensor:
-        return self._whole(own.abs().sum(1))[: layer.grid.tiles]
+        part = -(-layer.grid.tiles // self.ranks)
+        return self._whole(F.pad(own.abs().sum(1), (0, part - own.shape[0])))[: layer.grid.tiles]
 
     def _whole(self, own: Tensor) -> Tensor:
         if self.ranks == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -150,6 +151,15 @@ class SparseLinear(nn.Module):
     def permutation(self) -> str:
         """Digest of both; empty where there is none."""
         return self.orders.digest()
+
+    @property
+    def described(self) -> SimpleNamespace:
+        """Whom it asks for ``weight`` instead: see ``_fqn_modifiers``."""
+        return SimpleNamespace(weight=None)
+
+    def _fqn_modifiers(self) -> dict[str, str]:
+        """torch's name for it. The entry ``weight`` says a shape: nobody has to make the dense matrix to name it."""
+        return {loading.SHAPE: "described"}
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module``, but ``weight`` is computed and cannot be replaced."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smet.dtensors import is_cut
 from smet.errors import ConfigError
 from smet.mask import MaskPart, count_active, has_spare_bits
 from smet.patterns import OLD_TRANSPOSED, matching
@@ -134,6 +135,11 @@ def _part(state: dict[str, Any], prefix: str) -> MaskPart | None:
 
 def _maskless(layer: SparseLinear, name: str, bits: Any, part: MaskPart | None, transposed: Any) -> list[str]:
     """Values without what says which weights they are. Alone, by hand, they belong to the mask that the layer has."""
+    if is_cut(layer.values) and (transposed is None or (bits is None and not layer.is_full)):
+        return [
+            f"the state has the values of {name}, and does not say on this rank how they lie; give the whole state to"
+            " every rank, without broadcast_from_rank0, and load states of release 0.1 in one process first"
+        ]
     if layer.is_full or bits is not None or part is not None:
         return []
     if transposed is not None or layer.source is not None:

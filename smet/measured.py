@@ -145,7 +145,7 @@ def _is_asked(layer: SparseLinear) -> bool:
 
 def _serving(layer: SparseLinear, tokens: int, dtype: torch.dtype) -> list[str]:
     """Backends that can serve ``layer``, in the table's order."""
-    x = layer.values.new_empty(1, dtype=dtype).expand(tokens, layer.in_features)
+    x = torch.empty(1, dtype=dtype, device=layer.values.device).expand(tokens, layer.in_features)
     return [name for name in TABLE if by_name(name).serves(layer, x, forced=True)]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from smet.bank import MaskBank
+from smet.dtensors import own
 from smet.linear import SparseLinear
 from smet.store import ParameterStore
 
@@ -40,9 +41,9 @@ def measure(
         part = "sparse" if group.startswith("sparse") else "dense"
         table[part][kind] += _bytes(tensor, seen)
     for tensor in means:
-        table["sparse"]["moments"] += _bytes(tensor, seen)
-    own = [bits for layer in layers.values() for bits in (layer.mask, layer.closed) if bits is not None]
-    for tensor in [*own, *bank.tensors()]:
+        table["sparse"]["moments"] += _bytes(own(tensor), seen)
+    held = [bits for layer in layers.values() for bits in (layer.mask, layer.closed) if bits is not None]
+    for tensor in [*held, *bank.tensors()]:
         table["sparse"]["masks"] += _bytes(tensor, seen)
     return table
 
@@ -99,6 +100,7 @@ def plan(
     masks_sharded: bool = True,
     host_gradient: int = 0,
     state: int = ADAMW_STATE,
+    fully_sharded: bool = False,
 ) -> dict[str, int]:
     """Bytes per kind on one rank, under ZeRO ``stage`` over ``ranks`` data-parallel ranks.
 
@@ -110,14 +112,17 @@ def plan(
             16-bit weights have master weights beside them.
         host_gradient: bytes per weight of gradients that ZeRO-Offload keeps; 0 = gradients are as wide as weights.
         state: bytes per weight that the optimizer's formula declares.
+        fully_sharded: torch's ``fully_shard`` over ``ranks``, at ``stage`` 0: each parameter is cut by itself, as at
+            stage 3, and is its own master unless it has 16 bits. It cuts matrices between rows, of which a rank may
+            have one more than its share that is counted here.
     """
     width = 2 if sixteen_bit else 4
     gradient = host_gradient or width
     planned = dict.fromkeys(KINDS, 0)
     for lengths, aged in part.groups:
-        whole, share = partition(lengths, stage, ranks)
+        whole, share = partition(lengths, 3 if fully_sharded else stage, ranks)
         kept_whole = sum(length for length in lengths if length <= part.persistent)
-        planned["weights"] += width * (share + kept_whole if stage == 3 else whole)
+        planned["weights"] += width * (share if fully_sharded else share + kept_whole if stage == 3 else whole)
         planned["gradients"] += gradient * share
         planned["master"] += 4 * share if stage or sixteen_bit else 0
         planned["moments"] += state * share

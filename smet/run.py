@@ -15,6 +15,7 @@ from smet.agreement import differing
 from smet.bank import MaskBank
 from smet.carried import complete, watch_state_dicts
 from smet.controller import TopologyController
+from smet.dtensors import is_cut
 from smet.errors import ConfigError
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
@@ -99,8 +100,8 @@ def attach(
     the model has to be called on all of them, as DeepSpeed does when it saves.
 
     Args:
-        handle: an ``AdamW`` or other ``ModelOptimizer``, also inside accelerate's wrapper, or a DeepSpeed engine that
-            runs one by ZeRO 1, 2 or 3.
+        handle: an ``AdamW`` or other ``ModelOptimizer``, also inside accelerate's wrapper or of a model that
+            ``fully_shard`` (FSDP2) cut, or a DeepSpeed engine that runs one by ZeRO 1, 2 or 3.
         total_steps: length of the run in optimizer steps.
         on_update: called with the report of each topology update.
         replicas: see ``LocalStore``; an engine knows its own.
@@ -124,7 +125,8 @@ def attach(
     run = Run(TopologyController(model, config, store, bank, total_steps), on_update)
     run._ends.append(after_each_step(run._after_step))
     if run.topology.gradients.needed:
-        run._ends.append(model.register_forward_pre_hook(_BeforeForward(run)).remove)
+        # Before others gather parameters, whose gradients are elsewhere.
+        run._ends.append(model.register_forward_pre_hook(_BeforeForward(run), prepend=True).remove)
     run._ends.append(complete_each(partial(complete, model, bank)))
     if bank.sharded:
         run._ends += watch_state_dicts(model, bank)
@@ -175,12 +177,33 @@ def _served(handle: Any, replicas: Replicas) -> Served:
 def _of_torch(handle: Any, replicas: Replicas) -> Served:
     optimizer = _inside(handle)
     if not optimizer.holds_parameters():
-        raise ConfigError("the optimizer does not hold the model's parameters; where an engine runs it, attach to that")
+        raise ConfigError(
+            "the optimizer does not hold the model's parameters; where an engine runs it, attach to that, and where"
+            " fully_shard cuts the model, make the optimizer after it"
+        )
+    return optimizer.model, LocalStore(optimizer, replicas), partial(_after_steps_of, optimizer), lambda _: _nobody
 
-    def after_each_step(action: Callable[[], None]) -> End:
-        return optimizer.register_step_post_hook(lambda *_: action()).remove
 
-    return optimizer.model, LocalStore(optimizer, replicas), after_each_step, lambda _: _nobody
+def _after_steps_of(optimizer: Any, action: Callable[[], None]) -> End:
+    end: End = optimizer.register_step_post_hook(lambda *_: action()).remove
+    return end
+
+
+def _of_fsdp(handle: Any, replicas: Replicas) -> Served:
+    from smet.fsdp import FsdpStore
+
+    if replicas != "all":
+        raise ConfigError("replicas is given with a model that fully_shard cut, whose mesh has the ranks; leave it out")
+    optimizer = _inside(handle)
+    store = FsdpStore(optimizer, optimizer.model)
+    return optimizer.model, store, partial(_after_steps_of, optimizer), lambda _: _nobody
+
+
+def _is_cut(handle: Any) -> bool:
+    optimizer = _inside(handle)
+    if not isinstance(optimizer, ModelOptimizer):
+        return False
+    return any(is_cut(param) for group in optimizer.param_groups for param in group["params"])
 
 
 def _inside(handle: Any) -> Any:
@@ -199,6 +222,7 @@ def _of_deepspeed(engine: Any, replicas: Replicas) -> Served:
 
 
 ENGINES: list[tuple[Callable[[Any], bool], Callable[[Any, Replicas], Served]]] = [
+    (_is_cut, _of_fsdp),
     (lambda handle: isinstance(_inside(handle), ModelOptimizer), _of_torch),
     (lambda handle: type(handle).__name__ == "DeepSpeedEngine", _of_deepspeed),
 ]

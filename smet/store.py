@@ -1,7 +1,7 @@
 """Where a parameter's master weights and optimizer state live: this rank's fragment of each.
 
 ``LocalStore`` is for plain torch, where a fragment is the whole parameter. ``smet.zero`` has the
-same interface for DeepSpeed's partitions.
+same interface for DeepSpeed's partitions, ``smet.fsdp`` for what ``fully_shard`` cut.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet.agreement import default_replicas, usable
+from smet.dtensors import own
 from smet.errors import ConfigError
 from smet.kernels.checks import plain
 from smet.optim.aged import AgedOptimizer
@@ -47,6 +48,11 @@ class ParameterStore(Protocol):
     """Ranks that hold the same layers and average their gradients, so that they decide alike; None = this one alone."""
     skips_frozen: bool
     """Whether a parameter that is frozen between two steps is left alone from then on."""
+    mesh: Any
+    """The ``DeviceMesh`` of ``group`` where torch itself cuts tensors over it; else None."""
+
+    def settle(self) -> None:
+        """Let modules hold the parameters that the optimizer holds, wherever the loop stands."""
 
     def fragment(self, param: nn.Parameter) -> Fragment:
         """This rank's fragment of ``param``; empty where it owns nothing."""
@@ -59,6 +65,12 @@ class ParameterStore(Protocol):
 
     def ticks(self) -> int:
         """A number that changes whenever gradients were used up: with a step, and with one that the engine left out."""
+
+    def has_gradients(self) -> bool:
+        """Whether gradients of a step in progress are there: they are not before its first micro-batch.
+
+        The same on all ranks of ``group``, and collective over it.
+        """
 
     def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """(kind, optimizer group name, tensor) of everything held on this rank now.
@@ -81,6 +93,7 @@ class LocalStore:
     """
 
     skips_frozen = True
+    mesh: Any = None
 
     def __init__(self, optimizer: AgedOptimizer, replicas: dist.ProcessGroup | Literal["all"] | None = "all"):
         if not isinstance(optimizer, AgedOptimizer):
@@ -94,6 +107,9 @@ class LocalStore:
         self.group: dist.ProcessGroup | None = None
         self.replicas = default_replicas() if isinstance(replicas, str) else usable(replicas)
         self._group_of: dict[Tensor, dict[str, Any]] = {}
+
+    def settle(self) -> None:
+        """Nobody puts others in their place."""
 
     def _options(self, param: nn.Parameter) -> dict[str, Any]:
         if param not in self._group_of:  # groups may be added later
@@ -136,16 +152,27 @@ class LocalStore:
         """The optimizer's clock."""
         return self.optimizer.steps_done
 
+    def has_gradients(self) -> bool:
+        """See ``ParameterStore``."""
+        grads = (param.grad for param in aged_parameters(self.optimizer))
+        return any(grad is not None and bool(grad.any()) for grad in grads)
+
     def live_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """See ``ParameterStore``."""
         for group in self.optimizer.param_groups:
             name = group.get("name", "all")
             for param in group["params"]:
-                yield "weights", name, param.detach()
+                yield "weights", name, own(param.detach())
                 if param.grad is not None:
-                    yield "gradients", name, param.grad
+                    yield "gradients", name, own(param.grad)
                 for key, value in self.optimizer.state[param].items():
-                    yield state_kind(key), name, value
+                    yield state_kind(key), name, own(value)
+
+
+def aged_parameters(optimizer: AgedOptimizer) -> list[nn.Parameter]:
+    """What ``optimizer`` trains of the parameters that can be regrown."""
+    groups = [group["params"] for group in optimizer.param_groups if group["aged"]]
+    return [param for params in groups for param in params if param.requires_grad]
 
 
 def state_kind(key: str) -> str:

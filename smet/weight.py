@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smet.dtensors import is_cut
+
 if TYPE_CHECKING:
     from smet.linear import SparseLinear
 
@@ -20,13 +22,19 @@ def readable_weight(layer: SparseLinear) -> Tensor:
     the functions of ``nn.init`` do: that is lost.
 
     Raises:
-        RuntimeError: an engine holds the values elsewhere at this moment (ZeRO-3 outside the layer's own forward).
+        RuntimeError: the values are on other ranks at this moment (ZeRO-3 and ``fully_shard``, outside the layer's own
+            forward).
     """
     wanted = layer.active * layer.grid.tile_size
     if layer.values.numel() != wanted:
         raise RuntimeError(
             f"weight of a SparseLinear was read while its {wanted} values are partitioned; gather them first "
             "(deepspeed.zero.GatheredParameters)"
+        )
+    if is_cut(layer.values):
+        raise RuntimeError(
+            f"weight of a SparseLinear was read while fully_shard has its {wanted} values cut over ranks; call"
+            " unshard() of the module that it was called on first, on all ranks"
         )
     if torch.is_grad_enabled() and layer.values.requires_grad:
         weight: Tensor = _DenseWeight.apply(layer.values, layer)

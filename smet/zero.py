@@ -33,6 +33,7 @@ class ZeroStore:
     """
 
     skips_frozen = False  # the optimizer sees flat partitions, and no parameters in them
+    mesh: Any = None
 
     def __init__(self, engine: Any):
         self.engine = engine
@@ -226,6 +227,13 @@ class ZeroStore:
     def ticks(self) -> int:
         """Steps of the engine, with those that it left out."""
         return int(self.engine.global_steps)
+
+    def settle(self) -> None:
+        """Parameters stay who they are, whatever they hold."""
+
+    def has_gradients(self) -> bool:
+        """The engine knows where a step begins: see ``ticks``."""
+        return True
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradients, before clipping; inf after an overflow."""

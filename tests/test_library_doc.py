@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import smet
 from tests.pages import ROOT, blocks, commands
 
 PAGE = "docs/library.md"
@@ -61,9 +62,15 @@ def test_the_trainer_of_the_page_takes_few_lines_and_trains(tmp_path: Path) -> N
     assert (tmp_path / "out" / "saved" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["train_ddp.py", "train_zero.py"])
+@pytest.mark.parametrize("name", ["train_ddp.py", "train_zero.py", "train_fsdp.py"])
 def test_the_programs_for_two_ranks_run(name: str, tmp_path: Path) -> None:
     done = run_on_two_ranks(name, tmp_path)
     # Two processes share one pipe: their lines may run into each other.
     said = re.findall(r"rank \d: (\d) updates, masks ([0-9a-f]{32})", done.stdout)
     assert len(said) == 2 and said[0] == said[1] and said[0][0] == "3", done.stdout
+    if name == "train_fsdp.py":
+        model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(),
+                                                          torch.nn.Linear(256, 64)) for _ in range(2)))  # fmt: skip
+        smet.sparsify(model, density=0.25, quiet=True)
+        model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+        assert (tmp_path / "checkpoint" / ".metadata").is_file()

@@ -155,7 +155,8 @@ def _problems(trainer: Any) -> list[str]:
         found += error.problems
     if trainer.is_fsdp_enabled:
         found.append(
-            "fsdp shards weights as DTensors, which smet does not train; use DDP, or DeepSpeed's ZeRO to shard"
+            "SmetCallback does not train under fsdp; use DDP, or DeepSpeed's ZeRO to shard, or fully_shard in a loop of"
+            " your own (docs/library.md)"
         )
     if trainer.args.n_gpu > 1:
         found.append(

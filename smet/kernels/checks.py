@@ -36,8 +36,8 @@ def plain(name: str, tensor: Any) -> None:
         kind = type(tensor).__name__
         raise ConfigError(
             f"{name} is a {kind}, expected a plain tensor"
-            + ("; FSDP and torch's tensor parallelism are not supported: use DeepSpeed's ZeRO "
-               "(smet.zero.ZeroStore) or DistributedDataParallel" if kind == "DTensor" else "")
+            + ("; what fully_shard (FSDP2) cut is whole inside the model's forward pass and after unshard(), and"
+               " torch's tensor parallelism is not supported" if kind == "DTensor" else "")
         )  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet import dtensors
 from smet.errors import ConfigError, nearest
 from smet.kernels import checks
 from smet.optim.ages import CODES, AgeTable, Remedies
@@ -38,8 +39,9 @@ class TopologyPosition:
 class AgedOptimizer(torch.optim.Optimizer):
     """An optimizer over dense tensors and over the active values of sparse layers.
 
-    Works on ordinary parameters and on the flat partitions that ZeRO hands to ``step`` instead. A formula's state is
-    fp32 unless it says otherwise (fp64 for fp64 weights); a 16-bit parameter gets an fp32 master copy.
+    Works on ordinary parameters, on what ``fully_shard`` (FSDP2) made of them, and on the flat partitions that ZeRO
+    hands to ``step`` instead. A formula's state is fp32 unless it says otherwise (fp64 for fp64 weights); a 16-bit
+    parameter gets an fp32 master copy.
 
     Args:
         params: parameters or groups. A group may set ``aged`` (its weights can be regrown),
@@ -54,8 +56,9 @@ class AgedOptimizer(torch.optim.Optimizer):
         options: the formula's, for all groups that do not say otherwise.
 
     Raises:
-        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor``, complex, sparse), a
-            group says what cannot work (see ``smet.optim.groups``), or the formula requires what is not there.
+        ConfigError: a parameter is not a plain, real floating-point tensor (a ``DTensor`` of others than
+            ``fully_shard``, complex, sparse), a group says what cannot work (see ``smet.optim.groups``), or the formula
+            requires what is not there.
     """
 
     formula: Formula
@@ -111,7 +114,10 @@ class AgedOptimizer(torch.optim.Optimizer):
 
     def _check_parameter(self, name: str, param: Tensor) -> None:
         """Refuse what this optimizer has no rule for, before anything is trained."""
-        checks.real(name, param)
+        if dtensors.is_cut(param):
+            dtensors.require_range(name, param)
+            require_flat(self.formula)
+        checks.real(name, dtensors.own(param))
         if param.is_meta:
             raise ConfigError(f"{name} is on the meta device; materialise the model before you make its optimizer")
         if MATRICES in self.formula.requires and param.dim() != 2:
@@ -131,7 +137,17 @@ class AgedOptimizer(torch.optim.Optimizer):
         self.external_clock = self._running = True
 
     def _takes_steps(self) -> bool:
-        """Whether ``step`` may change weights now."""
+        """Whether ``step`` may change weights now.
+
+        Raises:
+            ConfigError: parameters are cut, and nobody has asked all ranks about them.
+        """
+        held = (param for group in self.param_groups for param in group["params"])
+        if self.driver is None and any(dtensors.is_cut(param) for param in held):
+            raise ConfigError(
+                "fully_shard cut the parameters; call smet.attach(optimizer, total_steps) before the first step, and"
+                " before the optimizer's state is loaded"
+            )
         return self._running
 
     def advance(self) -> None:
@@ -146,9 +162,9 @@ class AgedOptimizer(torch.optim.Optimizer):
             return state
         dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
         for one in declared:
-            state[one.name] = torch.zeros(param.shape, dtype=one.dtype or dtype, device=param.device)
+            state[one.name] = dtensors.zeros_beside(param, one.dtype or dtype)
         if aged and "birth" not in state:
-            state["birth"] = torch.zeros(param.shape, dtype=torch.uint8, device=param.device)
+            state["birth"] = dtensors.zeros_beside(param, torch.uint8)
         if param.dtype not in (torch.float32, torch.float64) and "master" not in state:
             state["master"] = param.detach().to(dtype, copy=True).contiguous()
         return state
@@ -181,15 +197,16 @@ class AgedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.ensure_state(param, group["aged"])
+        rate = float(group["lr"]) * self.own_factors.get(param, group["lr_factor"])
+        state = {key: dtensors.own(value) for key, value in self.ensure_state(param, group["aged"]).items()}
+        shape, param, grad = param.shape, dtensors.own(param), dtensors.own_gradient(param, grad)
         master = state.get("master", param).detach()
         self._check_state(param, grad, master, state)
         flat = master.reshape(-1)  # a copy where the memory has another order (channels_last)
         birth = state["birth"].view(-1) if "birth" in state else None
-        rate = float(group["lr"]) * self.own_factors.get(param, group["lr_factor"])
         whole = Values(
             flat, grad.reshape(-1), {one.name: state[one.name].view(-1) for one in self.formula.state}, birth,
-            rate, group, self.ages, self.steps_done + 1, param.shape,
+            rate, group, self.ages, self.steps_done + 1, shape,
         )  # fmt: skip
         size = CHUNK if self.formula.in_chunks and not self.formula.requires else max(1, flat.numel())
         for begin in range(0, flat.numel() or 1, size):
@@ -220,9 +237,10 @@ class AgedOptimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 if param.requires_grad:
                     self.ensure_state(param, group["aged"])
+        moments = {name: mean.clone() for name, mean in self.topology.moments.items()}
         own = {
             "formula": self.formula.name, "steps_done": self.steps_done, **self.ages.state_dict(),
-            "topology": asdict(self.topology),
+            "topology": {**asdict(replace(self.topology, moments={})), "moments": moments},
         }  # fmt: skip
         whole = super().state_dict()
         groups = [{**group, OWN: own} if index == 0 else group for index, group in enumerate(whole["param_groups"])]
@@ -327,4 +345,10 @@ def _check_sizes(state: dict[Any, dict[str, Tensor]], params: dict[Any, Tensor])
                 raise ConfigError(
                     f"the optimizer state has '{key}' of shape {tuple(value.shape)} for parameter {name}, which has "
                     f"{tuple(params[name].shape)}: it is of a model of another shape or density"
+                )
+            if dtensors.is_cut(value) != dtensors.is_cut(params[name]):
+                raise ConfigError(
+                    f"the optimizer state has '{key}' of parameter {name} as a {type(value).__name__}, and the"
+                    f" parameter is a {type(params[name].detach()).__name__}: load it by set_optimizer_state_dict of"
+                    " torch.distributed.checkpoint.state_dict, with full_state_dict=True"
                 )

@@ -120,8 +120,8 @@ def require_flat(formula: Formula) -> None:
     """
     if MATRICES in formula.requires:
         raise ConfigError(
-            f"{formula.name} requires matrices, and ZeRO cuts parameters into flat partitions; choose a formula that"
-            " works on flat values, such as adamw"
+            f"{formula.name} requires matrices, and ZeRO and fully_shard cut parameters; choose a formula that works on"
+            " flat values, such as adamw"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from smet.dtensors import is_cut, let_go
 from smet.errors import ConfigError
 from smet.groups import parameter_groups
 from smet.optim import find
@@ -20,8 +21,8 @@ class ModelOptimizer(AgedOptimizer):
     """``AgedOptimizer`` over a model that ``sparsify`` made.
 
     Sparse layers train with ``lr`` times a factor of their density, and vectors (norms, biases) without weight decay.
-    Where the topology changes, call ``attach`` before the first step. For DeepSpeed give it to
-    ``deepspeed.initialize(optimizer=...)`` and attach to the engine.
+    Where the topology changes, call ``attach`` before the first step. Under ``fully_shard`` make it after that. For
+    DeepSpeed give it to ``deepspeed.initialize(optimizer=...)`` and attach to the engine.
 
     Args:
         model: the sparse model, also wrapped in DistributedDataParallel.
@@ -60,7 +61,11 @@ class ModelOptimizer(AgedOptimizer):
                     "the model's topology is to change, and nobody does it; call smet.attach(optimizer, total_steps)"
                     " before the first step, or make it sparse with update_interval=0"
                 )
-            return True
+            return super()._takes_steps()
+        if any(is_cut(param) for param in self.model.parameters()):
+            raise ConfigError(
+                "the optimizer was made before fully_shard, and holds parameters of before; make it after"
+            )
         # An engine has put its partitions in the place of the parameters, and tries a step with gradients of zero.
         grads = [param.grad for group in self.param_groups for param in group["params"]]
         if any(grad is not None and bool(grad.any()) for grad in grads):
@@ -71,6 +76,7 @@ class ModelOptimizer(AgedOptimizer):
 
     def holds_parameters(self) -> bool:
         """Whether it steps the model's own parameters, and not an engine's partitions of them."""
+        let_go(self.model)
         given = [param for group in self.param_groups for param in group["params"]]
         own = set(map(id, self.model.parameters()))
         return bool(given) and all(id(param) in own for param in given)

@@ -117,7 +117,10 @@ def test_another_optimizer_cannot_go_on_with_its_state(
         ({"name": "lion", "beta1": 0.8}, "optimizer.beta1 is 0.8, which only adamw reads; the options of lion are"),
         ({"options": {"betas": [0.9, 0.9]}}, "optimizer.options is {'betas': [0.9, 0.9]}, expected none with adamw"),
         ({"name": "lion", "options": 3}, "optimizer.options is 3 (int), expected a mapping"),
-        ({"name": "tests.pretrain.own_formulas:Orthogonal"}, "orthogonal requires matrices, and ZeRO cuts parameters"),
+        (
+            {"name": "tests.pretrain.own_formulas:Orthogonal"},
+            "orthogonal requires matrices, and ZeRO and fully_shard cut parameters",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_at_a_dry_run(

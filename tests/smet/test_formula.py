@@ -102,9 +102,9 @@ def test_matrices_are_whole_where_they_are_required_and_all_else_is_refused() ->
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(6))]})
     with pytest.raises(ConfigError, match="group 'vectors' has the shape .*, and orthogonal requires matrices"):
         ModelOptimizer(small(), Orthogonal)
-    with pytest.raises(ConfigError, match="orthogonal requires matrices, and ZeRO cuts parameters into flat part"):
+    with pytest.raises(ConfigError, match="orthogonal requires matrices, and ZeRO and fully_shard cut param"):
         AgedOptimizer([square], Orthogonal, external_clock=True)
-    with pytest.raises(ConfigError, match="ZeRO cuts parameters into flat partitions"):
+    with pytest.raises(ConfigError, match="ZeRO and fully_shard cut parameters"):
         optimizer.start()
 
 

@@ -279,7 +279,7 @@ def test_adamw_refuses_sizes_devices_and_types_that_do_not_fit(name: str, kind: 
 
 
 def fully_sharded() -> list[str]:
-    """What FSDP2's parameters meet: at the optimizer, and at a kernel."""
+    """What FSDP2's parameters meet in plain torch's store, and at a kernel."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -288,7 +288,7 @@ def fully_sharded() -> list[str]:
     fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     found = []
     for attempt in (
-        lambda: SmetAdamW(parameter_groups(model, CONFIG), lr=1e-3),
+        lambda: controller(model, SmetAdamW(parameter_groups(model, CONFIG), lr=1e-3)),
         lambda: controller(model, SmetAdamW([{"params": [values], "aged": True}])),
         lambda: kernels.expand(model[0].mask, model[0].values, model[0].grid),
     ):
@@ -300,9 +300,9 @@ def fully_sharded() -> list[str]:
     return found
 
 
-def test_fsdp_is_refused_in_one_line() -> None:
-    for optimizer, stale, kernel in run_ranks(fully_sharded, 2):
-        assert "is a DTensor, expected a plain tensor; FSDP and torch's tensor parallelism are not supp" in optimizer
+def test_what_fully_shard_cut_is_refused_in_one_line_where_it_does_not_belong() -> None:
+    for store, stale, kernel in run_ranks(fully_sharded, 2):
+        assert "a parameter is a DTensor, expected a plain tensor; what fully_shard (FSDP2) cut is whole insi" in store
         assert "is not in the optimizer; make the optimizer over" in stale
         assert kernel.startswith("values is a DTensor")
 
