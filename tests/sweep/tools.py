@@ -54,11 +54,14 @@ TOOLS = {
     ),
     "export_hf": Tool(
         "tools.export_hf",
-        ("run out --tokenizer none", "run/checkpoints/step-00000003 out --tokenizer none --dtype bf16 --json"),
+        ("run out --tokenizer none", "run/checkpoints/step-00000003 out --tokenizer none --dtype bf16 --json",
+         "run out --tokenizer none --sparse"),
         ("run",),
     ),
     "import_hf": Tool(
-        "tools.import_hf", ("export out --density 0.5", "export out --density 1 --method dense --json"), ("export",)
+        "tools.import_hf",
+        ("export out --density 0.5", "export out --density 1 --method dense --json", "sparse out --density 0.5"),
+        ("export", "sparse"),
     ),
     "inspect_checkpoint": Tool(
         "tools.inspect_checkpoint", ("run", "run/checkpoints/step-00000006 --json"), ("run",)
@@ -75,11 +78,14 @@ TOOLS = {
         "tools.generate",
         ("run abc --tokenizer tok.model --max-new-tokens 3",
          "run abc de --tokenizer tok.model --max-new-tokens 2 --temperature 0.8 --top-p 0.9 --seed 3 --json",
-         "export abc --tokenizer tok.model --max-new-tokens 2"),
-        ("run", "export", "tok.model"),
+         "export abc --tokenizer tok.model --max-new-tokens 2",
+         "sparse abc --tokenizer tok.model --max-new-tokens 2"),
+        ("run", "export", "sparse", "tok.model"),
     ),
     "eval": Tool(
-        "tools.evaluate", ("run --data noise", "run/checkpoints/step-00000003 --data noise --json"), ("run", *NOISE)
+        "tools.evaluate",
+        ("run --data noise", "run/checkpoints/step-00000003 --data noise --json", "sparse --data noise"),
+        ("run", "sparse", *NOISE),
     ),
     "config": Tool(
         "tools.config.__main__",

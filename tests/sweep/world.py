@@ -35,6 +35,7 @@ def build(folder: Path) -> Path:
     shutil.copy(folder / "tok.model", folder / "run-tok.model")
     _run(folder)
     _tool("tools.export_hf", "run", "export", "--tokenizer", "none", folder=folder)
+    _tool("tools.export_hf", "run", "sparse", "--tokenizer", "none", "--sparse", folder=folder)
     (folder / "matrix").mkdir()
     shutil.copy(matrices.write(folder / "matrix"), folder / "tiny.yaml")
     shutil.copy(ROOT / "docs" / "performance.json", folder / "performance.json")
