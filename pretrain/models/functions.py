@@ -5,6 +5,7 @@ All give what the plain formulas in their docstrings give, to rounding; ``pretra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -
 
 
 class Attended(torch.autograd.Function):
-    """Attention whose backward pass makes the scores again with matrix products, a few heads at a time.
+    """Attention whose backward pass makes the scores again with matrix products, a few heads or sequences at a time.
 
     torch's own kernel for that on a CPU takes some six times as long in bf16. Nothing but the operands is kept.
     """
@@ -179,19 +180,30 @@ class Attended(torch.autograd.Function):
         dquery, dkey, dvalue = (  # token by token, as projections want them
             x.new_empty(batch, length, x.shape[1], width).transpose(1, 2) for x in (query, key, value)
         )
-        step = max(1, SCORES // (shared * length**2))
-        for b in range(batch):
-            own = None if bias is None else bias[b, 0]
-            for lo in range(0, heads, step):
-                some = slice(lo, lo + step)
-                here = slice(lo * shared, (lo + step) * shared)
-                # Queries that share a head of keys are rows of one matrix: their sums are that head's gradient.
-                q, grad = (x[b, here].reshape(-1, shared * length, width) for x in (query, grads[0]))
-                k, v = (x[b, some].contiguous() for x in (key, value))
-                scores = torch.bmm(q.float(), k.float().transpose(1, 2))
-                back = torch.bmm(grad, v.transpose(1, 2))
-                p = slope(scores, own, back, length, width**-0.5)
-                dvalue[b, some] = torch.bmm(p.transpose(1, 2), grad)
-                dkey[b, some] = torch.bmm(back.transpose(1, 2), q)
-                dquery[b, here] = torch.bmm(back, k).view(-1, length, width)
+        for rows, heads_here, queries in _pieces(batch, heads, shared, max(1, SCORES // (shared * length**2)), bias):
+            # Queries that share a head of keys are rows of one matrix: their sums are that head's gradient.
+            q, grad = (x[rows, queries].reshape(-1, shared * length, width) for x in (query, grads[0]))
+            k, v = (x[rows, heads_here].reshape(-1, length, width) for x in (key, value))
+            scores = torch.bmm(q.float(), k.float().transpose(1, 2))
+            back = torch.bmm(grad, v.transpose(1, 2))
+            p = slope(scores, None if bias is None else bias[rows.start, 0], back, length, width**-0.5)
+            many = (rows.stop - rows.start, -1, length, width)
+            dvalue[rows, heads_here] = torch.bmm(p.transpose(1, 2), grad).view(many)
+            dkey[rows, heads_here] = torch.bmm(back.transpose(1, 2), q).view(many)
+            dquery[rows, queries] = torch.bmm(back, k).view(many)
         return dquery, dkey, dvalue, None
+
+
+def _pieces(
+    batch: int, heads: int, shared: int, most: int, bias: Tensor | None
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Sequences, their heads of keys, and those of queries, in pieces of at most ``most`` heads of keys, or of one.
+
+    Heads of one sequence, or several whole sequences; a bias is of one sequence.
+    """
+    many = max(1, most // heads) if bias is None else 1
+    for first in range(0, batch, many):
+        rows = slice(first, min(batch, first + many))
+        for low in range(0, heads, most):
+            high = min(heads, low + most)
+            yield rows, slice(low, high), slice(low * shared, high * shared)

@@ -181,11 +181,11 @@ def test_norm_and_gate(dtype: torch.dtype, tolerance: float, rows: int, width: i
 
 @pytest.mark.parametrize("dtype, tolerance", PAIRS)
 @pytest.mark.parametrize("shared, documents", [(1, False), (2, False), (2, True)])
-@pytest.mark.parametrize("step", [1, 1 << 20])
+@pytest.mark.parametrize("step", [1, 1000, 1 << 20])
 def test_attention(
     dtype: torch.dtype, tolerance: float, shared: int, documents: bool, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functions, "SCORES", step)  # a head at a time, or all of them
+    monkeypatch.setattr(functions, "SCORES", step)  # a head at a time, one or two of a sequence, or all of them
     query = normal(2, 3 * shared, 21, 8, dtype=dtype).requires_grad_()
     key, value = (normal(2, 21, 3, 8, dtype=dtype, seed=n).transpose(1, 2).requires_grad_() for n in (1, 2))
     bias = None
