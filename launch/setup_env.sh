@@ -11,11 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { echo "setup_env: $*" >&2; }
 die() { echo "error: $*" >&2; exit 2; }
 
+peers=()
 case "${1:-}" in
   "") kind=run files=(requirements.txt) ;;
   --dev)
     kind=dev files=(requirements.txt requirements-dev.txt)
     [ ! -f requirements-nodeps.txt ] || files=(requirements-nodeps.txt "${files[@]}")
+    [ ! -f requirements-peers.txt ] || peers=(requirements-peers.txt)
     ;;
   -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
   *) die "unknown option '$1', expected --dev or nothing" ;;
@@ -58,7 +60,7 @@ project() { # .venv/bin/smet runs this checkout; an environment that is linked h
   echo "$place" >.venv/.setup.project
 }
 fingerprint() { cat "$@" <(echo "python $version") | sha256sum | cut -d' ' -f1; }
-if [ -x .venv/bin/python ] && [ "$(cat ".venv/.setup.$kind" 2>/dev/null)" = "$(fingerprint "${files[@]}")" ]; then
+if [ -x .venv/bin/python ] && [ "$(cat ".venv/.setup.$kind" 2>/dev/null)" = "$(fingerprint "${files[@]}" "${peers[@]}")" ]; then
   system
   project
   exit 0
@@ -85,8 +87,12 @@ if [ "${files[0]}" = requirements-nodeps.txt ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt >>"$log" 2>&1 ||
     die "pip could not install requirements-nodeps.txt; its output is in $log"
 fi
+if [ ${#peers[@]} -gt 0 ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/peers -r "${peers[0]}" \
+    >>"$log" 2>&1 || die "pip could not install ${peers[0]}; its output is in $log"
+fi
 fingerprint requirements.txt >.venv/.setup.run # --dev brings these too
-[ "$kind" = run ] || fingerprint "${files[@]}" >".venv/.setup.$kind"
+[ "$kind" = run ] || fingerprint "${files[@]}" "${peers[@]}" >".venv/.setup.$kind"
 system
 project
 say "done in $((SECONDS - start)) s"

@@ -19,7 +19,7 @@ from pretrain.screen import on_screen, refuse
 from ..locks import claim
 from ..packages import CONFIGS, shown
 from . import collect, pool, text
-from .matrix import Cell, Matrix, load_matrix
+from .matrix import Matrix, load_matrix
 
 DEFAULT = shown(CONFIGS / "ablations" / "llama.yaml")
 
@@ -47,7 +47,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "matrix", nargs="?", type=path_argument, default=DEFAULT, help=f"matrix file (default: {DEFAULT})"
     )
-    made.add_argument("--quick", action="store_true", help="take MATRIX-quick.yaml: two cores, under an hour")
+    made.add_argument(
+        "--quick", action="store_true",
+        help="take MATRIX-quick.yaml, or of MATRIX the questions that are marked quick: two cores, under an hour",
+    )  # fmt: skip
+    made.add_argument(
+        "--question", action="append", default=[], metavar="NAME", help="only this question of MATRIX; may be repeated"
+    )
     made.add_argument("--out", type=path_argument, help="folder of cells and results (default: runs/ablation-NAME)")
     made.add_argument("--jobs", type=int, default=_cores(), help="cells at a time (default: cores, here %(default)s)")
     made.add_argument(
@@ -69,10 +75,16 @@ def _run(arguments: list[str]) -> int:
     if options.jobs < 1:
         raise DataError(f"--jobs is {options.jobs}, expected 1 or more")
     path = options.matrix.with_name(f"{options.matrix.stem}-quick.yaml") if options.quick else options.matrix
-    matrix = load_matrix(path)
+    quick = options.quick and not path.exists() and options.matrix.exists()
+    path = options.matrix if quick else path
     out = options.out or Path("runs") / f"ablation-{path.stem}"
+
+    def load() -> Matrix:
+        return load_matrix(path, pool.results_in(out), options.question, quick)
+
+    matrix = load()
     if options.list:
-        _list(matrix.cells, out, options)
+        _list(matrix, out, options)
         return 0
     failures: list[pool.Failure] = []
     if not options.collect:
@@ -82,6 +94,9 @@ def _run(arguments: list[str]) -> int:
         busy = f"{out} is in use by another {told('ablate')}; wait for it, or give --out another folder"
         with claim(out / "lock", busy):
             failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
+            while matrix.waiting and not failures:  # learning rates are known now
+                matrix = load()
+                failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
     said = _publish(matrix, path, out, options, failures)
     said["failed"] = [vars(failure) for failure in failures]
     if options.json:
@@ -113,17 +128,19 @@ def _publish(
     }  # fmt: skip
 
 
-def _list(cells: list[Cell], out: Path, options: argparse.Namespace) -> None:
+def _list(matrix: Matrix, out: Path, options: argparse.Namespace) -> None:
     rows = [
         {**cell.labels(), "done": pool.finished(out / cell.name, cell),
          "command": shlex.join(pool.command(out / cell.name, options.launcher))}
-        for cell in cells
+        for cell in matrix.cells
     ]  # fmt: skip
     if options.json:
         print(json.dumps(rows))
         return
     for row in rows:
         print(f"{'done' if row['done'] else 'open'}  {row['name']}")
+    for name in matrix.waiting:
+        print(f"later {name}: its learning rate is not tuned yet")
     print(f"{len(rows)} cells, {sum(row['done'] for row in rows)} done; each runs as {rows[0]['command']}")
 
 

@@ -56,6 +56,8 @@ def run(folder: Path) -> dict[str, Any] | None:
 
     begin = time.perf_counter()
     spec = read_spec(folder)
+    if "plain" in spec:
+        return _run_plainly(folder, spec, begin)
     adopt_environment()
     from pretrain.config import config_from_dict
     from pretrain.config.load import merge, named_family
@@ -91,6 +93,27 @@ def run(folder: Path) -> dict[str, Any] | None:
     }
     if layout.is_main:
         write_atomically(folder / RESULT, json.dumps(result) + "\n")
+    return result
+
+
+def _run_plainly(folder: Path, spec: dict[str, Any], begin: float) -> dict[str, Any] | None:
+    from pretrain.checkpoint.manifest import git_revision
+    from pretrain.config import config_from_dict
+    from pretrain.config.load import merge, named_family
+    from pretrain.files import write_atomically
+
+    from . import plain, text
+
+    settings = merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}})
+    config = config_from_dict(settings, (named_family(spec["settings"]),))
+    found = plain.run(config, spec["plain"].get("peer"))
+    if found is None:
+        return None
+    result = {
+        **spec["labels"], "revision": git_revision(), **found, "wall_seconds": round(time.perf_counter() - begin, 1),
+        "cpu_seconds": round(time.process_time(), 1), "ranks": 1, "text": text.identity(config.data), "device": "cpu",
+    }  # fmt: skip
+    write_atomically(folder / RESULT, json.dumps(result) + "\n")
     return result
 
 

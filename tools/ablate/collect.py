@@ -31,6 +31,7 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
             cells.append(json.loads(file.read_text(encoding="utf-8")))
         else:
             missing.append(cell.name)
+    missing += [f"{row} (no learning rate yet)" for row in matrix.waiting]
     texts = sorted({json.dumps(cell["text"]) for cell in cells if "text" in cell})
     device = cells[0]["device"] if cells else "cpu"
     os.environ.setdefault("DS_ACCELERATOR", device)  # DeepSpeed guesses otherwise, and says so on stdout

@@ -27,6 +27,15 @@ class Hypothesis:
     """Nats per token."""
     bound_at_most: float | None = None
     """Of the upper end of the two-sided 90 % interval, nats per token; None = the mean alone decides."""
+    against_size: str | None = None
+    """Of ``against``, where it is another one; so is ``against_density``."""
+    against_density: float | None = None
+
+    def measured(self, view: View) -> Difference | None:
+        """What came of it; None if nothing did."""
+        own = view.by_seed("validation_loss", self.method, self.size, self.density)
+        other = self.density if self.against_density is None else self.against_density
+        return Difference.of(own, view.by_seed("validation_loss", self.against, self.against_size or self.size, other))
 
     def holds(self, found: Difference | None) -> bool | None:
         """None = not measured, or the bound cannot be known of a single seed."""
@@ -56,11 +65,12 @@ def _wrong(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Iterable[str
         if key not in _FIELDS:
             yield f"'{key}' is not known{nearest(str(key), _FIELDS)}"
     yield from (f"{key} is missing" for key in _NEEDED if key not in entry)
-    for key, section in (("size", "sizes"), ("method", "methods"), ("against", "methods")):
+    sections = {"size": "sizes", "against_size": "sizes", "method": "methods", "against": "methods"}
+    for key, section in sections.items():
         known = content.get(section) or {}
         if key in entry and entry[key] not in known:
             yield f"{key} is {entry[key]!r}, expected one of {', '.join(map(str, known))}"
-    for key in ("density", "mean_at_most", "bound_at_most"):
+    for key in ("density", "against_density", "mean_at_most", "bound_at_most"):
         if isinstance(entry.get(key, 0), bool) or not isinstance(entry.get(key, 0), int | float):
             yield f"{key} is {entry[key]!r}, expected a number"
 
@@ -70,7 +80,7 @@ def section(view: View) -> list[str]:
     entries = [Hypothesis(**entry) for entry in view.matrix.get("hypotheses") or []]
     if not entries:
         return []
-    judged = [(entry, view.difference(entry.method, entry.against, entry.size, entry.density)) for entry in entries]
+    judged = [(entry, entry.measured(view)) for entry in entries]
     judged.sort(key=lambda pair: {False: 0, None: 1, True: 2}[pair[0].holds(pair[1])])
     said = f" (sha256 of `{view.results['file']}`: {digest[:16]})" if (digest := view.results.get("sha256")) else ""
     return [

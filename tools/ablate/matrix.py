@@ -8,10 +8,12 @@ section of the matrix, its size's own settings, what its method or branch base s
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,14 @@ from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
 
-from . import hypotheses
+from . import hypotheses, peers, questions
 
-SECTIONS = ("title", "notes", "text", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses")
+SECTIONS = (
+    "title", "notes", "text", "engine", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses",
+    "questions", "tune",
+)  # fmt: skip
+ENGINES = ("deepspeed", "torch")
+"""What trains a cell: the program as it is, or plain torch in one process."""
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
 
@@ -42,6 +49,10 @@ class Cell:
     """Sections of a run file, without ``train.output_dir``."""
     measure: dict[str, Any]
     """What is measured on the way: the file's ``probe`` section, or its ``branches`` section."""
+    plain: dict[str, Any] | None = None
+    """Where plain torch trains it: the ``peer`` that does, or nothing; None = the program trains it."""
+    tuned: bool = False
+    """Whether ``lr`` is the best of those that were tried at another seed."""
 
     def config(self, folder: Path) -> RunConfig:
         """The run's settings in ``folder``, checked."""
@@ -51,7 +62,8 @@ class Cell:
 
     def labels(self) -> dict[str, Any]:
         """What tells this cell from the others, as plain data."""
-        return {key: getattr(self, key) for key in ("name", "kind", "method", "density", "size", "seed", "lr")}
+        own = {key: getattr(self, key) for key in ("name", "kind", "method", "density", "size", "seed", "lr")}
+        return {**own, "tuned": True} if self.tuned else own
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,20 @@ class Matrix:
 
     content: dict[str, Any]
     cells: list[Cell]
+    waiting: list[str] = dataclasses.field(default_factory=list)
+    """Rows of questions whose cells are not known before their learning rate is."""
 
 
-def load_matrix(path: Path) -> Matrix:
+def load_matrix(
+    path: Path, results: Sequence[Mapping[str, Any]] = (), only: Sequence[str] = (), quick: bool = False
+) -> Matrix:
     """Read a matrix file and check the settings of every cell.
+
+    Args:
+        path: the file.
+        results: of cells that are finished; they decide learning rates.
+        only: names of questions; without any, all cells of the file.
+        quick: only questions that are marked so.
 
     Raises:
         ConfigError: the file is missing or no YAML, or with every problem of its cells at once.
@@ -75,14 +97,23 @@ def load_matrix(path: Path) -> Matrix:
     problems = [
         f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
     ]
-    problems += [f"{path}: section {key} is missing" for key in ("run", "sizes", "cells") if not content.get(key)]
+    needed = ("run", "sizes", *(() if content.get("questions") else ("cells",)))
+    problems += [f"{path}: section {key} is missing" for key in needed if not content.get(key)]
+    if content.get("engine", ENGINES[0]) not in ENGINES:
+        problems.append(f"{path}: engine is {content['engine']!r}, expected one of {', '.join(ENGINES)}")
     notes = content.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         problems.append(f"{path}: notes is {notes!r}, expected a list of sentences")
-    problems += [f"{path}: {problem}" for problem in hypotheses.problems(content)]
+    problems += [f"{path}: {problem}" for problem in [*hypotheses.problems(content), *questions.problems(content)]]
     if problems:
         raise ConfigError(problems)
-    cells = [cell for group in content["cells"] for cell in _group(group, content, problems)]
+    problems += [f"{path}: methods, {name}: {text}" for name, keys in (content.get("methods") or {}).items()
+                 for text in _peer_problems(keys, content)]  # fmt: skip
+    asked = _asked(path, content, only, quick)
+    best = questions.best_rates(content, results)
+    groups = [] if only or quick else content.get("cells") or []
+    cells = [cell for group in groups for cell in _group(group, content, problems)]
+    cells += questions.cells(asked, content, best, partial(_question_cell, content))
     unique = {cell.name: cell for cell in cells}
     for cell in unique.values():
         try:
@@ -91,7 +122,42 @@ def load_matrix(path: Path) -> Matrix:
             problems += [f"cell {cell.name}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems))[:20])
-    return Matrix(content, list(unique.values()))
+    return Matrix(content, list(unique.values()), questions.waiting(asked, content, best))
+
+
+def _asked(path: Path, content: dict[str, Any], only: Sequence[str], quick: bool) -> list[questions.Question]:
+    known = list(content.get("questions") or {})
+    for name in only:
+        if name not in known:
+            raise ConfigError(
+                f"{path} asks no question '{name}'{nearest(name, known) or '; it has ' + ', '.join(known)}"
+            )
+    found = questions.chosen(content, only, quick)
+    if quick and not found:
+        raise ConfigError(f"{path} marks no question as quick, and there is no {path.stem}-quick.yaml beside it")
+    return found
+
+
+def _question_cell(content: dict[str, Any], row: questions.Row, seed: int, lr: float, tuned: bool) -> Cell:
+    sparsity = content["methods"][row.method]
+    density = 1.0 if sparsity.get("method") == "dense" else row.density
+    name = f"{row.size} {row.method}" if density == 1.0 else f"{row.size} d{density:g} {row.method}"
+    made = _cell(
+        content, f"{name} lr{lr:g} s{seed}", "run", row.method, density, row.size, seed, lr, sparsity,
+        dict(content.get("probe") or {}),
+    )  # fmt: skip
+    return dataclasses.replace(made, tuned=tuned)
+
+
+def _peer_problems(keys: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    if "peer" not in keys:
+        return []
+    found = peers.problems(keys["peer"])
+    if keys.get("method") != "dense":
+        found.append(f"method is {keys.get('method')!r} with a peer, expected dense")
+    if content.get("engine") != "torch":
+        found.append("a peer trains in plain torch, expected the section engine: torch")
+    return found
 
 
 def slug(name: str) -> str:
@@ -169,10 +235,11 @@ def _cell(
     content: dict[str, Any], name: str, kind: str, method: str, density: float, size: str, seed: int,
     lr: float | None, sparsity: dict[str, Any], measure: dict[str, Any],
 ) -> Cell:  # fmt: skip
-    own = {key: value for key, value in content["sizes"][size].items() if key not in ("base", "run")}
+    own = {key: value for key, value in content["sizes"][size].items() if key not in ("base", "run", "tuned_at")}
     settings = merge(content["sizes"][size].get("run") or {}, copy.deepcopy(content["run"]))
     settings = merge(settings, own)
     sparsity = dict(sparsity)
+    peer = sparsity.pop("peer", None)
     settings = merge(settings, sparsity.pop("run", None) or {})
     settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})
     settings = merge(settings, {"train": {"seed": seed}, "data": {"seed": seed}})
@@ -180,4 +247,5 @@ def _cell(
         settings = merge(settings, {"optimizer": {"lr": lr}})
     settings = merge(settings, FORCED)
     lr = float(settings.get("optimizer", {}).get("lr", 0.0))
-    return Cell(slug(name), kind, method, density, size, seed, lr, settings, measure)
+    plain = ({"peer": peer} if peer else {}) if content.get("engine") == "torch" else None
+    return Cell(slug(name), kind, method, density, size, seed, lr, settings, measure, plain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
 
-from . import defaults, figures, hypotheses, reading, tables, text
+from . import answers, defaults, figures, hypotheses, reading, tables, text
 from .figures import Made
 from .view import LATER, View
 
@@ -32,27 +32,30 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
     """Make the Markdown page and its figures from results.json: nothing on it is typed by hand."""
     try:
         view = View(results)
-        images = figures.draw(view, target.parent / "images" / target.stem)
-        write_atomically(target, render(view, images))
+        prefix = target.parent / "images" / target.stem
+        answered = answers.write(view, prefix)
+        images = figures.draw(view, prefix) if view.branch_groups() or not answered.sections else {}
+        write_atomically(target, render(view, images, answered.sections))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the results are not those of {told('ablate')} ({misfit(error)}); make them anew") from error
-    return [image.path for image in images.values()]
+    return [*answered.images, *(image.path for image in images.values())]
 
 
-def render(view: View, images: Mapping[str, Made]) -> str:
+def render(view: View, images: Mapping[str, Made], answered: Sequence[str] = ()) -> str:
     """The page's text.
 
     Args:
         view: the results.
         images: figures that were drawn into ``images/`` beside the page.
+        answered: the part about the file's questions; where there is one, losses are in its tables.
     """
     parts = [
         _head(view),
         *_summary(view),
         *hypotheses.section(view),
+        *answered,
         *_branches(view, images),
-        *_finals(view, images),
-        *_methods(view, images),
+        *([] if answered else [*_finals(view, images), *_methods(view, images)]),
     ]
     chosen = defaults.sentences(view)
     if chosen:

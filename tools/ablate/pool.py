@@ -57,6 +57,21 @@ def finished(folder: Path, cell: Cell) -> bool:
     return (folder / RESULT).exists()
 
 
+def results_in(out: Path) -> list[dict[str, Any]]:
+    """Results of all cells that are finished in ``out``, of whatever matrix.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    found = []
+    for path in sorted(out.glob(f"*/{RESULT}")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove {path.parent} to run the cell anew") from None
+    return found
+
+
 def _require_same_text(folder: Path, cell: Cell) -> None:
     trained = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("text")
     present = text.identity(_config(cell.settings).data)
@@ -69,6 +84,8 @@ def _require_same_text(folder: Path, cell: Cell) -> None:
 
 def _spec(cell: Cell) -> dict[str, Any]:
     spec = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
+    if cell.plain is not None:
+        spec["plain"] = cell.plain
     plain: dict[str, Any] = json.loads(json.dumps(spec))
     return plain
 

@@ -1,4 +1,5 @@
-"""The text of the experiment: Python's own standard library, which is on every machine that can run this."""
+"""The text of the experiment: Python's own standard library, which is on every machine that can run this, and Debian's
+dictionaries where more is asked for than that has."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pretrain.data.manifest import read_manifest
 from pretrain.errors import DataError
 
 from ..packages import named
+from . import debian
 
 SOURCES = ("*.py", "asyncio/*.py", "email/*.py")
 """Library modules, without tests and generated tables."""
@@ -24,7 +26,7 @@ def prepare(spec: dict[str, Any]) -> None:
     """Make tokenizer and corpora in ``spec["folder"]``, unless they are there.
 
     Args:
-        spec: ``folder`` and ``vocab_size``, the ``text`` section of a matrix file.
+        spec: ``folder``, ``vocab_size`` and perhaps ``debian``, the ``text`` section of a matrix file.
 
     Raises:
         DataError: a tool could not make them.
@@ -34,6 +36,8 @@ def prepare(spec: dict[str, Any]) -> None:
     text = ["--input", *(str(Path(sysconfig.get_path("stdlib")) / pattern) for pattern in SOURCES)]
     text += ["--exclude", *GENERATED]
     folder.mkdir(parents=True, exist_ok=True)
+    if not prefix.with_name("python_train.idx").exists() and spec.get("debian"):
+        text[1:1] = [str(debian.documents(package, folder / "debian")) for package in spec["debian"]]
     if not tokenizer.with_suffix(".model").exists():
         size = str(spec["vocab_size"])
         _tool("train_tokenizer", *text, "--vocab-size", size, "--output", str(tokenizer))

@@ -53,14 +53,13 @@ class View:
         return float(own or self.matrix["run"]["optimizer"]["lr"])
 
     def cells(self, method: str | None, size: str, density: float | None, lr: float | None = None) -> list[Cell]:
-        """Runs of a method; of the file's own learning rate unless another is asked for."""
+        """Runs of a method; at the rate tuned for it, else at the file's own, unless another is asked for."""
         density = 1.0 if method in self.dense_methods else density
+        found = [c for c in self.runs if (c["method"], c["size"], c["density"]) == (method, size, density)]
+        if lr is None and (tuned := [cell for cell in found if cell.get("tuned")]):
+            return tuned
         wanted = self.rate(size) if lr is None else lr
-        return [
-            cell
-            for cell in self.runs
-            if (cell["method"], cell["size"], cell["density"], cell["lr"]) == (method, size, density, wanted)
-        ]
+        return [cell for cell in found if cell["lr"] == wanted]
 
     def methods(self, size: str, density: float) -> list[str]:
         """Methods that were run at this size and density, dense included, in the file's order."""

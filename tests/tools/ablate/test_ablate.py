@@ -15,6 +15,7 @@ import pytest
 from pretrain.data.manifest import Manifest, manifest_path
 from tests.distributed import run_ranks
 from tests.tools.ablate import matrices
+from tools.ablate import plain
 from tools.ablate.__main__ import main
 from tools.ablate.cell import run as run_cell
 from tools.ablate.matrix import load_matrix
@@ -184,3 +185,16 @@ def test_two_ranks_of_a_launcher_measure_what_one_process_does(done, tmp_path: P
         for branch, same in zip(cell.get("branches", []), other.get("branches", []), strict=True):
             assert same["losses"].keys() == branch["losses"].keys()
             assert all(same["losses"][key] == pytest.approx(branch["losses"][key], abs=2e-3) for key in same["losses"])
+
+
+def test_plain_torch_trains_the_same(done):
+    matrix, said, _ = done
+    results = json.loads(Path(said["results"]).read_text())
+    through_deepspeed = {cell["name"]: cell for cell in results["cells"] if cell["kind"] == "run"}
+    for cell in load_matrix(matrix).cells:
+        if cell.kind == "run":
+            found, expected = plain.run(cell.config(Path("unused")), None), through_deepspeed[cell.name]
+            for key in ("validation_loss", "train_loss"):
+                assert found[key] == pytest.approx(expected[key], rel=1e-5), key
+            assert found["topology_updates"] == expected["topology_updates"] == 3
+            assert found["recycled"] == pytest.approx(expected["recycled"], abs=1e-5)

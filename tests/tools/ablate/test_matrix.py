@@ -22,7 +22,7 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
 
 
 def test_the_files_are_those_of_the_two_experiments():
-    assert [path.stem for path in FILES] == ["llama-quick", "llama", "tiles"]
+    assert [path.stem for path in FILES] == ["budget", "llama-quick", "llama", "tiles"]
 
 
 def test_masks_alone_tell_the_methods_of_tiles_apart():

@@ -1,0 +1,153 @@
+"""Questions of a matrix: rates are tuned first, rows are compared with the first of them, and the page says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.errors import ConfigError
+from tests.tools.ablate import made_up, matrices
+from tools.ablate import answers, pool, questions
+from tools.ablate.__main__ import main
+from tools.ablate.matrix import load_matrix
+from tools.ablate.view import View
+
+QUESTION = {
+    "asks": "Dense or sparse?", "equal": "bytes", "seeds": [0, 1],
+    "rows": [{"size": "tiny", "method": "dense"}, {"size": "tiny", "method": "SMET", "density": 0.25}],
+}  # fmt: skip
+PEER = {"method": "dense", "peer": {"name": "galore"}}
+SECTIONS: dict[str, Any] = {
+    "engine": "torch", "tune": {"seed": 9, "rates": [0.01, 0.02]}, "questions": {"bytes": QUESTION},
+    "methods": {"dense": {"method": "dense"}, "SMET": {"method": "smet"}},
+}  # fmt: skip
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    content = matrices.content("corpus", **{**SECTIONS, **changes})
+    del content["cells"], content["probe"], content["branches"]
+    path = folder / "asked.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def result(method: str, seed: int, loss: float | None, lr: float, tuned: bool = True, **more: Any) -> dict[str, Any]:
+    made = made_up.run(method, seed, 0.0, lr=lr)
+    return {
+        **made, "validation_loss": loss, "tuned": tuned, "bytes": {"total": 1000}, "train_cpu_seconds": 5.0,
+        "tokens": 2000, "active_weights": 100, "flops_per_token": 600, **more,
+    }  # fmt: skip
+
+
+def test_rows_wait_until_their_rate_is_known(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    first = load_matrix(path)
+    assert len(first.waiting) == 2
+    assert [(cell.method, cell.seed, cell.lr) for cell in first.cells] == [
+        ("dense", 9, 0.01), ("dense", 9, 0.02), ("SMET", 9, 0.01), ("SMET", 9, 0.02),
+    ]  # fmt: skip
+    assert all(cell.plain == {} and not cell.tuned for cell in first.cells)
+    tried = [result("dense", 9, loss, lr, False) for lr, loss in ((0.01, 4.0), (0.02, None))]
+    tried += [result("SMET", 9, loss, lr, False) for lr, loss in ((0.01, 4.0), (0.02, 3.0))]
+    half = load_matrix(path, tried[:3])
+    assert half.waiting == ["tiny SMET d0.25"] and [c.lr for c in half.cells if c.tuned] == [0.01, 0.01]
+    known = load_matrix(path, tried)
+    compared = [(cell.method, cell.seed, cell.lr) for cell in known.cells if cell.tuned]
+    assert known.waiting == [] and len(known.cells) == 8
+    assert compared == [("dense", 0, 0.01), ("SMET", 0, 0.02), ("dense", 1, 0.01), ("SMET", 1, 0.02)]
+
+
+def test_a_size_may_take_the_rate_of_another(tmp_path: Path) -> None:
+    sizes = {"tiny": {}, "long": {"train": {"steps": 40}, "tuned_at": "tiny"}}
+    asked = {**QUESTION, "rows": [{"size": "long", "method": "dense"}]}
+    path = written(tmp_path, sizes=sizes, questions={"long": asked})
+    assert {cell.size for cell in load_matrix(path).cells} == {"tiny"}
+    tried = [result("dense", 9, loss, lr, False) for lr, loss in ((0.01, 4.0), (0.02, 3.0))]
+    found = [cell for cell in load_matrix(path, tried).cells if cell.tuned]
+    assert [(cell.size, cell.lr) for cell in found] == [("long", 0.02)] * 2
+    assert found[0].config(tmp_path).train.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tune": {"seed": 0, "rates": [0.1]}}, "seed 0 is compared too, expected one that is held out"),
+        ({"tune": {}}, "expected seed and rates"),
+        ({"questions": {"x": {**QUESTION, "equal": "byte"}}}, "equal is 'byte', expected one of bytes, flops"),
+        ({"questions": {"x": {**QUESTION, "ask": ""}}}, "'ask' is not known (did you mean 'asks'?)"),
+        ({"questions": {"x": {**QUESTION, "rows": [{"size": "tiny", "method": "SMETT"}]}}}, "method is 'SMETT'"),
+        ({"questions": {"x": {**QUESTION, "rows": [{"size": "tiny", "method": "dense", "density": 0.5}]}}},
+         "density is 0.5 with a dense method"),
+        ({"sizes": {"tiny": {"tuned_at": "tinier"}}}, "tuned_at of tiny is 'tinier', expected a size"),
+        ({"engine": "jax"}, "engine is 'jax', expected one of deepspeed, torch"),
+        ({"methods": {**SECTIONS["methods"], "peer": {"method": "dense", "peer": {"name": "galor"}}}}, "peer is"),
+        ({"methods": {**SECTIONS["methods"], "peer": {"method": "dense", "peer": {"name": "galore", "ranks": 3}}}},
+         "peer.ranks is not known (did you mean 'rank'?)"),
+        ({"engine": "deepspeed", "methods": {**SECTIONS["methods"], "p": PEER}},
+         "expected the section engine: torch"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_when_the_file_is_read(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(written(tmp_path, **changes))
+    assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_only_what_is_asked_for(tmp_path: Path) -> None:
+    both = {"bytes": QUESTION, "quickly": {**QUESTION, "quick": True, "rows": QUESTION["rows"][:1]}}
+    path = written(tmp_path, questions=both)
+    assert {cell.method for cell in load_matrix(path, quick=True).cells} == {"dense"}
+    assert {cell.method for cell in load_matrix(path, only=["quickly"]).cells} == {"dense"}
+    with pytest.raises(ConfigError, match=r"asks no question 'byte' \(did you mean 'bytes'\?\)"):
+        load_matrix(path, only=["byte"])
+    with pytest.raises(ConfigError, match="marks no question as quick"):
+        load_matrix(written(tmp_path), quick=True)
+
+
+def view(cells: list[dict[str, Any]]) -> View:
+    found = made_up.results(cells)
+    found["matrix"].update(SECTIONS)
+    return View(found)
+
+
+def test_an_answer_compares_seed_by_seed_at_the_tuned_rates(tmp_path: Path) -> None:
+    cells = [result("dense", seed, 4.0 + seed / 10, 0.01) for seed in (0, 1)]
+    cells += [result("SMET", seed, 3.9 + seed / 10 + seed / 100, 0.02, bytes={"total": 1100}) for seed in (0, 1)]
+    cells += [result("SMET", 9, 1.0, 0.02, False), result("dense", 9, 1.0, 0.01, False)]  # of the tuning
+    made = answers.write(view(cells), tmp_path / "images" / "page")
+    text = "\n".join(made.sections)
+    assert "## Dense or sparse?" in text
+    assert "**tiny: SMET, d = 0.25 is best, -0.095 nats over tiny: dense (2 seeds, p = 0.033: significant).**" in text
+    assert "Equal are bytes at rest, but for tiny: SMET, d = 0.25 (1.10 of the first row)." in text
+    assert "| tiny: SMET, d = 0.25 | 0.02 | 1 | 0 | 5 | 20.0 | 3.9550 ± 0.0778 | -0.0950 | 0.033 | 2 |" in text
+    assert [path.stat().st_size > 5000 for path in made.images] == [True]
+
+
+def test_an_answer_says_when_nothing_beats_the_first(tmp_path: Path) -> None:
+    cells = [result("dense", seed, 4.0, 0.01) for seed in (0, 1)]
+    cells += [result("SMET", seed, 4.5, 0.02) for seed in (0, 1)]
+    ((question, rows),) = answers.answered(view(cells)).items()
+    assert answers.sentence(question, rows).startswith(
+        "Nothing beats tiny: dense; nearest is tiny: SMET, d = 0.25, +0.5"
+    )
+    ((question, rows),) = answers.answered(view(cells[:2])).items()
+    assert answers.sentence(question, rows) == "Only tiny: dense is done"
+
+
+def test_the_list_says_what_comes_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(written(tmp_path)), "--list", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "later tiny SMET d0.25: its learning rate is not tuned yet" in said and "4 cells, 0 done" in said
+
+
+def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "result.json").write_text("{")
+    with pytest.raises(Exception, match="cannot be read .*; remove .* to run the cell anew"):
+        pool.results_in(tmp_path)
+    (tmp_path / "cell" / "result.json").write_text(json.dumps(result("dense", 9, 1.0, 0.01, False)))
+    assert questions.best_rates(SECTIONS, pool.results_in(tmp_path)) == {}

@@ -1,0 +1,174 @@
+"""Answers to the questions of a matrix file: of each a sentence, a table and a figure, all from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..figures import style
+from .kinds import kind
+from .questions import EQUAL, Question, Row, questions
+from .statistics import Difference, Spread
+from .tables import markdown
+from .view import Cell, View
+
+UNEQUAL = 0.05
+"""What is to be equal is called so within this share of the first row's."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of a question, as far as its cells are done."""
+
+    row: Row
+    cells: list[Cell]
+    loss: Spread | None
+    over: Difference | None
+    """Its validation loss minus the first row's, seed by seed."""
+
+    @property
+    def name(self) -> str:
+        """For tables and figures."""
+        said = "" if self.row.density == 1.0 else f", d = {self.row.density:g}"
+        return f"{self.row.size}: {self.row.method}{said}"
+
+    def mean(self, read: Callable[[Cell], float | None]) -> float | None:
+        """Of a number of its cells."""
+        found = Spread.of([read(cell) for cell in self.cells])
+        return None if found is None else found.mean
+
+
+READ: Mapping[str, Callable[[Cell], float | None]] = {
+    "bytes": lambda cell: (cell.get("bytes") or {}).get("total"),
+    "flops": lambda cell: cell["flops_per_token"] * cell["tokens"] if "flops_per_token" in cell else None,
+    "seconds": lambda cell: cell.get("train_cpu_seconds"),
+    "tokens": lambda cell: cell.get("tokens"),
+}
+"""What of a cell is which of ``questions.EQUAL``."""
+
+
+def answered(view: View) -> dict[Question, list[Answer]]:
+    """Every question of which there is a row with a result."""
+    found = {question: [_answer(view, question, row) for row in question.rows] for question in questions(view.matrix)}
+    return {question: rows for question, rows in found.items() if any(row.loss for row in rows)}
+
+
+def _answer(view: View, question: Question, row: Row) -> Answer:
+    own, first = (_by_seed(view, question, one) for one in (row, question.rows[0]))
+    losses = {seed: cell["validation_loss"] for seed, cell in own.items() if cell["validation_loss"] is not None}
+    base = {seed: cell["validation_loss"] for seed, cell in first.items() if cell["validation_loss"] is not None}
+    over = None if row == question.rows[0] else Difference.of(losses, base)
+    return Answer(row, list(own.values()), Spread.of(list(losses.values())), over)
+
+
+def _by_seed(view: View, question: Question, row: Row) -> dict[int, Cell]:
+    cells = view.cells(row.method, row.size, row.density, row.lr)
+    return {cell["seed"]: cell for cell in cells if cell["seed"] in question.seeds}
+
+
+@dataclass(frozen=True)
+class Written:
+    """The part of the page, and its figures."""
+
+    sections: list[str]
+    images: list[Path]
+
+
+def write(view: View, prefix: Path) -> Written:
+    """Answer all that is known; figures are written beside ``prefix``."""
+    parts: list[str] = []
+    images: list[Path] = []
+    for question, rows in answered(view).items():
+        path = prefix.with_name(f"{prefix.name}-{question.name}.png")
+        message = sentence(question, rows)
+        _draw(view, question, rows, message, path)
+        parts += [f"## {question.asks}", f"**{message}.** {_equality(question, rows)}", _table(rows),
+                  f"![{message}](images/{path.name})"]  # fmt: skip
+        images.append(path)
+    return Written(parts, images)
+
+
+def sentence(question: Question, rows: Sequence[Answer]) -> str:
+    """What is best of them, and by how much."""
+    known = [row for row in rows if row.loss is not None]
+    best = min(known, key=lambda row: row.loss.mean if row.loss else 0.0)
+    first = rows[0]
+    if best is first or first.loss is None:
+        rivals = [row for row in known if row is not best and row.over is not None]
+        if not rivals:
+            return f"Only {best.name} is done"
+        near = min(rivals, key=lambda row: row.over.mean if row.over else 0.0)
+        assert near.over is not None
+        return f"Nothing beats {best.name}; nearest is {near.name}, {near.over.mean:+.3f} nats ({near.over.verdict()})"
+    assert best.over is not None
+    return f"{best.name} is best, {best.over.mean:+.3f} nats over {first.name} ({best.over.verdict()})"
+
+
+def _equality(question: Question, rows: Sequence[Answer]) -> str:
+    """Whether what is to be equal is so."""
+    read = READ[question.equal]
+    known = {row.name: value for row in rows if (value := row.mean(read)) is not None}
+    first = rows[0].mean(read)
+    if first is None:
+        return f"Equal {EQUAL[question.equal]} were asked for, and not measured."
+    off = {name: value / first for name, value in known.items() if abs(value / first - 1) > UNEQUAL}
+    said = f"Equal are {EQUAL[question.equal]}"
+    if not off:
+        return f"{said}, within {100 * UNEQUAL:.0f} % of {rows[0].name}'s."
+    return f"{said}, but for {', '.join(f'{name} ({ratio:.2f} of the first row)' for name, ratio in off.items())}."
+
+
+def _table(rows: Sequence[Answer]) -> str:
+    heads = ["model", "rate", "kB at rest", "GFLOP per run", "CPU s", "tokens per active weight", "validation loss",
+             "over the first", "p", "seeds"]  # fmt: skip
+    return markdown(heads, [_line(row) for row in rows])
+
+
+def _line(row: Answer) -> list[str]:
+    rates = sorted({cell["lr"] for cell in row.cells})
+    share = row.mean(lambda cell: cell["tokens"] / cell["active_weights"] if cell.get("active_weights") else None)
+    return [
+        row.name,
+        ", ".join(f"{rate:g}" for rate in rates) or "-",
+        _number(row.mean(READ["bytes"]), 1e3, "{:,.0f}"),
+        _number(row.mean(READ["flops"]), 1e9, "{:,.0f}"),
+        _number(row.mean(READ["seconds"]), 1.0, "{:,.0f}"),
+        _number(share, 1.0, "{:.1f}"),
+        "-" if row.loss is None else row.loss.text(4),
+        "-" if row.over is None else f"{row.over.mean:+.4f}",
+        "-" if row.over is None or row.over.p is None else f"{row.over.p:.2g}",
+        str(row.loss.count if row.loss else 0),
+    ]
+
+
+def _number(value: float | None, unit: float, form: str) -> str:
+    return "-" if value is None else form.format(value / unit)
+
+
+def _draw(view: View, question: Question, rows: Sequence[Answer], message: str, path: Path) -> None:
+    known = [row for row in rows if row.loss is not None]
+    methods: Mapping[str, Any] = view.matrix.get("methods") or {}
+    below = f"equal {EQUAL[question.equal]}; small dots: seeds; line: one standard deviation; full circle: p < 5 %"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with style.picture(path, (8.0, 1.4 + 0.3 * len(known)), message, below) as figure:
+        axis = figure.subplots()
+        for place, row in enumerate(known):
+            assert row.loss is not None
+            color = style.COLORS[kind(methods.get(row.row.method) or {})]
+            values = [cell["validation_loss"] for cell in row.cells if cell["validation_loss"] is not None]
+            axis.errorbar(row.loss.mean, place, xerr=row.loss.deviation or 0.0, color=color, elinewidth=1.6, zorder=3)
+            axis.plot(values, [place] * len(values), ".", color=style.MUTED, markersize=3.5, zorder=5)
+            full = row.over is not None and row.over.significant
+            axis.plot(row.loss.mean, place, "o", markersize=7, zorder=4, markeredgecolor=color, markeredgewidth=1.6,
+                      color=color if full else "white")  # fmt: skip
+        if known[0].loss is not None:
+            axis.axvline(known[0].loss.mean, color=style.MUTED, linewidth=0.9, zorder=1)
+        axis.set_yticks(range(len(known)), [row.name for row in known])
+        axis.tick_params(axis="y", length=0)
+        axis.set_ylim(len(known) - 0.4, -0.6)
+        axis.grid(False)
+        axis.grid(True, axis="x")
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel("validation loss (nats per token)")

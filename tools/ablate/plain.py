@@ -1,0 +1,190 @@
+"""A cell in plain torch: one process without an engine, so that any optimizer can train it, and starts are quick.
+
+What trains sparse models here is ``smet`` itself. No checkpoints are kept: a cell that was stopped begins anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.build import build_optimizer
+from pretrain.config import RunConfig
+from pretrain.data.corpus import open_corpus
+from pretrain.data.loader import BatchLoader
+from pretrain.data_specs import blend_spec, training_spec
+from pretrain.evaluate import evaluate
+from pretrain.layout import Layout
+from pretrain.models import family_of
+from pretrain.models.init import initialize
+from pretrain.parallel.part import Builder
+from pretrain.precision import DTYPES
+from pretrain.products import micro_batch
+from pretrain.schedule import learning_rate
+from pretrain.stopping import REQUEST
+from smet import MaskBank, TopologyController, UpdateReport, parameter_groups
+from smet.linear import SparseLinear, sparse_layers
+from smet.measured import measure as measure_products
+from smet.store import LocalStore
+
+from . import peers
+from .live import bytes_of, layer_flops
+
+ALONE = Layout(1, 0, 1, 0, torch.device("cpu"), data_group=None, control=None)
+
+
+@dataclass
+class Subject:
+    """What is trained, and by what."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    set_rate: Callable[[float], None]
+    before_step: Callable[[], None]
+    after_step: Callable[[], UpdateReport | None]
+    kept: Callable[[], Iterator[Tensor]]
+    """Tensors of masks that the model does not hold itself."""
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor) -> float:
+        """Of token ids ``(b, s + 1)``, as ``Engine.loss``."""
+        self.model.eval()
+        try:
+            return float(self.model.loss(tokens))  # type: ignore[operator]
+        finally:
+            self.model.train()
+
+
+def run(config: RunConfig, peer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Train, judge and measure one cell; None if it was asked to stop before its end.
+
+    Raises:
+        UserError: bad data, or settings that cannot be built.
+    """
+    batch = config.train.global_batch_size
+    accumulation = config.accumulation(1)
+    subject = build(config, peer)
+    corpus = open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed)
+    loader = BatchLoader(corpus, config.train.micro_batch_size, accumulation, 0, 1)
+    losses: list[float] = []
+    reports: list[UpdateReport] = []
+    held: dict[str, int] = {}
+    begin, spent = time.perf_counter(), time.process_time()
+    try:
+        for step in range(config.train.steps):
+            if REQUEST.why():
+                return None
+            subject.set_rate(learning_rate(step, config.optimizer, config.train.steps))
+            losses.append(_gradients(subject, loader.batches(step * batch), config.optimizer.gradient_clipping))
+            if not math.isfinite(losses[-1]):
+                break
+            if step == 1:  # with the gradients, and the state that the first step has made
+                held = bytes_of(subject.model, subject.optimizer, subject.kept())
+            subject.optimizer.step()
+            report = subject.after_step()
+            if report is not None:
+                reports.append(report)
+    finally:
+        loader.close()
+    seconds = {"train_seconds": time.perf_counter() - begin, "train_cpu_seconds": time.process_time() - spent}
+    return {
+        **_judged(subject, config, losses), **{key: round(value, 2) for key, value in seconds.items()},
+        "bytes": held, **layer_flops(subject.model, config.sparsity), **_topology(reports),
+    }  # fmt: skip
+
+
+def build(config: RunConfig, peer: Mapping[str, Any] | None = None) -> Subject:
+    """Model and optimizer: a peer's over the dense model, else ``smet``'s over the sparse one, or over the dense one.
+
+    Raises:
+        UserError: see ``run``.
+    """
+    dtype = DTYPES[config.train.precision]
+    if config.sparsity.method != "dense":
+        return _sparse(config, dtype)
+    model = family_of(config.model).model.Model(config.model)
+    initialize(model, config.model, seed=config.train.seed)
+    model.to(dtype)
+    if peer:
+        optimizer = peers.optimizer_of(model, peer, config)
+    else:
+        optimizer = _own(config, parameter_groups(model, config.sparsity, config.optimizer.weight_decay))
+    return Subject(model, optimizer, lambda rate: peers.set_rate(optimizer, rate), _nothing, _nothing, lambda: iter(()))
+
+
+def _sparse(config: RunConfig, dtype: torch.dtype) -> Subject:
+    model = Builder(config, ALONE).whole().to(dtype)
+    optimizer = _own(config, parameter_groups(model, config.sparsity, config.optimizer.weight_decay))
+    bank = MaskBank(model, None)
+    topology = TopologyController(model, config.sparsity, LocalStore(optimizer, None), bank, config.train.steps)
+    layers: Mapping[str, SparseLinear] = sparse_layers(model)
+    measure_products(layers.values(), *micro_batch(config), lambda value: [value], True)
+    return Subject(
+        model, optimizer, lambda rate: peers.set_rate(optimizer, rate), topology.before_step, topology.after_step,
+        lambda: iter(bank.tensors()),
+    )  # fmt: skip
+
+
+def _own(config: RunConfig, groups: list[dict[str, Any]]) -> Any:
+    optimizer = build_optimizer(groups, config)
+    optimizer.external_clock, optimizer._running = False, True
+    return optimizer
+
+
+def _nothing() -> None:
+    """Where no topology changes."""
+
+
+def _gradients(subject: Subject, batches: list[Tensor], clipping: float) -> float:
+    """Gradients of one step, clipped; the loss."""
+    subject.optimizer.zero_grad()
+    subject.before_step()
+    total = 0.0
+    for tokens in batches:
+        loss: Tensor = subject.model.loss(tokens) / len(batches)  # type: ignore[operator]
+        loss.backward()
+        total += float(loss.detach())
+    if clipping:
+        torch.nn.utils.clip_grad_norm_(subject.model.parameters(), clipping)
+    return total
+
+
+def _judged(subject: Subject, config: RunConfig, losses: list[float]) -> dict[str, Any]:
+    """Losses as ``summary`` has them, the validation loss measured now."""
+    from .summary import CURVE_POINTS, TAIL
+
+    size = math.ceil(len(losses) / CURVE_POINTS)
+    pieces = [losses[start : start + size] for start in range(0, len(losses), size)]
+    found = None
+    if math.isfinite(losses[-1]) and config.data.validation:
+        corpus = open_corpus(blend_spec(config.data.validation), config.data.seq_length, config.data.seed)
+        loader = BatchLoader(corpus, config.train.micro_batch_size, 1, 0, 1)
+        try:
+            found = evaluate(subject, loader, config.evaluation.samples, ALONE)["validation_loss"]  # type: ignore[arg-type]
+        finally:
+            loader.close()
+    return {
+        "steps": len(losses),
+        "tokens": len(losses) * config.train.global_batch_size * config.data.seq_length,
+        "train_loss": round(fmean(losses[-TAIL:]), 5),
+        "validation_loss": None if found is None or not math.isfinite(found) else round(found, 6),
+        "loss_curve": [[min((n + 1) * size, len(losses)), round(fmean(piece), 5)] for n, piece in enumerate(pieces)],
+    }
+
+
+def _topology(reports: list[UpdateReport]) -> dict[str, Any]:
+    shares = [
+        after.recycled / before.grown for before, after in zip(reports, reports[1:], strict=False) if before.grown
+    ]
+    moved = [report.grown for report in reports]
+    return {
+        "topology_updates": len(reports), "recycled": round(fmean(shares), 5) if shares else None,
+        "moved": sum(moved), "updates": [], "changes": [],
+    }  # fmt: skip
