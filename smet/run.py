@@ -17,6 +17,7 @@ from smet.carried import complete, watch_state_dicts
 from smet.controller import TopologyController
 from smet.dtensors import is_cut
 from smet.errors import ConfigError
+from smet.experts import SparseExpert
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
@@ -155,7 +156,8 @@ def _choose_products(run: Run, tokens: int | None, dtype: torch.dtype | None) ->
 
     dtype = dtype or next((layer.values.dtype for layer in layers.values()), torch.float32)
     first = group is None or dist.get_rank(group) == 0
-    for line in measure(layers.values(), tokens, dtype, gather, first).describe():
+    multiplying = [layer for layer in layers.values() if not isinstance(layer, SparseExpert)]  # those are only read
+    for line in measure(multiplying, tokens, dtype, gather, first).describe():
         say(f"smet: {line}")
 
 

@@ -261,3 +261,12 @@ def test_first_masks_may_ask_the_dense_model_where_every_expert_is_asked() -> No
             for number, matrix in enumerate(parameter):
                 weight = weights[f"{name}_stack.{number}"]
                 assert torch.equal(weight, matrix * (weight != 0)) and int((weight != 0).sum()) == matrix.numel() // 2
+
+
+def test_a_model_of_which_experts_alone_are_sparse_measures_no_products() -> None:
+    model = build()
+    report = smet.sparsify(model, density=0.5, include=("*experts*",), quiet=True)
+    assert len(report.layers) == 8
+    run = smet.attach(smet.AdamW(model), total_steps=4, tokens=16)
+    assert all(layer.decided is None for layer in report.layers.values())
+    run.detach()

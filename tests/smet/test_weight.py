@@ -36,6 +36,13 @@ def test_what_is_computed_from_it_trains_the_values(density: float, transposed: 
         torch.testing.assert_close(one, other)
 
 
+def test_who_asks_for_the_gradient_of_the_values_gets_it_also_where_the_weight_is_read() -> None:
+    layer, given = layer_of(), []
+    layer.values_sink = lambda _, gradient: given.append(gradient.clone())
+    F.linear(torch.randn(5, 12), layer.weight).sum().backward()
+    assert len(given) == 1 and torch.equal(given[0], layer.values.grad) and bool(given[0].any())
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_what_would_be_lost_is_refused(density: float) -> None:
     layer = layer_of(density)
