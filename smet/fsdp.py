@@ -64,6 +64,7 @@ class FsdpStore(LocalStore):
                     f"{name} is not cut, so that nobody averages its gradient over ranks; call fully_shard on the whole"
                     " model after its blocks, without ignored_params"
                 )
+            dtensors.require_range(name, param)
             if id(param) not in held:
                 raise ConfigError(
                     f"{name} is not in the optimizer; make the optimizer after fully_shard, of this model"

@@ -51,7 +51,7 @@ class Length:
         return 2 * self.interval + 2
 
 
-SHORT, LONG = Length(24, 4), Length(60, 10)
+SHORT, LONG = Length(16, 4), Length(60, 10)
 KINDS: dict[str, dict[str, Any]] = {
     "smet": {"method": "smet"},
     "smet-rigl": {"method": "smet-rigl"},
@@ -132,9 +132,9 @@ class Loop:
 
 def shard(model: nn.Module, **options: Any) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for block in model.layers:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh, **options)
-    fully_shard(model, mesh=mesh, **options)
+    for module in (*model.layers, model):  # type: ignore[misc]
+        fully_shard(module, mesh=mesh, **options)
+        module.set_force_sum_reduction_for_comms(True)  # in some releases gloo's averages of gradients are sums
 
 
 def plain(state: Any) -> Any:
@@ -216,6 +216,27 @@ def exchanged(settings: dict[str, Any], length: Length, folder: Path) -> dict[st
     return {**found, "there and back": [*parts, loop.parts(), back.parts()]}
 
 
+def by_two(folder: Path) -> dict[str, Any]:
+    """Half of a run, saved."""
+    loop = Loop(KINDS["momentum, masks whole"])
+    loop.train(0, SHORT.half)
+    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(loop.model, loop.optimizer), strict=True)),
+             checkpoint_id=folder)  # fmt: skip
+    return loop.whole()
+
+
+def by_three(folder: Path) -> dict[str, Any]:
+    """The rest of it on ranks that cut everything elsewhere."""
+    loop = Loop(KINDS["momentum, masks whole"], seed=7)
+    state = dict(zip(("model", "optimizer"), get_state_dict(loop.model, loop.optimizer), strict=True))
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(loop.model, loop.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    loaded = loop.whole()
+    loop.train(SHORT.half, SHORT.steps)
+    lengths = {name: part.numel() for name, part in loop.parts().items()}
+    return {"loaded": loaded, "lengths": lengths, "digests": loop.digests, "whole": loop.whole()}
+
+
 def accumulated(settings: dict[str, Any], sync: bool, skip: bool, cut: bool = True) -> dict[str, Tensor]:
     """Two micro-batches to a step; the first may be kept from being summed over ranks; steps may be left out."""
     loop = Loop(settings, Length(60, 2), cut=cut)
@@ -241,14 +262,14 @@ def by_dense_adamw() -> tuple[list[float], list[float]]:
     groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.05},
               {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
     optimizer, losses = torch.optim.AdamW(groups, lr=5e-3), []
-    for step in range(12):
+    for step in range(8):
         loss = model(*(part.chunk(dist.get_world_size())[dist.get_rank()] for part in batch(step, 0)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return ours.train(0, 12), losses
+    return ours.train(0, 8), losses
 
 
 def bytes_at_rest(half: bool) -> dict[str, Any]:
