@@ -252,6 +252,28 @@ def accumulated(settings: dict[str, Any], sync: bool, skip: bool, cut: bool = Tr
     return {**loop.parts(), "digests": torch.tensor([list(bytes.fromhex(digest)) for digest in loop.digests])}
 
 
+def one_rank_differs() -> dict[str, Any]:
+    """Steps and masks where one rank's gradient overflows; and what is said of gradients that only some ranks have."""
+    loop, clock, said = Loop({"method": "smet-rigl"}), [], []
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
+    for step in range(6):
+        scaler.scale(loop.loss(step)).backward()
+        if step == 3 and dist.get_rank() == 1:
+            gradient = loop.model.get_submodule("layers.0.up_proj").values.grad
+            assert isinstance(gradient, Tensor)
+            own(gradient)[0] = float("inf")
+        scaler.step(loop.optimizer)
+        scaler.update()
+        loop.optimizer.zero_grad()
+        clock.append(loop.optimizer.steps_done)
+    loop.loss(7).backward()
+    for rank in (1, 0):
+        if dist.get_rank() == rank:
+            loop.optimizer.zero_grad()
+        said.append(loop.run.topology.store.has_gradients())
+    return {"clock": clock, "digests": loop.digests, "said": said}
+
+
 def by_dense_adamw() -> tuple[list[float], list[float]]:
     """Losses at density 1, and of torch's own layers and optimizer."""
     ours = Loop({"density": 1.0})

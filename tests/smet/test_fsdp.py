@@ -36,6 +36,7 @@ from tests.smet.fsdp_runs import (
     by_two,
     bytes_at_rest,
     exchanged,
+    one_rank_differs,
     precise,
     refusal,
     resumed,
@@ -58,7 +59,7 @@ HALVES: dict[str, dict[str, Any]] = {
 
 def session(folder: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {kind: trained(kind, SHORT, folder) for kind in ("smet", "smet-rigl")}
-    found["dense"] = by_dense_adamw()
+    found["dense"], found["one differs"] = by_dense_adamw(), one_rank_differs()
     found["bytes"] = {half: bytes_at_rest(half) for half in (False, True)}
     found["refused"] = refused()
     return found
@@ -169,6 +170,14 @@ def test_gradients_of_micro_batches_that_torch_has_not_summed_count() -> None:
         assert len(together["digests"]) == 3 and len(together_skipped["digests"]) == 2
         for ours, alone in zip((together, together_skipped), rank["accumulated alone"], strict=True):
             assert torch.equal(ours["digests"], alone)
+
+
+def test_ranks_decide_alike_where_one_of_them_sees_something_else() -> None:
+    """A step that overflows on one rank is left out on all; gradients that one of them has are there for all."""
+    first, second = (rank["one differs"] for rank in results(SHORT))
+    assert first == second
+    assert first["clock"] == [1, 2, 3, 3, 4, 5] and len(first["digests"]) == 1
+    assert first["said"] == [True, False]
 
 
 def test_density_1_is_dense_adamw() -> None:
