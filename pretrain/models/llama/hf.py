@@ -153,5 +153,6 @@ def _with_defaults(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         # Its validation raises classes of several libraries; each means a value that LLaMA cannot have.
         reason = re.sub(r"\b[A-Z]\w+Error: ", "", " ".join(str(error).split())) or "without a reason"
+        reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("NoneType", "null")
         raise ConfigError(f"{path} is refused by transformers: {reason}") from None
     return given

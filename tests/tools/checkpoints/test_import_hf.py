@@ -278,6 +278,7 @@ MISTAKES: list[tuple[Any, list[Any], str]] = [
     (lambda f: change_config(f, quantization_config={"bits": 4}), [], "dequantize the model first"),
     (lambda f: change_config(f, hidden_size="many"), [], "refused by transformers"),
     (lambda f: change_config(f, max_position_embeddings={}), [], "expected int, got dict"),
+    (lambda f: change_config(f, head_dim={}), [], "doesn't match any type in (int, null)"),
     (lambda f: (f / "config.json").write_text("{"), [], "config.json cannot be read"),
     (lambda f: (f / "config.json").write_text("1e3"), [], "config.json holds no object but '1000.0'"),
     (drop_weight, [], "model.norm.weight is missing"),
