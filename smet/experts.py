@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from smet.linear import SparseLinear
+from smet.stacked import are_alike, stacked
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
 """Parameters of an experts module that hold a matrix per expert."""
@@ -63,7 +64,12 @@ class ExpertStack(nn.Module):
 
     def forward(self, first: int = 0, last: int | None = None) -> Tensor:
         """What the parameter would be, or its slices from ``first`` to before ``last``; made anew at each call."""
-        weights = [expert() for expert in list(self.children())[first:last]]
+        experts = list(self.children())[first:last]
+        sparse = [expert for expert in experts if isinstance(expert, SparseExpert)]
+        if len(sparse) == len(experts) and are_alike(sparse):
+            together = stacked(sparse)
+            return together.transpose(1, 2).contiguous() if self.turned else together
+        weights = [expert() for expert in experts]
         return torch.stack([weight.t() for weight in weights] if self.turned else weights)
 
 
