@@ -200,6 +200,7 @@ class TopologyController:
             ConfigError: the clock has run past an update since the last call, another controller has taken the
                 optimizer over, or masks and optimizer state were loaded from different steps.
         """
+        self.store.settle()
         self.take_position()
         optimizer, ticks = self.store.optimizer, self.store.ticks()
         stepped, self._ticks = ticks != self._ticks, ticks

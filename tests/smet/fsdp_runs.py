@@ -72,16 +72,19 @@ class Loop:
         half: bool = False,
         formula: str = "adamw",
         policy: MixedPrecisionPolicy | None = None,
+        checkpointing: bool = False,
+        keep: bool = False,
     ):
         config = Case(0, settings=(("update_interval", length.interval), *settings.items())).config()
         torch.manual_seed(seed)
-        self.model: nn.Module = Tiny()
+        self.model: Any = Tiny(checkpointing)
         smet.sparsify(self.model, config, quiet=True)
         if half:
             self.model.bfloat16()
         self.cut = cut
         if cut:
-            shard(self.model, mp_policy=policy or MixedPrecisionPolicy())
+            shard(self.model, mp_policy=policy or MixedPrecisionPolicy(), reshard_after_forward=False if keep else None)
+            self.model.set_reshard_after_backward(not keep)
         self.optimizer: ModelOptimizer = (
             smet.AdamW(self.model, lr=5e-3, weight_decay=0.05)
             if formula == "adamw"
@@ -97,7 +100,7 @@ class Loop:
         parts = batch(step, micro)
         if self.cut:
             parts = tuple(part.chunk(dist.get_world_size())[dist.get_rank()] for part in parts)  # type: ignore[assignment]
-        return self.model(*parts)  # type: ignore[no-any-return]
+        return self.model(*parts)
 
     def train(self, first: int, last: int) -> list[float]:
         losses = []

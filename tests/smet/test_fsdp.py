@@ -70,6 +70,9 @@ def long_session(folder: str) -> dict[Any, Any]:
     rigl = KINDS["smet-rigl"]
     found["accumulated"] = [accumulated(rigl, sync, skip) for sync in (True, False) for skip in (False, True)]
     found["accumulated alone"] = [accumulated(rigl, True, skip, cut=False)["digests"] for skip in (False, True)]
+    others: list[dict[str, Any]] = [{}, {"checkpointing": True}, {"keep": True}]
+    found["same"] = [Loop(rigl, **options).train(0, 10) for options in others]
+    found["same"].append(Loop({**rigl, "weight_residency": "dense"}).train(0, 10))
     found["precise"] = {name: precise(**options) for name, options in HALVES.items()}
     return found
 
@@ -178,6 +181,14 @@ def test_ranks_decide_alike_where_one_of_them_sees_something_else() -> None:
     assert first == second
     assert first["clock"] == [1, 2, 3, 3, 4, 5] and len(first["digests"]) == 1
     assert first["said"] == [True, False]
+
+
+@pytest.mark.slow
+def test_neither_checkpointing_nor_what_is_kept_gathered_changes_anything() -> None:
+    """Also where nobody gives back what was gathered for a step: its successor sees new weights."""
+    for rank in results(LONG):
+        plain, *others = rank["same"]
+        assert all(losses == plain for losses in others)
 
 
 def test_density_1_is_dense_adamw() -> None:
