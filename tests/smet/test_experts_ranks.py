@@ -1,4 +1,4 @@
-"""Experts on two ranks: what DistributedDataParallel and ZeRO 1 and 3 train is what one process trains."""
+"""Experts on two ranks: what DistributedDataParallel, fully_shard and ZeRO 1 and 3 train is what one process trains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import smet
@@ -15,7 +17,8 @@ from tests.smet.test_experts import build
 
 STEPS = 6
 RUNS: tuple[tuple[Any, str], ...] = (
-    ("alone", "random"), ("ddp", "random"), (1, "random"), (3, "random"), ("alone", "gradient"), (3, "gradient"),
+    ("alone", "random"), ("ddp", "random"), ("fsdp", "random"), (1, "random"), (3, "random"),
+    ("alone", "gradient"), (3, "gradient"),
 )  # fmt: skip
 """What trains, and how weights grow."""
 
@@ -24,10 +27,14 @@ def train(engine: Any, growth: str) -> tuple[list[float], str, int]:
     """(losses over all ranks, digest of the masks, gathered elements of experts at rest)."""
     model = build()
     smet.sparsify(model, density=0.4, update_interval=2, stop_fraction=1.0, warmup_steps=2, growth=growth, quiet=True)
+    if engine == "fsdp":
+        mesh = init_device_mesh("cpu", (2,))
+        for part in (*model.model.layers, model):
+            fully_shard(part, mesh=mesh)
     optimizer, trained = smet.AdamW(model, lr=1e-2), model
     if engine == "ddp":
         trained = DistributedDataParallel(model)
-    elif engine != "alone":
+    elif engine in (1, 3):
         import deepspeed
 
         config = {
@@ -36,14 +43,14 @@ def train(engine: Any, growth: str) -> tuple[list[float], str, int]:
             "zero_optimization": {"stage": engine, "stage3_param_persistence_threshold": 0},
         }  # fmt: skip
         trained, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    handle = optimizer if engine in ("alone", "ddp") else trained
+    handle = trained if engine in (1, 3) else optimizer
     run = smet.attach(handle, STEPS, replicas=None if engine == "alone" else "all")
     losses = []
     for step in range(STEPS):
         ids = torch.randint(3, 64, (4, 6), generator=torch.Generator().manual_seed(step % 2))
         ids = ids if engine == "alone" else ids.chunk(2)[dist.get_rank()]
         loss = trained(input_ids=ids, labels=ids).loss
-        if engine in ("alone", "ddp"):
+        if engine not in (1, 3):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
