@@ -148,6 +148,10 @@ def unstacked(model: nn.Module, stacks: Iterable[tuple[nn.Module, ExpertStack]])
 
 def lend(module: nn.Module, *_: object) -> None:
     """Let the attributes of ``module`` be the stacks' weights."""
+    if torch.compiler.is_compiling():
+        from smet import untraced
+
+        return untraced.call(lend, module)
     stacks = stacks_in(module)
     for stack in stacks:
         vars(module)[stack.of] = stack()
@@ -159,6 +163,10 @@ def lend(module: nn.Module, *_: object) -> None:
 
 def take_back(module: nn.Module, *_: object) -> None:
     """The end of that."""
+    if torch.compiler.is_compiling():
+        from smet import untraced
+
+        return untraced.call(take_back, module)
     if (kept := vars(module).pop(_KEPT, None)) is not None:
         kept.__exit__(None, None, None)
     for stack in stacks_in(module):

@@ -270,3 +270,16 @@ def test_a_model_of_which_experts_alone_are_sparse_measures_no_products() -> Non
     run = smet.attach(smet.AdamW(model), total_steps=4, tokens=16)
     assert all(layer.decided is None for layer in report.layers.values())
     run.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:Dynamo")
+def test_a_compiled_model_computes_alike_and_nobody_traces_into_what_is_lent() -> None:
+    model = build()
+    smet.sparsify(model, density=0.5, quiet=True)
+    expected = loss_of(model, tokens())
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    found = loss_of(torch.compile(model, backend="eager"), tokens())
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found, list(model.parameters())), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
