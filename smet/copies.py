@@ -22,6 +22,8 @@ from torch import Tensor
 from smet.agreement import fingerprint
 from smet.dtensors import own
 from smet.errors import ConfigError
+from smet.kernels.watched import watched
+from smet.tickets import ticket_for
 
 if TYPE_CHECKING:
     from smet.linear import SparseLinear
@@ -56,9 +58,10 @@ def deep_copy(layer: SparseLinear, memo: dict[int, Any]) -> SparseLinear:
     """``copy.deepcopy(layer)``, remembered. What belongs to the run of the original stays there."""
     twin = type(layer).__new__(type(layer))
     memo[id(layer)] = twin
-    own = {**layer.__dict__, "gradient_sink": None, "values_sink": None, "_dense": None, "_dense_key": None}
+    own = {**layer.__getstate__(), "gradient_sink": None, "values_sink": None, "_dense": None, "_dense_key": None}
     twin.__dict__.update(copy.deepcopy(own, memo))
-    if layer.mask is not None and layer.source is None and not layer.values.is_meta:
+    twin.ticket = ticket_for(twin)
+    if layer.mask is not None and layer.source is None and not watched(twin.values, twin.values):
         record = _Record(weakref.ref(layer))
         record.take(twin)
         _records[twin] = record

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet import compute, copies, kernels, loading
+from smet import compute, copies, kernels, loading, products
 from smet.distribution import effective_density
 from smet.errors import ConfigError
+from smet.kernels.watched import watched
 from smet.mask import MaskPart, TileGrid, count_active, pack, unpack
 from smet.permutation import NONE as UNPERMUTED
+from smet.tickets import ticket_for
 from smet.weight import readable_weight
 
 
@@ -87,6 +89,8 @@ class SparseLinear(nn.Module):
         """Who else wants the dense gradient (canonical) of every backward pass; see ``smet.growth``."""
         self.values_sink: Callable[[SparseLinear, Tensor], None] | None = None
         """Who else wants the gradient of the values, whoever computes it."""
+        self.ticket = ticket_for(self)
+        """What operators are given in its place."""
 
     @property
     def density(self) -> float:
@@ -237,23 +241,29 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x`` ``(..., in_features)``; returns ``(..., out_features)``."""
-        copies.require_whole(self)
         values: Tensor = self.values
-        call = _call
-        if torch.compiler.is_compiling():  # our kernels are no graph: tracing into them only breaks it, and warns of it
-            from smet import untraced
+        by: Any = products
+        if watched(x, values):  # kernels are no graph: tracing into them only breaks it
+            from smet import operators
 
-            call = untraced.call
+            by = operators
         inputs, outputs = self.orders
-        x = x if inputs is None else call(inputs.read, x)
-        if torch.is_autocast_enabled(x.device.type):
+        x = x if inputs is None else by.read(inputs, x)
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, values = x.to(dtype), values.to(dtype)
-        y = call(_SparseMatmul.apply, x, values, self)
-        y = y if outputs is None else call(outputs.write, y)
+        y: Tensor = by.product(self, x, values)
+        y = y if outputs is None else by.write(outputs, y)
         if self.behind_product is not None:
             y = self.behind_product(y)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "ticket"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.ticket = ticket_for(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
         """A copy that is told apart from an average; see ``smet.copies``."""
@@ -292,41 +302,9 @@ class SparseLinear(nn.Module):
         )
 
 
-def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return function(*arguments)
-
-
 def _written(tensor: Tensor) -> int:
     """How often a tensor was written in place; inference tensors do not count that, nor do they change in training."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-class _SparseMatmul(torch.autograd.Function):
-    """Linear map whose products are made by whoever serves the layer; what they need of it lives only inside them."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseLinear) -> Tensor:
-        ctx.save_for_backward(x, values)
-        ctx.layer = layer
-        with torch.amp.autocast(x.device.type, enabled=False):
-            return compute.choose(layer, x).forward(layer, x, values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, values = ctx.saved_tensors
-        layer, grad = ctx.layer, grads[0]
-        # Who differentiates the backward pass itself needs products that leave a graph.
-        chosen = compute.dense_backend() if torch.is_grad_enabled() else compute.choose(layer, x)
-        grad_x = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_x = chosen.input_gradient(layer, grad, values)
-        if ctx.needs_input_grad[1]:
-            # Whoever grows weights by the dense gradient needs all of it, which only the dense backend makes.
-            by = chosen if layer.gradient_sink is None else compute.dense_backend()
-            grad_values = layer.without_closed(by.values_gradient(layer, x, grad))
-            if layer.values_sink is not None:
-                layer.values_sink(layer, grad_values)
-        return grad_x, grad_values, None
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:

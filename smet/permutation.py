@@ -23,6 +23,7 @@ from torch.utils.weak import TensorWeakRef
 
 from smet.kernels.reorder import reorder
 from smet.mask import combined_digest
+from smet.tickets import ticket_for
 
 if TYPE_CHECKING:
     from smet.config import SmetConfig
@@ -34,6 +35,8 @@ class Order:
     def __init__(self, features: Tensor):
         self.features = features
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.ticket = ticket_for(self)
+        """What operators are given in its place."""
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """It and its inverse there, int32."""

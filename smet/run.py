@@ -24,6 +24,7 @@ from smet.optim.front import ModelOptimizer
 from smet.say import say
 from smet.settings import settings_of, unwrapped
 from smet.store import LocalStore, ParameterStore
+from smet.tickets import ticket_for
 from smet.update import UpdateReport
 
 Replicas = dist.ProcessGroup | Literal["all"] | None
@@ -80,10 +81,24 @@ class _BeforeForward:
 
     def __init__(self, run: Run | None = None):
         self._run = weakref.ref(run) if run is not None else None
+        self.ticket = ticket_for(self)
+        self.clock = torch.zeros((), dtype=torch.int64, device="cpu")
+        """Forward passes of a compiled model."""
 
     def __call__(self, *_: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if torch.compiler.is_compiling():
+            from smet import operators
+
+            operators.begin(self)
+        else:
+            self.begin()
+
+    def begin(self) -> None:
+        """What is done before each forward pass that trains."""
         run = self._run() if self._run is not None else None
-        if run is not None and torch.is_grad_enabled():
+        if run is not None:
             run.topology.before_step()
 
     def __reduce__(self) -> tuple[type[_BeforeForward], tuple[()]]:

@@ -9,6 +9,6 @@ import torch
 
 
 @torch.compiler.disable
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` as if nobody traced: one break of the graph, without a word."""
-    return function(*arguments)
+def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """``function(*arguments, **options)`` as if nobody traced: one break of the graph, without a word."""
+    return function(*arguments, **options)

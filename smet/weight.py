@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smet import products
 from smet.dtensors import is_cut
+from smet.kernels.watched import watched
 
 if TYPE_CHECKING:
     from smet.linear import SparseLinear
@@ -36,20 +38,17 @@ def readable_weight(layer: SparseLinear) -> Tensor:
             f"weight of a SparseLinear was read while fully_shard has its {wanted} values cut over ranks; call"
             " unshard() of the module that it was called on first, on all ranks"
         )
+    if watched(layer.values, layer.values):
+        from smet import operators
+
+        return operators.weight(layer)
     if torch.is_grad_enabled() and layer.values.requires_grad:
         weight: Tensor = _DenseWeight.apply(layer.values, layer)
         return weight.unsqueeze(0).unbind(0)[0]
     if torch.is_grad_enabled():  # a frozen layer: an inference tensor could not be saved for its input's gradient
-        return _dense(layer, layer.values.detach())
+        return products.dense(layer, layer.values.detach())
     with torch.inference_mode():
-        return _dense(layer, layer.values)
-
-
-def _dense(layer: SparseLinear, values: Tensor) -> Tensor:
-    canonical = layer.canonical_weight(values)
-    if layer.is_full:  # whose matrix is its values
-        canonical = canonical.clone()
-    return layer.orders.natural(canonical.t() if layer.transposed else canonical)
+        return products.dense(layer, layer.values)
 
 
 class _DenseWeight(torch.autograd.Function):
@@ -58,15 +57,8 @@ class _DenseWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, layer: SparseLinear) -> Tensor:
         ctx.layer = layer
-        return _dense(layer, values)
+        return products.dense(layer, values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0]
-        layer = ctx.layer
-        grad = layer.orders.stored(grad)
-        values = layer.compress_gradient((grad.t() if layer.transposed else grad).contiguous())
-        values = layer.without_closed(values)
-        if layer.values_sink is not None:
-            layer.values_sink(layer, values)
-        return values, None
+        return products.dense_gradient(ctx.layer, grads[0]), None

@@ -23,7 +23,7 @@ def test_the_programs_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     programs = [program for program in blocks(PAGE, "python") if not program.startswith("# train_")]
-    assert len(programs) == 5
+    assert len(programs) == 6
     for number, program in enumerate(programs):
         exec(compile(program, f"{PAGE}, program {number + 1}", "exec"), scope)
         if number == 1:
@@ -31,6 +31,8 @@ def test_the_programs_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
         if number == 3:
             assert (scope["optimizer"].steps_done, scope["run"].updates_done) == (140, 3)
             assert scope["averaged"][0].density >= scope["model"][0].density
+        if number == 4:
+            assert (scope["optimizer"].steps_done, scope["run"].updates_done) == (60, 3)
     assert (scope["optimizer"].steps_done, scope["topology"].updates_done) == (100, 3)
     assert scope["optimizer"].ages.remedies.warmup_steps == 10
     assert type(scope["first"]) is torch.nn.Linear

@@ -44,6 +44,14 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn every feature pair by its position's angle, in fp32. x: (b, heads, s, d); cos, sin: (s, d)."""
+    if torch.compiler.is_compiling():
+        return fused.plain.turn(x, cos, sin, 1.0)
+    turned: Tensor = Rotate.apply(x, cos, sin)
+    return turned
+
+
 class Normed(torch.autograd.Function):
     """``x / sqrt(mean(x^2) + eps) * weight``; keeps ``x`` itself and one number for each row."""
 
@@ -126,9 +134,10 @@ class MeanCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Scalar -> (b, s, v)"""
         (grad,) = ctx.saved_tensors
-        if grads[0].device.type == "cpu" and grads[0].item() == 1:  # on a GPU, looking would wait for it
+        factor = grads[0]
+        if type(factor) is Tensor and factor.is_cpu and factor.item() == 1:  # on a GPU, looking would wait for it
             return grad, None
-        return grad * grads[0], None
+        return grad * factor, None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smet.errors import ConfigError
 from smet.kernels.step import AdamStep
-
-_PLAIN = (Tensor, nn.Parameter)
+from smet.kernels.watched import PLAIN, STRIDED, stands_in
 
 
 def plain(name: str, tensor: Any) -> None:
@@ -24,30 +23,49 @@ def plain(name: str, tensor: Any) -> None:
     Raises:
         ConfigError: a ``DTensor`` (FSDP2, torch's tensor parallelism), another wrapper, or a sparse layout.
     """
-    if type(tensor) in _PLAIN and tensor.layout is torch.strided:
+    if (problem := _problem(name, tensor)) is not None:
+        raise ConfigError(problem)
+
+
+def traceable(name: str, tensor: Any) -> None:
+    """Refuse what ``plain`` refuses, but for tensors that stand for plain ones: those come to operators alone.
+
+    Raises:
+        ConfigError: see ``plain``.
+        TypeError: the same inside ``torch.compile``, which knows no other errors than Python's.
+    """
+    if type(tensor) not in PLAIN and isinstance(tensor, Tensor) and stands_in(tensor):
         return
+    if (problem := _problem(name, tensor)) is not None:
+        if torch.compiler.is_compiling():
+            raise TypeError(problem)
+        raise ConfigError(problem)
+
+
+def _problem(name: str, tensor: Any) -> str | None:
+    if type(tensor) in PLAIN and tensor.layout is STRIDED:
+        return None
     if not isinstance(tensor, Tensor):
-        raise ConfigError(f"{name} is a {type(tensor).__name__}, expected a tensor")
-    if tensor.layout is not torch.strided:
-        raise ConfigError(
-            f"{name} has the layout {tensor.layout}, expected strided memory; make embeddings with sparse=False"
-        )
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        kind = type(tensor).__name__
-        raise ConfigError(
-            f"{name} is a {kind}, expected a plain tensor"
-            + ("; what fully_shard (FSDP2) cut is whole inside the model's forward pass and after unshard(), and"
-               " torch's tensor parallelism is not supported" if kind == "DTensor" else "")
-        )  # fmt: skip
+        return f"{name} is a {type(tensor).__name__}, expected a tensor"
+    if tensor.layout is not STRIDED:
+        return f"{name} has the layout {tensor.layout}, expected strided memory; make embeddings with sparse=False"
+    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
+        return None
+    kind = type(tensor).__name__
+    return f"{name} is a {kind}, expected a plain tensor" + (
+        "; what fully_shard (FSDP2) cut is whole inside the model's forward pass and after unshard(), and"
+        " torch's tensor parallelism is not supported" if kind == "DTensor" else ""
+    )  # fmt: skip
 
 
 def real(name: str, tensor: Tensor) -> None:
-    """Refuse, beside what ``plain`` refuses, what Adam has no rule for: complex, integer and bool tensors.
+    """Refuse, beside what ``traceable`` refuses, what Adam has no rule for: complex, integer and bool tensors.
 
     Raises:
         ConfigError: it is one.
     """
-    plain(name, tensor)
+    if type(tensor) not in PLAIN or tensor.layout is not STRIDED:
+        traceable(name, tensor)
     if not tensor.dtype.is_floating_point:
         raise ConfigError(f"{name} is {tensor.dtype}, expected a real floating-point type")
 
@@ -69,7 +87,7 @@ def adamw(step: AdamStep) -> None:
             raise RuntimeError(f"{name} has {tensor.numel()} entries on {tensor.device}, weight is on {weight.device}")
     vectors = {"grad": step.grad, "exp_avg": step.exp_avg, "exp_avg_sq": step.exp_avg_sq}
     if step.birth is not None:
-        plain("birth", step.birth)
+        traceable("birth", step.birth)
         if step.birth.dtype != torch.uint8:
             raise RuntimeError(f"birth is {step.birth.dtype}, expected torch.uint8")
         vectors["birth"] = step.birth

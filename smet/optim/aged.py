@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from smet import dtensors
 from smet.errors import ConfigError, nearest
@@ -136,6 +138,22 @@ class AgedOptimizer(torch.optim.Optimizer):
         require_flat(self.formula)
         self.external_clock = self._running = True
 
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch puts around ``step``; ``torch.compile`` is to leave it as it is, and the topology that follows it:
+        clock and step sizes are numbers that change, and would be constants of a graph."""
+        whole = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(*arguments: Any, **options: Any) -> Any:
+            if not is_dynamo_compiling():
+                return whole(*arguments, **options)
+            from smet import untraced
+
+            return untraced.call(whole, *arguments, **options)
+
+        return step
+
     def _takes_steps(self) -> bool:
         """Whether ``step`` may change weights now.
 
@@ -218,7 +236,7 @@ class AgedOptimizer(torch.optim.Optimizer):
 
     def _check_state(self, param: Tensor, grad: Tensor, master: Tensor, state: dict[str, Tensor]) -> None:
         """Refuse a gradient of another kind, and state that does not fit its parameter any more."""
-        checks.plain(f"the gradient of a parameter of shape {tuple(param.shape)}", grad)
+        checks.traceable(f"the gradient of a parameter of shape {tuple(param.shape)}", grad)
         for one in self.formula.state:
             made = state[one.name]
             if (made.dtype, made.device, made.shape) != (one.dtype or master.dtype, master.device, master.shape):

@@ -35,11 +35,12 @@ def choose(which: str) -> None:
 def steps(*operands: Tensor) -> ModuleType:
     """The version for these operands: ``plain``, or a module with the same functions."""
     first = operands[0]
+    if torch.compiler.is_compiling():
+        return plain
     if (
         _chosen["steps"] == PLAIN
         or any(x.dtype not in DTYPES or x.dtype != first.dtype or x.device != first.device for x in operands)
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in operands)
-        or torch.compiler.is_compiling()
     ):
         return plain
     return _on(first.device.type)

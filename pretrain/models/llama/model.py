@@ -21,32 +21,37 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.data.boundaries import document_bias, document_numbers
 from pretrain.models.cache import Cache, Kept
-from pretrain.models.functions import RMSNorm, Rotate, attention, swiglu
+from pretrain.models.functions import RMSNorm, attention, rotate, swiglu
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.parts import DENSE, Parts, split_sample
+from smet.kernels.watched import looked_on
 
 
-@lru_cache(maxsize=8)
 def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cos and sin of position * theta**(-2j / d) in fp32, (s, d): feature j and j + d/2 turn together.
 
-    They are no buffers on purpose: an engine that casts a module to bf16 would round the angles too.
+    They are no buffers on purpose: an engine that casts a module to bf16 would round the angles too. Who traces gets
+    formulas, and not what was kept.
     """
+    return (_tables if is_dynamo_compiling() or looked_on() else _kept_tables)(length, head_dim, theta, device)
+
+
+def _tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, 1.0 / theta**exponents).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+@lru_cache(maxsize=8)
+def _kept_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-        positions = torch.arange(length, device=device, dtype=torch.float32)
-        angles = torch.outer(positions, 1.0 / theta**exponents).repeat(1, 2)
-        return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every feature pair by its position's angle, in fp32. x: (b, heads, s, d); cos, sin: (s, d)."""
-    turned: Tensor = Rotate.apply(x, cos, sin)
-    return turned
+        return _tables(length, head_dim, theta, device)
 
 
 class Attention(nn.Module):
