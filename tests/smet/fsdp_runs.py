@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import smet
 from smet.bank import bucket_key
@@ -74,6 +75,7 @@ class Loop:
         policy: MixedPrecisionPolicy | None = None,
         checkpointing: bool = False,
         keep: bool = False,
+        ddp: bool = False,
     ):
         config = Case(0, settings=(("update_interval", length.interval), *settings.items())).config()
         torch.manual_seed(seed)
@@ -81,7 +83,8 @@ class Loop:
         smet.sparsify(self.model, config, quiet=True)
         if half:
             self.model.bfloat16()
-        self.cut = cut
+        self.alone = not cut and not ddp
+        self.called = DistributedDataParallel(self.model) if ddp else self.model
         if cut:
             shard(self.model, mp_policy=policy or MixedPrecisionPolicy(), reshard_after_forward=False if keep else None)
             self.model.set_reshard_after_backward(not keep)
@@ -92,15 +95,18 @@ class Loop:
         )
         self.digests: list[str] = []
         self.run = smet.attach(
-            self.optimizer, length.steps, lambda report: self.digests.append(report.digest), "all" if cut else None
+            self.optimizer,
+            length.steps,
+            lambda report: self.digests.append(report.digest),
+            None if self.alone else "all",
         )
 
     def loss(self, step: int, micro: int = 0) -> Tensor:
         """Of this rank's rows; of all where it trains alone."""
         parts = batch(step, micro)
-        if self.cut:
+        if not self.alone:
             parts = tuple(part.chunk(dist.get_world_size())[dist.get_rank()] for part in parts)  # type: ignore[assignment]
-        return self.model(*parts)
+        return self.called(*parts)  # type: ignore[no-any-return]
 
     def train(self, first: int, last: int) -> list[float]:
         losses = []
@@ -155,6 +161,20 @@ def evaluated(loop: Loop) -> float:
     return loss
 
 
+def states(loop: Loop) -> dict[str, Any]:
+    return dict(zip(("model", "optimizer"), get_state_dict(loop.model, loop.optimizer), strict=True))
+
+
+def save(loop: Loop, folder: Path) -> None:
+    dcp.save(states(loop), checkpoint_id=folder)
+
+
+def load(loop: Loop, folder: Path, **options: Any) -> None:
+    state = states(loop)
+    dcp.load(state, checkpoint_id=folder, **options)
+    set_state_dict(loop.model, loop.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
 def straight(settings: dict[str, Any], length: Length) -> dict[str, Any]:
     """The whole run; beside it one process as far as rounding lets both decide alike; and what bytes there are."""
     loop, alone = Loop(settings, length), Loop(settings, length, cut=False)
@@ -174,12 +194,9 @@ def resumed(settings: dict[str, Any], length: Length, folder: Path) -> dict[str,
     first, second = Loop(settings, length), Loop(settings, length, seed=7)
     losses = first.train(0, length.half)
     evaluated(first)
-    saved = dict(zip(("model", "optimizer"), get_state_dict(first.model, first.optimizer), strict=True))
-    dcp.save(saved, checkpoint_id=folder)
+    save(first, folder)
     evaluated(second)  # leaves parameters whole
-    again = dict(zip(("model", "optimizer"), get_state_dict(second.model, second.optimizer), strict=True))
-    dcp.load(again, checkpoint_id=folder)
-    set_state_dict(second.model, second.optimizer, model_state_dict=again["model"], optim_state_dict=again["optimizer"])
+    load(second, folder)
     losses += second.train(length.half, length.steps)
     digests = first.digests + second.digests
     return {"parts": second.parts(), "clock": second.clock(), "all losses": losses, "digests": digests}
@@ -202,11 +219,7 @@ def exchanged(settings: dict[str, Any], length: Length, folder: Path) -> dict[st
     plain_model.load_state_dict(trained["model"])
     with torch.no_grad():
         losses = [evaluated(loop), evaluated(alone), float(plain_model(*batch(1000, 0)))]
-    state = dict(zip(("model", "optimizer"), get_state_dict(by_files.model, by_files.optimizer), strict=True))
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
-    set_state_dict(
-        by_files.model, by_files.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    load(by_files, folder, no_dist=True)
     back = Loop(settings, length, seed=5)
     set_model_state_dict(back.model, get_model_state_dict(alone.model), options=WHOLE)
     set_optimizer_state_dict(
@@ -220,20 +233,23 @@ def exchanged(settings: dict[str, Any], length: Length, folder: Path) -> dict[st
 
 
 def by_two(folder: Path) -> dict[str, Any]:
-    """Half of a run, saved."""
-    loop = Loop(KINDS["momentum, masks whole"])
+    """Half of a run, saved; DistributedDataParallel goes on with it, and ``fully_shard`` with what that has saved."""
+    settings = KINDS["momentum, masks whole"]
+    loop, replicas, back = Loop(settings), Loop(settings, seed=8, cut=False, ddp=True), Loop(settings, seed=9)
     loop.train(0, SHORT.half)
-    dcp.save(dict(zip(("model", "optimizer"), get_state_dict(loop.model, loop.optimizer), strict=True)),
-             checkpoint_id=folder)  # fmt: skip
-    return loop.whole()
+    save(loop, folder)
+    load(replicas, folder)
+    found = {"saved": loop.whole(), "replicas": replicas.whole()}
+    replicas.train(SHORT.half, SHORT.half + SHORT.interval + 1)
+    save(replicas, folder / "replicas")
+    load(back, folder / "replicas")
+    return {**found, "later": replicas.whole(), "back": back.whole()}
 
 
 def by_three(folder: Path) -> dict[str, Any]:
     """The rest of it on ranks that cut everything elsewhere."""
     loop = Loop(KINDS["momentum, masks whole"], seed=7)
-    state = dict(zip(("model", "optimizer"), get_state_dict(loop.model, loop.optimizer), strict=True))
-    dcp.load(state, checkpoint_id=folder)
-    set_state_dict(loop.model, loop.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    load(loop, folder)
     loaded = loop.whole()
     loop.train(SHORT.half, SHORT.steps)
     lengths = {name: part.numel() for name, part in loop.parts().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,10 @@ from tests.smet.fsdp_runs import (
 )
 from tests.smet.zero_runs import Case, Tiny
 
-RUNS = [
-    *[pytest.param(kind, SHORT, id=f"{kind}, short") for kind in ("smet", "smet-rigl")],
-    *[pytest.param(kind, LONG, id=kind, marks=pytest.mark.slow) for kind in KINDS],
-]
-EXCHANGED = [("smet-rigl", SHORT), ("momentum, masks whole", LONG)]
+FAST = [("smet", SHORT), ("smet-rigl", SHORT)]
+SLOW = [("smet", LONG), ("smet-rigl", LONG), ("momentum, masks whole", SHORT), ("falling", SHORT)]
+RUNS = [*FAST, *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW)]
+EXCHANGED = [("smet-rigl", SHORT), pytest.param("momentum, masks whole", SHORT, marks=pytest.mark.slow)]
 HALVES: dict[str, dict[str, Any]] = {
     "a policy": {"policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
     "bf16 weights": {"half": True},
@@ -58,15 +58,15 @@ HALVES: dict[str, dict[str, Any]] = {
 
 
 def session(folder: str) -> dict[Any, Any]:
-    found: dict[Any, Any] = {kind: trained(kind, SHORT, folder) for kind in ("smet", "smet-rigl")}
+    found: dict[Any, Any] = {run: trained(*run, folder) for run in FAST}
     found["dense"], found["one differs"] = by_dense_adamw(), one_rank_differs()
     found["bytes"] = {half: bytes_at_rest(half) for half in (False, True)}
     found["refused"] = refused()
     return found
 
 
-def long_session(folder: str) -> dict[Any, Any]:
-    found: dict[Any, Any] = {kind: trained(kind, LONG, folder) for kind in KINDS}
+def slow_session(folder: str) -> dict[Any, Any]:
+    found: dict[Any, Any] = {run: trained(*run, folder) for run in SLOW}
     rigl = KINDS["smet-rigl"]
     found["accumulated"] = [accumulated(rigl, sync, skip) for sync in (True, False) for skip in (False, True)]
     found["accumulated alone"] = [accumulated(rigl, True, skip, cut=False)["digests"] for skip in (False, True)]
@@ -80,13 +80,20 @@ def long_session(folder: str) -> dict[Any, Any]:
 def trained(kind: str, length: Length, folder: str) -> dict[str, Any]:
     settings, place = KINDS[kind], Path(folder) / kind
     found = {"straight": straight(settings, length), "resumed": resumed(settings, length, place)}
-    return {**found, "exchanged": exchanged(settings, length, place)} if (kind, length) in EXCHANGED else found
+    both = kind in ("smet-rigl", "momentum, masks whole") and length == SHORT
+    return {**found, "exchanged": exchanged(settings, length, place)} if both else found
 
 
 @functools.cache
-def results(length: Length) -> list[dict[Any, Any]]:
+def results(of: Callable[[str], dict[Any, Any]]) -> list[dict[Any, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        return run_ranks(session if length == SHORT else long_session, 2, folder, timeout=400)
+        return run_ranks(of, 2, folder, timeout=400)
+
+
+def of_run(kind: str, length: Length) -> list[dict[str, Any]]:
+    """By rank."""
+    of = session if (kind, length) in FAST else slow_session
+    return [rank[kind, length] for rank in results(of)]
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -96,7 +103,7 @@ def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("kind, length", RUNS)
 def test_all_ranks_have_one_model_which_is_what_one_process_trains(kind: str, length: Length) -> None:
-    first, second = (rank[kind]["straight"] for rank in results(length))
+    first, second = (rank["straight"] for rank in of_run(kind, length))
     assert first["digests"] == second["digests"] and len(first["digests"]) == length.steps // length.interval
     for rank in (first, second):
         masks, alone = rank["masks"]
@@ -116,8 +123,8 @@ def test_all_ranks_have_one_model_which_is_what_one_process_trains(kind: str, le
 
 @pytest.mark.parametrize("kind, length", RUNS)
 def test_half_a_run_and_its_resumption_are_the_run_bit_for_bit(kind: str, length: Length) -> None:
-    for rank in results(length):
-        whole, again = rank[kind]["straight"], rank[kind]["resumed"]
+    for rank in of_run(kind, length):
+        whole, again = rank["straight"], rank["resumed"]
         assert differing(whole["parts"], again["parts"]) == []
         assert [whole[key] for key in ("clock", "digests", "all losses")] == [
             again[key] for key in ("clock", "digests", "all losses")
@@ -126,10 +133,10 @@ def test_half_a_run_and_its_resumption_are_the_run_bit_for_bit(kind: str, length
         assert whole["clock"]["position"]["updates_done"] == length.steps // length.interval
 
 
-@pytest.mark.parametrize("kind, length", [run for run in RUNS if run.values in EXCHANGED])
+@pytest.mark.parametrize("kind, length", EXCHANGED)
 def test_states_go_to_one_process_and_back(kind: str, length: Length) -> None:
-    for rank in results(length):
-        found = rank[kind]["exchanged"]
+    for rank in of_run(kind, length):
+        found = rank["exchanged"]
         cut, alone, plain = found["losses"]
         assert cut == pytest.approx(alone, abs=1e-6) and alone == plain
         for other in ("alone", "by files"):
@@ -147,24 +154,27 @@ def test_states_go_to_one_process_and_back(kind: str, length: Length) -> None:
 
 
 @pytest.mark.slow
-def test_three_ranks_go_on_with_what_two_have_saved(tmp_path: Path) -> None:
-    saved = run_ranks(by_two, 2, tmp_path)[0]
-    found = run_ranks(by_three, 3, tmp_path)
-    for rank in found:
-        assert differing(saved["model"], rank["loaded"]["model"]) == []
-        for name, state in saved["state"].items():
-            assert differing(state, rank["loaded"]["state"][name]) == []
-        assert differing(saved["smet"]["topology"]["moments"], rank["loaded"]["smet"]["topology"]["moments"]) == []
-        assert rank["digests"] == found[0]["digests"] and len(rank["digests"]) == 2
-        assert differing(rank["whole"]["model"], found[0]["whole"]["model"]) == []
-    lengths = [rank["lengths"]["layers.0.up_proj.values"] for rank in found]
+def test_other_numbers_of_ranks_and_distributed_data_parallel_go_on_with_what_is_saved(tmp_path: Path) -> None:
+    two, three = run_ranks(by_two, 2, tmp_path), run_ranks(by_three, 3, tmp_path)
+    saved = two[0]["saved"]
+    pairs = [(saved, rank["loaded"]) for rank in three] + [(saved, rank["replicas"]) for rank in two]
+    for ours, theirs in [*pairs, *((rank["later"], rank["back"]) for rank in two)]:
+        assert differing(ours["model"], theirs["model"]) == []
+        for name, state in ours["state"].items():
+            assert differing(state, theirs["state"][name]) == []
+        assert differing(ours["smet"]["topology"]["moments"], theirs["smet"]["topology"]["moments"]) == []
+    assert differing(saved["model"], two[0]["later"]["model"]) != []
+    for rank in three:
+        assert rank["digests"] == three[0]["digests"] and len(rank["digests"]) == 2
+        assert differing(rank["whole"]["model"], three[0]["whole"]["model"]) == []
+    lengths = [rank["lengths"]["layers.0.up_proj.values"] for rank in three]
     assert lengths[0] == lengths[1] > lengths[2] > 0, "cut where tiles and ranks do not fit"
 
 
 @pytest.mark.slow
 def test_gradients_of_micro_batches_that_torch_has_not_summed_count() -> None:
     """Growth by gradients sees both micro-batches of a step, and none of a step that was left out."""
-    for rank in results(LONG):
+    for rank in results(slow_session):
         together, together_skipped, late, late_skipped = rank["accumulated"]
         for early, after in ((together, late), (together_skipped, late_skipped)):
             assert torch.equal(early["digests"], after["digests"])
@@ -177,7 +187,7 @@ def test_gradients_of_micro_batches_that_torch_has_not_summed_count() -> None:
 
 def test_ranks_decide_alike_where_one_of_them_sees_something_else() -> None:
     """A step that overflows on one rank is left out on all; gradients that one of them has are there for all."""
-    first, second = (rank["one differs"] for rank in results(SHORT))
+    first, second = (rank["one differs"] for rank in results(session))
     assert first == second
     assert first["clock"] == [1, 2, 3, 3, 4, 5] and len(first["digests"]) == 1
     assert first["said"] == [True, False]
@@ -186,20 +196,20 @@ def test_ranks_decide_alike_where_one_of_them_sees_something_else() -> None:
 @pytest.mark.slow
 def test_neither_checkpointing_nor_what_is_kept_gathered_changes_anything() -> None:
     """Also where nobody gives back what was gathered for a step: its successor sees new weights."""
-    for rank in results(LONG):
+    for rank in results(slow_session):
         plain, *others = rank["same"]
         assert all(losses == plain for losses in others)
 
 
 def test_density_1_is_dense_adamw() -> None:
-    for rank in results(SHORT):
+    for rank in results(session):
         ours, dense = rank["dense"]
         assert ours == pytest.approx(dense, abs=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_bytes_at_rest_are_what_is_planned(half: bool) -> None:
-    for rank in results(SHORT):
+    for rank in results(session):
         found = rank["bytes"][half]
         for part in ("sparse", "dense"):
             held, planned = found["held"][part], found["planned"][part]
@@ -213,7 +223,7 @@ def test_bytes_at_rest_are_what_is_planned(half: bool) -> None:
 @pytest.mark.slow
 def test_less_precision_and_another_formula() -> None:
     for name in HALVES:
-        first, second = (rank["precise"][name] for rank in results(LONG))
+        first, second = (rank["precise"][name] for rank in results(slow_session))
         assert first["digests"] == second["digests"] and len(first["digests"]) == 1
         assert first["masks"] == second["masks"]
         assert first["losses"][-1] < first["losses"][0]
@@ -333,12 +343,14 @@ SAID = {
 
 @pytest.mark.parametrize("what", SAID)
 def test_what_cannot_work_is_refused_in_one_line(what: str) -> None:
-    for rank in results(SHORT):
+    for rank in results(session):
         assert SAID[what] in rank["refused"][what] and "\n" not in rank["refused"][what]
 
 
 def test_a_state_that_torch_sends_from_one_rank_lacks_what_says_how_it_lies() -> None:
-    assert "does not say on this rank how they lie; give the whole state" in results(SHORT)[1]["refused"]["from rank 0"]
+    assert (
+        "does not say on this rank how they lie; give the whole state" in results(session)[1]["refused"]["from rank 0"]
+    )
 
 
 def test_a_model_that_nobody_cut_is_none_of_the_stores() -> None:
