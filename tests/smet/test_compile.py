@@ -153,19 +153,29 @@ def test_a_llama_of_transformers_is_one_graph_before_and_after_an_update() -> No
         model = llama()
         sparsify(model, density=0.25, update_interval=2, warmup_steps=4, quiet=True)
         optimizer = smet.AdamW(model, lr=1e-2)
-        run = smet.attach(optimizer, 6)
+        run = smet.attach(optimizer, 4)
         if compiled:
             model.compile(**GRAPHS)
         losses.append([])
-        for number in range(6):
+        for number in range(4):
             tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(number))
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses[-1].append(loss.item())
-        assert run.updates_done >= 2
+        assert run.updates_done
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    assert graphs() == 1
+
+
+@pytest.mark.slow
+def test_torchs_own_compiler_of_kernels_takes_the_graph() -> None:
+    """All other tests run the graphs by eager kernels, since this compiles C++."""
+    plain, compiled = Door(**KINDS["growth by gradients"]), Door(**KINDS["growth by gradients"])
+    compiled.model = torch.compile(compiled.model, fullgraph=True)
+    torch.testing.assert_close(ordinary(compiled), ordinary(plain), rtol=1e-6, atol=0)
+    assert compiled.topology.mask_digest() == plain.topology.mask_digest()
     assert graphs() == 1
 
 

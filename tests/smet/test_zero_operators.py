@@ -16,6 +16,7 @@ from tests.distributed import run_ranks
 from tests.smet.looking import Looking
 from tests.smet.zero_runs import STEPS, Case, Session
 
+pytestmark = pytest.mark.slow
 CASES = {
     "tiles": Case(3, (8, 16)),
     "checkpointing": Case(3, checkpointing=True),

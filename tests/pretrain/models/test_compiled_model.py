@@ -11,7 +11,7 @@ from pretrain.models.llama.model import LlamaForCausalLM
 from smet import sparsify
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sparse_llama_is_one_graph(checkpointing: bool) -> None:
     torch._dynamo.reset()
     counters.clear()
