@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
 
 import smet
 from smet import SmetConfig, sparsify
 from smet.convert import Piece
+from smet.hf import SmetCallback
+from tests.distributed import run_ranks
 from tests.smet.front_door import KINDS, Door, accumulating, batch, ordinary, with_scaler
 
 GRAPHS = {"fullgraph": True, "backend": "aot_eager"}
@@ -177,6 +181,58 @@ def test_torchs_own_compiler_of_kernels_takes_the_graph() -> None:
     torch.testing.assert_close(ordinary(compiled), ordinary(plain), rtol=1e-6, atol=0)
     assert compiled.topology.mask_digest() == plain.topology.mask_digest()
     assert graphs() == 1
+
+
+def under_ddp() -> list[tuple[list[float], str, int]]:
+    """Losses, masks and graphs of a model as it is, and compiled."""
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        loop = Door(**KINDS["growth by gradients"])
+        inner = torch.compile(loop.model, **GRAPHS) if compiled else loop.model
+        loop.model = DistributedDataParallel(inner)  # type: ignore[arg-type]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            losses = ordinary(loop, last=12)
+        found.append((losses, loop.topology.mask_digest(), graphs()))
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_under_ddp_compile_one_graph_each() -> None:
+    for plain, compiled in run_ranks(under_ddp, 2):
+        torch.testing.assert_close(compiled[0], plain[0], rtol=1e-6, atol=0)
+        assert compiled[1] == plain[1] and (plain[2], compiled[2]) == (0, 1)
+
+
+class Losses(hf.TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        self.seen += [logs["loss"]] if "loss" in logs else []
+
+
+@pytest.mark.slow
+def test_a_trainer_that_compiles_its_model(tmp_path: Path) -> None:
+    tokens = torch.randint(0, 96, (32, 12), generator=torch.Generator().manual_seed(1))
+    losses = []
+    for compiled in (False, True):
+        model, told = llama(), Losses()
+        sparsify(model, method="rigl", density=0.25, update_interval=3, quiet=True)
+        options = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
+        args = hf.TrainingArguments(
+            str(tmp_path), max_steps=8, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, **options,
+        )  # fmt: skip
+        rows = [{"input_ids": row, "labels": row} for row in tokens]
+        trainer = hf.Trainer(model, args, train_dataset=rows, callbacks=[told])
+        trainer.add_callback(SmetCallback(trainer))
+        with torch._dynamo.config.patch(error_on_recompile=False):  # by transformers: whether it counts tokens
+            trainer.train()
+        losses.append(told.seen)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    assert len(losses[0]) == 8 and graphs() == 2
 
 
 def test_what_a_graph_cannot_take_is_named() -> None:
