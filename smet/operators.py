@@ -72,7 +72,7 @@ def write(order: Order, y: Tensor) -> Tensor:
 def _ticket_among(other: Tensor, ticket: Tensor) -> Tensor:
     """``ticket`` as an operand beside ``other``; where that only stands for a tensor, all operands have to."""
     mode = getattr(other, "fake_mode", None) if stands_in(other) else None
-    return ticket if mode is None or stands_in(ticket) else mode.from_tensor(ticket)
+    return ticket if mode is None or mode.allow_non_fake_inputs or stands_in(ticket) else mode.from_tensor(ticket)
 
 
 def begin(hook: Any) -> None:

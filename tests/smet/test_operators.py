@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import smet
@@ -253,3 +254,13 @@ def test_copies_and_pickles_are_layers_of_their_own_to_operators() -> None:
     gc.collect()
     with pytest.raises(ConfigError, match="asks for a sparse layer that is not in this process, or is gone"):
         torch.ops.smet.weight(layer.values.detach(), ticket, 64, 32)
+
+
+def test_exported_and_traced_programs_go_on_with_the_masks_of_the_model() -> None:
+    model, x = build(density=0.3), torch.randn(4, 32)
+    programs = [torch.export.export(model, (x,)).module(), make_fx(model)(x)]
+    other = build(density=0.3, seed=5)
+    assert not torch.equal(other(x), model(x))
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(x), other(x)) and torch.equal(programs[0](x), other(x))
+    assert [str(node.target) for node in programs[1].graph.nodes].count("smet.product.default") == 2
