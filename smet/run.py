@@ -18,6 +18,7 @@ from smet.controller import TopologyController
 from smet.dtensors import is_cut
 from smet.errors import ConfigError
 from smet.experts import SparseExpert
+from smet.linear import sparse_layers
 from smet.measured import measure
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import ModelOptimizer
@@ -34,6 +35,10 @@ Completion = Callable[[dict[str, Any] | None], None]
 Served = tuple[nn.Module, ParameterStore, Callable[[Callable[[], None]], End], Callable[[Completion], End]]
 """Model, its store, what calls an action after each step, and what gives state dicts that an engine makes of parameters
 and buffers alone to be completed; both until what they return is called."""
+
+
+_runs: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Run]] = weakref.WeakKeyDictionary()
+"""Sparse layer -> who changes it. A run that nobody holds any more lives on until somebody collects it."""
 
 
 class Run:
@@ -126,6 +131,8 @@ def attach(
             table decides.
         dtype: what layers multiply in, where that is not the type of their values: autocast's.
 
+    What an earlier ``attach`` did to the same layers, with another optimizer, ends here.
+
     Raises:
         ConfigError: ``handle`` is something else, or attached already; ``tokens`` is no positive number, or not the
             same on all ranks; see ``TopologyController`` for the rest.
@@ -136,9 +143,11 @@ def attach(
         raise ConfigError("the optimizer is attached already; call detach() of what attach returned, then do it again")
     if optimizer.driver is _nobody:
         optimizer.topology.seen = optimizer.steps_done  # updates that fell due meanwhile are not made up for
+    _end_earlier(model)
     config = settings_of(model)
     bank = MaskBank(model, store.group, replicated=config.mask_residency == "replicated")
     run = Run(TopologyController(model, config, store, bank, total_steps), on_update)
+    _runs.update(dict.fromkeys(run.topology.all_layers.values(), weakref.ref(run)))
     run._ends.append(after_each_step(run._after_step))
     if run.topology.gradients.needed:
         # Before others gather parameters, whose gradients are elsewhere.
@@ -149,6 +158,13 @@ def attach(
     run.topology.before_step()
     _choose_products(run, tokens, dtype)
     return run
+
+
+def _end_earlier(model: nn.Module) -> None:
+    """Detach what has changed these layers so far: two would take each other's gradients, and both go on as if not."""
+    held = {_runs[layer] for layer in sparse_layers(model).values() if layer in _runs}
+    for run in filter(None, (held_by() for held_by in held)):
+        run.detach()
 
 
 def _choose_products(run: Run, tokens: int | None, dtype: torch.dtype | None) -> None:

@@ -9,6 +9,9 @@ from warnings import catch_warnings, filterwarnings
 from smet.errors import ConfigError
 from smet.linear import SparseLinear
 
+BESIDE = ("gaussian", "eva", "orthogonal")
+"""Beginnings of adapters, by peft's names, that leave the weight alone beside which they stand."""
+
 
 def beside_sparse(config: Any) -> Any:
     """Let a ``LoraConfig`` of peft put adapters beside sparse layers, as it does beside dense ones. Returns it.
@@ -17,8 +20,21 @@ def beside_sparse(config: Any) -> Any:
     ``PeftModel.from_pretrained(model, folder, config=beside_sparse(PeftConfig.from_pretrained(folder)))``.
 
     Args:
-        config: a ``peft.LoraConfig``; variants that change the base weight, such as DoRA, are left to dense layers.
+        config: a ``peft.LoraConfig``.
+
+    Raises:
+        ConfigError: it is something else, or begins by taking something out of the base's weight (PiSSA and others),
+            which a sparse layer cannot give.
     """
+    start = getattr(config, "init_lora_weights", None)
+    if not hasattr(config, "_register_custom_module"):
+        raise ConfigError(f"beside_sparse was given a {type(config).__name__}, expected a peft.LoraConfig")
+    if isinstance(start, str) and start not in BESIDE:
+        raise ConfigError(
+            f"init_lora_weights is '{start}', expected true, false, or one of {', '.join(BESIDE)}: others may write"
+            " into the base's weight, and a sparse layer's is computed; or make the model dense first:"
+            " smet.hf.dense(model)"
+        )
     lora: Any = import_module("peft.tuners.lora")  # who has a configuration has it; nothing else here needs it
 
     class SparseLora(lora.Linear):

@@ -232,3 +232,32 @@ def test_a_compiled_model_is_looked_into() -> None:
     optimizer = smet.AdamW(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
     assert optimizer.model is model
     assert list(smet.attach(optimizer, STEPS).topology.layers) == ["0", "2"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["the first is kept", "the first is dropped"])
+def test_a_second_optimizer_on_the_same_layers_gets_their_gradients(kept: bool) -> None:
+    """Whether or not somebody still holds the first, and whatever has been collected."""
+    inputs = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(1))
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+        return smet.sparsify(net, density=0.5, update_interval=2, warmup_steps=1, method="smet-rigl", quiet=True).model
+
+    def trained(net: nn.Module, batches: torch.Tensor) -> Any:
+        optimizer = smet.AdamW(net, lr=1e-2)
+        run = smet.attach(optimizer, 100)
+        for x in batches:
+            nn.functional.mse_loss(net(x), x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return run
+
+    net, fresh = model(), model()
+    first = trained(net, inputs)
+    fresh.load_state_dict(net.state_dict())
+    first = first if kept else None
+    seconds = [trained(one, inputs) for one in (net, fresh)]
+    assert [run.updates_done for run in seconds] == [2, 2]
+    own, other = net.state_dict(), fresh.state_dict()
+    assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)

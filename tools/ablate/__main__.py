@@ -95,7 +95,12 @@ def _run(arguments: list[str]) -> int:
         with claim(out / "lock", busy):
             failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
             while matrix.waiting and not failures:  # learning rates are known now
-                matrix = load()
+                before, matrix = matrix.waiting, load()
+                if matrix.waiting == before:
+                    raise DataError(
+                        f"{out} holds no result at one of tune.rates for {before[0]}, though its cells are done; "
+                        "remove their folders to run them anew"
+                    )
                 failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
     said = _publish(matrix, path, out, options, failures)
     said["failed"] = [vars(failure) for failure in failures]
@@ -141,7 +146,8 @@ def _list(matrix: Matrix, out: Path, options: argparse.Namespace) -> None:
         print(f"{'done' if row['done'] else 'open'}  {row['name']}")
     for name in matrix.waiting:
         print(f"later {name}: its learning rate is not tuned yet")
-    print(f"{len(rows)} cells, {sum(row['done'] for row in rows)} done; each runs as {rows[0]['command']}")
+    each = f"; each runs as {rows[0]['command']}" if rows else ""
+    print(f"{len(rows)} cells, {sum(row['done'] for row in rows)} done{each}")
 
 
 def _render(arguments: list[str]) -> int:

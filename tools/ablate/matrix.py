@@ -22,14 +22,8 @@ from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
 
-from . import hypotheses, peers, questions
+from . import hypotheses, peers, questions, sections
 
-SECTIONS = (
-    "title", "notes", "text", "engine", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses",
-    "questions", "tune",
-)  # fmt: skip
-ENGINES = ("deepspeed", "torch")
-"""What trains a cell: the program as it is, or plain torch in one process."""
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
 
@@ -91,19 +85,12 @@ def load_matrix(
         ConfigError: the file is missing or no YAML, or with every problem of its cells at once.
     """
     content = read_yaml(path)
-    for size in (content.get("sizes") or {}).values():
+    problems = [f"{path}: {problem}" for problem in sections.problems(content)]
+    if problems:
+        raise ConfigError(problems)
+    for size in content["sizes"].values():
         if "base" in size:
             size["run"] = load_config(beside(path, size["base"])).to_dict()
-    problems = [
-        f"{path}: {key} is not a known section{nearest(str(key), SECTIONS)}" for key in content if key not in SECTIONS
-    ]
-    needed = ("run", "sizes", *(() if content.get("questions") else ("cells",)))
-    problems += [f"{path}: section {key} is missing" for key in needed if not content.get(key)]
-    if content.get("engine", ENGINES[0]) not in ENGINES:
-        problems.append(f"{path}: engine is {content['engine']!r}, expected one of {', '.join(ENGINES)}")
-    notes = content.get("notes", [])
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        problems.append(f"{path}: notes is {notes!r}, expected a list of sentences")
     problems += [f"{path}: {problem}" for problem in [*hypotheses.problems(content), *questions.problems(content)]]
     if problems:
         raise ConfigError(problems)
@@ -114,7 +101,12 @@ def load_matrix(
     groups = [] if only or quick else content.get("cells") or []
     cells = [cell for group in groups for cell in _group(group, content, problems)]
     cells += questions.cells(asked, content, best, partial(_question_cell, content))
-    unique = {cell.name: cell for cell in cells}
+    unique: dict[str, Cell] = {}
+    for cell in cells:
+        other = unique.setdefault(cell.name, cell)
+        if dataclasses.replace(other, tuned=cell.tuned) != cell:
+            both = f"of {other.method} and {cell.method}"
+            problems.append(f"two cells would be named {cell.name}: {both}; rename a method, or round numbers less")
     for cell in unique.values():
         try:
             cell.config(Path("cell"))

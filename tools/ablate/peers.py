@@ -14,6 +14,7 @@ from torch import nn
 
 from pretrain.config import RunConfig
 from pretrain.errors import DataError, nearest
+from smet.fields import shown
 
 Groups = list[dict[str, Any]]
 Made = Callable[[Groups, Mapping[str, Any], RunConfig], torch.optim.Optimizer]
@@ -38,10 +39,24 @@ def optimizer_of(model: nn.Module, peer: Mapping[str, Any], config: RunConfig) -
 
 def problems(peer: Any) -> list[str]:
     """What is wrong with the entry ``peer`` of a method."""
-    if not isinstance(peer, dict) or peer.get("name") not in PEERS:
-        return [f"peer is {peer!r}, expected a mapping whose name is one of {', '.join(PEERS)}"]
+    if not isinstance(peer, dict) or peer.get("name") not in list(PEERS):
+        return [f"peer is {shown(peer)}, expected a mapping whose name is one of {', '.join(PEERS)}"]
     known = OPTIONS[peer["name"]]
-    return [f"peer.{key} is not known{nearest(key, known)}" for key in peer if key != "name" and key not in known]
+    found = []
+    for key, value in peer.items():
+        if key != "name" and key not in known:
+            found.append(f"peer.{key} is not known{nearest(str(key), known)}")
+        elif key != "name" and not _like(value, known[key]):
+            found.append(f"peer.{key} is {shown(value)}, expected something like {known[key]!r}")
+    return found
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether it is of the kind of a default; numbers are positive."""
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    number = isinstance(value, int if isinstance(default, int) else int | float) and not isinstance(value, bool)
+    return number and 0 < value < float("inf")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -7,11 +7,14 @@ exist only once those of its tuning are done.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.config.typed import build
 from pretrain.errors import nearest
+from smet.fields import shown
 
 Key = tuple[str, str, float]
 """(size, method, density): what has one best learning rate."""
@@ -36,7 +39,7 @@ class Row:
 
     def key(self, content: Mapping[str, Any]) -> Key:
         """What is tuned together: a size may name another, ``tuned_at``, whose rate it takes."""
-        return (content["sizes"][self.size] or {}).get("tuned_at", self.size), self.method, self.density
+        return content["sizes"][self.size].get("tuned_at", self.size), self.method, self.density
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,62 +64,69 @@ class Tuning:
 
 
 def problems(content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the sections ``questions`` and ``tune`` of a matrix file."""
-    section = content.get("questions") or {}
-    if not isinstance(section, dict):
-        return ["questions: expected a mapping of names"]
-    found = [f"questions.{name}: {wrong}" for name, entry in section.items() for wrong in _wrong(entry, content)]
-    if section and not found:
-        found += [f"tune: {wrong}" for wrong in _wrong_tuning(content)]
-    return found
+    """What is wrong with the sections ``questions`` and ``tune`` of a matrix file, whose kinds are sound."""
+    found: list[str] = []
+    for name, entry in (content.get("questions") or {}).items():
+        where = f"questions.{name}"
+        if not isinstance(entry, dict):
+            found.append(f"{where} is {shown(entry)}, expected a mapping")
+            continue
+        made, sound = build(Question, {**entry, "name": str(name)}, where, found)
+        if sound:
+            found += [f"{where}{wrong}" for wrong in _wrong(made, content)]
+    for size, own in content["sizes"].items():
+        if "tuned_at" in own and own["tuned_at"] not in list(content["sizes"]):
+            found.append(f"sizes.{size}.tuned_at is {shown(own['tuned_at'])}, expected the name of a size")
+    return found or _wrong_tuning(content)
 
 
-def _wrong(entry: Any, content: Mapping[str, Any]) -> Iterable[str]:
-    if not isinstance(entry, dict):
-        yield "expected a mapping"
-        return
-    known = [field.name for field in dataclasses.fields(Question) if field.name != "name"]
-    yield from (f"'{key}' is not known{nearest(str(key), known)}" for key in entry if key not in known)
-    yield from (f"{key} is missing" for key in ("asks", "equal", "rows", "seeds") if not entry.get(key))
-    if entry.get("equal") and entry["equal"] not in EQUAL:
-        yield f"equal is {entry['equal']!r}, expected one of {', '.join(EQUAL)}"
-    rows = entry.get("rows") or []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        yield "rows: expected a list of mappings"
-        return
-    columns = [field.name for field in dataclasses.fields(Row)]
-    for number, row in enumerate(rows, 1):
-        yield from (
-            f"row {number}: '{key}' is not known{nearest(str(key), columns)}" for key in row if key not in columns
-        )
-        for key, names in (("size", content.get("sizes")), ("method", content.get("methods"))):
-            if row.get(key) not in (names or {}):
-                yield f"row {number}: {key} is {row.get(key)!r}, expected one of {', '.join(map(str, names or {}))}"
-        if (content.get("methods") or {}).get(row.get("method"), {}).get("method") == "dense" and "density" in row:
-            yield f"row {number}: density is {row['density']} with a dense method, expected none"
-    for size, own in (content.get("sizes") or {}).items():
-        if (at := (own or {}).get("tuned_at", size)) not in content["sizes"]:
-            yield f"tuned_at of {size} is {at!r}, expected a size"
+def _wrong(asked: Question, content: Mapping[str, Any]) -> Iterator[str]:
+    if not re.fullmatch("[a-z0-9][a-z0-9-]*", asked.name):
+        yield ": its name becomes a file's, expected small letters, digits and -"
+    if asked.equal not in EQUAL:
+        yield f".equal is {asked.equal!r}, expected one of {', '.join(EQUAL)}"
+    yield from (f".{name} is empty" for name in ("rows", "seeds") if not getattr(asked, name))
+    yield from (f".seeds has {seed}, expected numbers from 0 on" for seed in asked.seeds if seed < 0)
+    methods: Mapping[str, Any] = content.get("methods") or {}
+    for number, row in enumerate(asked.rows):
+        where = f".rows[{number}]"
+        for key, value, names in (("size", row.size, content["sizes"]), ("method", row.method, methods)):
+            if value not in names:
+                near = nearest(value, names) or f", expected one of {', '.join(names)}"
+                yield f"{where}.{key} is {value!r}{near}"
+        if methods.get(row.method, {}).get("method") == "dense" and row.density != 1.0:
+            yield f"{where}.density is {row.density} with a dense method, expected none"
+        if not 0 < row.density <= 1:
+            yield f"{where}.density is {row.density}, expected above 0 and at most 1"
+        if row.lr is not None and row.lr <= 0:
+            yield f"{where}.lr is {row.lr}, expected a positive number"
 
 
-def _wrong_tuning(content: Mapping[str, Any]) -> Iterable[str]:
-    tune = content.get("tune") or {}
+def _wrong_tuning(content: Mapping[str, Any]) -> list[str]:
     asked = questions(content)
     if all(row.lr is not None for one in asked for row in one.rows):
-        return
-    if not isinstance(tune, dict) or set(tune) != {"seed", "rates"} or not tune["rates"]:
-        yield "expected seed and rates, since rows leave their learning rate open"
-    elif any(tune["seed"] in one.seeds for one in asked):
-        yield f"seed {tune['seed']} is compared too, expected one that is held out"
+        return []
+    if not content.get("tune"):
+        return ["tune is missing, expected seed and rates, since rows of questions leave their learning rate open"]
+    found: list[str] = []
+    tuning, sound = build(Tuning, content["tune"], "tune", found)
+    if sound:
+        if tuning.seed < 0 or any(tuning.seed in one.seeds for one in asked):
+            found.append(f"tune.seed is {tuning.seed}, expected one from 0 on that no question compares")
+        if not tuning.rates or min(tuning.rates) <= 0 or len(set(tuning.rates)) < len(tuning.rates):
+            found.append(f"tune.rates is {list(tuning.rates)}, expected different positive numbers")
+    return found
 
 
 def questions(content: Mapping[str, Any]) -> list[Question]:
     """All of them, in the file's order."""
-    return [
-        Question(**{**entry, "name": name, "seeds": tuple(entry["seeds"]),
-                    "rows": tuple(Row(**row) for row in entry["rows"])})
-        for name, entry in (content.get("questions") or {}).items()
-    ]  # fmt: skip
+    section = content.get("questions") or {}
+    return [build(Question, {**entry, "name": str(name)}, "", [])[0] for name, entry in section.items()]
+
+
+def tuning_of(content: Mapping[str, Any]) -> Tuning | None:
+    """How rates are chosen, if any are."""
+    return build(Tuning, content["tune"], "tune", [])[0] if content.get("tune") else None
 
 
 def chosen(content: Mapping[str, Any], only: Iterable[str], quick: bool) -> list[Question]:
@@ -133,8 +143,7 @@ def cells(
     asked: Iterable[Question], content: Mapping[str, Any], best: Mapping[Key, float], make: Make
 ) -> Iterator[Any]:
     """Cells of tuning, and those of rows whose rate is known, in the order of the questions."""
-    tune = content.get("tune")
-    tuning = Tuning(seed=tune["seed"], rates=tuple(tune["rates"])) if tune else None
+    tuning = tuning_of(content)
     for question in asked:
         for row in question.rows:
             if row.lr is None and tuning is not None:
@@ -149,16 +158,16 @@ def cells(
 
 def best_rates(content: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
     """Of every key whose tuning is done, from results of cells: a run that diverged is the worst."""
-    tune = content.get("tune")
-    if not tune:
+    tuning = tuning_of(content)
+    if tuning is None:
         return {}
     losses: dict[Key, dict[float, float]] = {}
     for cell in results:
-        if cell["seed"] == tune["seed"]:
+        if cell["seed"] == tuning.seed and cell["lr"] in tuning.rates:
             loss = cell["validation_loss"]
             key = cell["size"], cell["method"], cell["density"]
             losses.setdefault(key, {})[cell["lr"]] = float("inf") if loss is None else loss
-    whole = {key: some for key, some in losses.items() if set(some) >= set(tune["rates"])}
+    whole = {key: some for key, some in losses.items() if set(some) >= set(tuning.rates)}
     return {key: min(some, key=lambda rate: (some[rate], rate)) for key, some in whole.items()}
 
 

@@ -52,3 +52,11 @@ def build_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Of the base, by its own names."""
     state = model.get_base_model().state_dict()
     return {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if "lora_" not in name}
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "lora_ga"])
+def test_beginnings_that_take_from_the_base_are_refused(start: str) -> None:
+    with pytest.raises(ConfigError, match=f"init_lora_weights is '{start}', expected true, false, or one of gaussian"):
+        smet.hf.beside_sparse(LoraConfig(init_lora_weights=start))
+    with pytest.raises(ConfigError, match="was given a dict, expected a peft.LoraConfig"):
+        smet.hf.beside_sparse({"init_lora_weights": start})

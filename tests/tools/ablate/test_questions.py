@@ -20,6 +20,7 @@ QUESTION = {
     "asks": "Dense or sparse?", "equal": "bytes", "seeds": [0, 1],
     "rows": [{"size": "tiny", "method": "dense"}, {"size": "tiny", "method": "SMET", "density": 0.25}],
 }  # fmt: skip
+SMALL = {"size": "tiny", "method": "SMET"}
 PEER = {"method": "dense", "peer": {"name": "galore"}}
 SECTIONS: dict[str, Any] = {
     "engine": "torch", "tune": {"seed": 9, "rates": [0.01, 0.02]}, "questions": {"bytes": QUESTION},
@@ -29,7 +30,8 @@ SECTIONS: dict[str, Any] = {
 
 def written(folder: Path, **changes: Any) -> Path:
     content = matrices.content("corpus", **{**SECTIONS, **changes})
-    del content["cells"], content["probe"], content["branches"]
+    del content["cells"], content["branches"]
+    content.pop("probe" if "probe" not in changes else "", None)
     path = folder / "asked.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -75,20 +77,38 @@ def test_a_size_may_take_the_rate_of_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tune": {"seed": 0, "rates": [0.1]}}, "seed 0 is compared too, expected one that is held out"),
-        ({"tune": {}}, "expected seed and rates"),
+        ({"tune": {"seed": 0, "rates": [0.1]}}, "tune.seed is 0, expected one from 0 on that no question compares"),
+        ({"tune": {}}, "tune is missing, expected seed and rates"),
         ({"questions": {"x": {**QUESTION, "equal": "byte"}}}, "equal is 'byte', expected one of bytes, flops"),
-        ({"questions": {"x": {**QUESTION, "ask": ""}}}, "'ask' is not known (did you mean 'asks'?)"),
+        ({"questions": {"x": {**QUESTION, "ask": ""}}}, "questions.x.ask is not a known key (did you mean 'asks'?)"),
         ({"questions": {"x": {**QUESTION, "rows": [{"size": "tiny", "method": "SMETT"}]}}}, "method is 'SMETT'"),
         ({"questions": {"x": {**QUESTION, "rows": [{"size": "tiny", "method": "dense", "density": 0.5}]}}},
          "density is 0.5 with a dense method"),
-        ({"sizes": {"tiny": {"tuned_at": "tinier"}}}, "tuned_at of tiny is 'tinier', expected a size"),
-        ({"engine": "jax"}, "engine is 'jax', expected one of deepspeed, torch"),
+        ({"sizes": {"tiny": {"tuned_at": "tinier"}}}, "sizes.tiny.tuned_at is 'tinier' (str)"),
+        ({"engine": "jax"}, "engine is 'jax' (str), expected one of deepspeed, torch"),
         ({"methods": {**SECTIONS["methods"], "peer": {"method": "dense", "peer": {"name": "galor"}}}}, "peer is"),
         ({"methods": {**SECTIONS["methods"], "peer": {"method": "dense", "peer": {"name": "galore", "ranks": 3}}}},
          "peer.ranks is not known (did you mean 'rank'?)"),
         ({"engine": "deepspeed", "methods": {**SECTIONS["methods"], "p": PEER}},
          "expected the section engine: torch"),
+        ({"tune": {"seed": 9, "rates": 0.1}}, "tune.rates is 0.1 (float), expected a list of values"),
+        ({"tune": {"seed": None, "rates": [0.1]}}, "tune.seed is missing"),
+        ({"tune": {"seed": 9, "rates": [0.1, 0.1]}}, "expected different positive numbers"),
+        ({"questions": {"x": {**QUESTION, "seeds": 5}}}, "questions.x.seeds is 5 (int), expected a list"),
+        ({"questions": {"x": {**QUESTION, "seeds": "01"}}}, "questions.x.seeds is '01' (str), expected a list"),
+        ({"questions": {"x": {**QUESTION, "seeds": [1.5]}}}, "questions.x.seeds[0] is 1.5 (float), expected a whole"),
+        ({"questions": {"x": {**QUESTION, "seeds": [-1]}}}, "questions.x.seeds has -1, expected numbers from 0 on"),
+        ({"questions": {"x": {**QUESTION, "rows": [{"size": ["a"], "method": "dense"}]}}}, "rows[0].size is"),
+        ({"questions": {"x": {**QUESTION, "rows": [{**SMALL, "density": "1"}]}}}, "rows[0].density is '1'"),
+        ({"questions": {"x": {**QUESTION, "quick": "yes"}}}, "questions.x.quick is 'yes' (str), expected"),
+        ({"questions": {"a/b": QUESTION}}, "questions.a/b: its name becomes a file's"),
+        ({"questions": {"x": None}}, "questions.x is None (NoneType), expected a mapping"),
+        ({"sizes": {"tiny": None}}, "sizes.tiny is None (NoneType), expected a mapping"),
+        ({"methods": [1]}, "methods is [1] (list), expected a mapping"),
+        ({"methods": {**SECTIONS["methods"], "p": {**PEER, "peer": {"name": ["galore"]}}}}, "peer is"),
+        ({"methods": {**SECTIONS["methods"], "p": {**PEER, "peer": {"name": "galore", "rank": -1}}}}, "rank is -1"),
+        ({"methods": {**SECTIONS["methods"], "st": {"method": "static", "density": 0.5}}}, "st.density would not"),
+        ({"probe": 3}, "probe is 3 (int), expected a mapping"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_when_the_file_is_read(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -142,6 +162,25 @@ def test_the_list_says_what_comes_later(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(written(tmp_path)), "--list", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "later tiny SMET d0.25: its learning rate is not tuned yet" in said and "4 cells, 0 done" in said
+
+
+def test_rates_that_are_not_tried_any_more_decide_nothing(tmp_path: Path) -> None:
+    tried = [result("SMET", 9, loss, lr, False) for lr, loss in ((0.01, 4.0), (0.02, 3.0), (0.04, 1.0))]
+    assert questions.best_rates(SECTIONS, tried) == {("tiny", "SMET", 0.25): 0.02}
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    rows = [{"size": "tiny", "method": name, "density": 0.25} for name in ("SMET", "smet")]
+    methods = {**SECTIONS["methods"], "smet": {"method": "static"}}
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(written(tmp_path, methods=methods, questions={"bytes": {**QUESTION, "rows": rows}}))
+    assert "two cells would be named tiny-d0.25-smet-lr0.01-s9: of SMET and smet" in caught.value.problems[0]
+
+
+def test_rates_that_never_come_end_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(pool, "run", lambda *_: [])  # as if all were done, and nothing had been written
+    assert main([str(written(tmp_path)), "--out", str(tmp_path / "out")]) == 2
+    assert "holds no result at one of tune.rates for tiny dense d1" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
