@@ -40,15 +40,15 @@ class LossModel(nn.Module):
         return loss
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> AgedOptimizer:
-    """The optimizer over dense and sparse groups, on the engine's clock.
+def build_optimizer(groups: list[dict[str, Any]], config: RunConfig, external_clock: bool = True) -> AgedOptimizer:
+    """The optimizer over dense and sparse groups, on the engine's clock or on its own.
 
     Raises:
         ConfigError: there is no such formula, or it does not have these options, or not here.
     """
     remedies = Remedies.of(config.sparsity)
     return AgedOptimizer(
-        groups, formula_of(config), config.optimizer.lr, 0.0, remedies, external_clock=True, **options_of(config)
+        groups, formula_of(config), config.optimizer.lr, 0.0, remedies, external_clock, **options_of(config)
     )
 
 

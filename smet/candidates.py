@@ -14,6 +14,7 @@ from smet.config import SmetConfig
 from smet.experts import SUFFIX, ExpertStack, stack_of, stackable
 from smet.linear import SparseLinear
 from smet.patterns import unselected
+from smet.zero import whole_shape
 
 LINEAR = {
     "smet.experts.DenseExpert": False,
@@ -134,14 +135,13 @@ def _survey_experts(
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    # ZeRO-3 leaves a placeholder of no elements, and says elsewhere what was there.
-    return isinstance(parameter, UninitializedParameter) or len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+    return isinstance(parameter, UninitializedParameter) or len(whole_shape(parameter)) > 1
 
 
 def _elements(parameter: Tensor) -> int:
     if isinstance(parameter, UninitializedParameter):
         return 0
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return whole_shape(parameter).numel()
 
 
 def _reason(name: str, module: nn.Module, own: list[nn.Parameter], config: SmetConfig) -> str | None:

@@ -23,6 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from smet.linear import SparseLinear
 from smet.stacked import are_alike, stacked
+from smet.zero import is_partitioned
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
 """Parameters of an experts module that hold a matrix per expert."""
@@ -184,7 +185,7 @@ def _may_be_made_again(stacks: Iterable[ExpertStack]) -> bool:
     autograd: Any = torch._C._autograd  # nothing public tells
     if not torch.is_grad_enabled() or not autograd._saved_tensors_hooks_is_enabled():
         return False
-    cut = any(hasattr(parameter, "ds_id") for stack in stacks for parameter in stack.parameters())
+    cut = any(is_partitioned(parameter) for stack in stacks for parameter in stack.parameters())
     return autograd._top_saved_tensors_default_hooks(True) is None and not cut
 
 

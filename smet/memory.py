@@ -39,16 +39,22 @@ def measure(
     seen: set[int] = set()
     for kind, group, tensor in store.live_tensors():
         part = "sparse" if group.startswith("sparse") else "dense"
-        table[part][kind] += _bytes(tensor, seen)
+        table[part][kind] += bytes_held(tensor, seen)
     for tensor in means:
-        table["sparse"]["moments"] += _bytes(own(tensor), seen)
-    held = [bits for layer in layers.values() for bits in (layer.mask, layer.closed) if bits is not None]
-    for tensor in [*held, *bank.tensors()]:
-        table["sparse"]["masks"] += _bytes(tensor, seen)
+        table["sparse"]["moments"] += bytes_held(own(tensor), seen)
+    for tensor in masks_held(layers.values(), bank):
+        table["sparse"]["masks"] += bytes_held(tensor, seen)
     return table
 
 
-def _bytes(tensor: Tensor, seen: set[int]) -> int:
+def masks_held(layers: Iterable[SparseLinear], bank: MaskBank) -> list[Tensor]:
+    """The packed masks of ``layers``, wherever they are."""
+    own_bits = [bits for layer in layers for bits in (layer.mask, layer.closed) if bits is not None]
+    return [*own_bits, *bank.tensors()]
+
+
+def bytes_held(tensor: Tensor, seen: set[int]) -> int:
+    """Bytes of ``tensor``, or 0 where ``seen`` has its memory; then it has."""
     storage = tensor.untyped_storage()
     if storage.data_ptr() in seen or tensor.numel() == 0:
         return 0

@@ -120,6 +120,8 @@ def attach(
     saved with its state; masks are with the model's. Where an engine's ranks share the masks out, ``state_dict()`` of
     the model has to be called on all of them, as DeepSpeed does when it saves.
 
+    What an earlier ``attach`` did to the same layers, with another optimizer, ends.
+
     Args:
         handle: an ``AdamW`` or other ``ModelOptimizer``, also inside accelerate's wrapper or of a model that
             ``fully_shard`` (FSDP2) cut, or a DeepSpeed engine that runs one by ZeRO 1, 2 or 3.
@@ -130,8 +132,6 @@ def attach(
             ``compute`` is ``auto``, who multiplies is then measured, here and once (``smet.measured``). Without it a
             table decides.
         dtype: what layers multiply in, where that is not the type of their values: autocast's.
-
-    What an earlier ``attach`` did to the same layers, with another optimizer, ends here.
 
     Raises:
         ConfigError: ``handle`` is something else, or attached already; ``tokens`` is no positive number, or not the

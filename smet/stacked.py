@@ -14,6 +14,7 @@ from torch import Tensor
 from smet import copies, kernels
 from smet.linear import SparseLinear
 from smet.mask import TileGrid
+from smet.zero import is_partitioned
 
 MOST = 2**31
 """Elements of the tall matrix; kernels may count them in 32 bits."""
@@ -30,7 +31,7 @@ def are_alike(layers: Sequence[SparseLinear]) -> bool:
     kind = first.values.dtype, first.values.device, first.values.requires_grad
     return all(
         layer.grid == grid and not layer.transposed and not any(layer.orders)
-        and layer.values.numel() == stored and not hasattr(layer.values, "ds_id")  # an engine that cuts values up
+        and layer.values.numel() == stored and not is_partitioned(layer.values)
         and (layer.values.dtype, layer.values.device, layer.values.requires_grad) == kind
         for layer in layers
     )  # fmt: skip

@@ -315,6 +315,17 @@ def _dtypes(tensors: Iterable[Tensor]) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
 
 
+def is_partitioned(param: Tensor) -> bool:
+    """Whether ZeRO-3 cuts ``param`` up, and gathers it only where it computes."""
+    return hasattr(param, "ds_id")
+
+
+def whole_shape(param: Tensor) -> torch.Size:
+    """Shape of ``param``; ZeRO-3 leaves a placeholder of no elements, and says elsewhere what was there."""
+    shape: torch.Size = getattr(param, "ds_shape", param.shape)
+    return shape
+
+
 def pipeline_module(specs: list[Any], bounds: Sequence[int], **options: Any) -> Any:
     """A ``PipelineModule`` that is cut where its caller says.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..figures import style
+from . import dots
+from .dots import MEANING, draw_rows
 from .kinds import kind
 from .questions import EQUAL, Question, Row, questions
 from .statistics import Difference, Spread
@@ -24,9 +26,15 @@ class Answer:
 
     row: Row
     cells: list[Cell]
-    loss: Spread | None
+    losses: dict[int, float]
+    """Validation loss by seed, where it is a number."""
     over: Difference | None
-    """Its validation loss minus the first row's, seed by seed."""
+    """Its loss minus the first row's, seed by seed."""
+
+    @property
+    def loss(self) -> Spread | None:
+        """Over seeds; None where there is none."""
+        return Spread.of(list(self.losses.values()))
 
     @property
     def name(self) -> str:
@@ -56,16 +64,13 @@ def answered(view: View) -> dict[Question, list[Answer]]:
 
 
 def _answer(view: View, question: Question, row: Row) -> Answer:
-    own, first = (_by_seed(view, question, one) for one in (row, question.rows[0]))
-    losses = {seed: cell["validation_loss"] for seed, cell in own.items() if cell["validation_loss"] is not None}
-    base = {seed: cell["validation_loss"] for seed, cell in first.items() if cell["validation_loss"] is not None}
-    over = None if row == question.rows[0] else Difference.of(losses, base)
-    return Answer(row, list(own.values()), Spread.of(list(losses.values())), over)
+    def losses(of: Row) -> dict[int, float]:
+        found = view.by_seed("validation_loss", of.method, of.size, of.density, of.lr)
+        return {seed: loss for seed, loss in found.items() if seed in question.seeds}
 
-
-def _by_seed(view: View, question: Question, row: Row) -> dict[int, Cell]:
-    cells = view.cells(row.method, row.size, row.density, row.lr)
-    return {cell["seed"]: cell for cell in cells if cell["seed"] in question.seeds}
+    cells = [c for c in view.cells(row.method, row.size, row.density, row.lr) if c["seed"] in question.seeds]
+    first = question.rows[0]
+    return Answer(row, cells, losses(row), None if row == first else Difference.of(losses(row), losses(first)))
 
 
 @dataclass(frozen=True)
@@ -147,28 +152,19 @@ def _number(value: float | None, unit: float, form: str) -> str:
     return "-" if value is None else form.format(value / unit)
 
 
-def _draw(view: View, question: Question, rows: Sequence[Answer], message: str, path: Path) -> None:
-    known = [row for row in rows if row.loss is not None]
+def _draw(view: View, question: Question, answers: Sequence[Answer], message: str, path: Path) -> None:
+    known = [answer for answer in answers if answer.loss is not None]
     methods: Mapping[str, Any] = view.matrix.get("methods") or {}
-    below = f"equal {EQUAL[question.equal]}; small dots: seeds; line: one standard deviation; full circle: p < 5 %"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with style.picture(path, (8.0, 1.4 + 0.3 * len(known)), message, below) as figure:
+    size = (8.0, 1.4 + 0.3 * len(known))
+    with style.picture(path, size, message, f"equal {EQUAL[question.equal]}; {MEANING}") as figure:
         axis = figure.subplots()
-        for place, row in enumerate(known):
-            assert row.loss is not None
-            color = style.COLORS[kind(methods.get(row.row.method) or {})]
-            values = [cell["validation_loss"] for cell in row.cells if cell["validation_loss"] is not None]
-            axis.errorbar(row.loss.mean, place, xerr=row.loss.deviation or 0.0, color=color, elinewidth=1.6, zorder=3)
-            axis.plot(values, [place] * len(values), ".", color=style.MUTED, markersize=3.5, zorder=5)
-            full = row.over is not None and row.over.significant
-            axis.plot(row.loss.mean, place, "o", markersize=7, zorder=4, markeredgecolor=color, markeredgewidth=1.6,
-                      color=color if full else "white")  # fmt: skip
+        draw_rows(axis, [
+            dots.Row(answer.name, list(answer.losses.values()),
+                     style.COLORS[kind(methods.get(answer.row.method) or {})],
+                     answer.over is not None and answer.over.significant)
+            for answer in known
+        ])  # fmt: skip
         if known[0].loss is not None:
             axis.axvline(known[0].loss.mean, color=style.MUTED, linewidth=0.9, zorder=1)
-        axis.set_yticks(range(len(known)), [row.name for row in known])
-        axis.tick_params(axis="y", length=0)
-        axis.set_ylim(len(known) - 0.4, -0.6)
-        axis.grid(False)
-        axis.grid(True, axis="x")
-        axis.spines["left"].set_visible(False)
         axis.set_xlabel("validation loss (nats per token)")

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.command import program, told
 from pretrain.errors import DataError, UserError
@@ -21,6 +21,10 @@ from pretrain.leaving import leave_with
 from pretrain.paths import path_argument
 from pretrain.screen import refuse
 from pretrain.stopping import REQUEST
+
+if TYPE_CHECKING:
+    from pretrain.config import RunConfig
+    from pretrain.layout import Layout
 
 SPEC, RESULT, RUN = "cell.json", "result.json", "run"
 
@@ -56,35 +60,32 @@ def run(folder: Path) -> dict[str, Any] | None:
 
     begin = time.perf_counter()
     spec = read_spec(folder)
-    if "plain" in spec:
-        return _run_plainly(folder, spec, begin)
-    adopt_environment()
+    if "plain" not in spec:
+        adopt_environment()
     from pretrain.config import config_from_dict
     from pretrain.config.load import merge, named_family
 
     config = config_from_dict(
         merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}}), (named_family(spec["settings"]),)
     )
-    layout = start(config)
+    from pretrain.checkpoint.manifest import git_revision
     from pretrain.files import write_atomically
-    from pretrain.run import prepare
 
-    from . import branch, probe, text
-    from .summary import summarize
+    from . import text
 
-    trainer = prepare(config, layout, REQUEST)
-    if spec["kind"] == "branches":
-        branch.attach(trainer, spec["measure"], folder / "branches.jsonl")
-    elif spec["measure"]:
-        probe.attach(trainer, spec["measure"], folder / "probe.jsonl")
-    try:
-        trainer.fit()
-    finally:
-        trainer.heartbeat.close()
-    if trainer.stopped_early:
+    if "plain" in spec:
+        from . import plain
+
+        layout, found = plain.ALONE, plain.run(config, spec["plain"].get("peer"))
+    else:
+        layout = start(config)
+        found = _by_the_program(folder, spec, config, layout)
+    if found is None:
         return None
     result = {
-        **summarize(folder, spec),
+        **spec["labels"],
+        "revision": git_revision(),
+        **found,
         "wall_seconds": round(time.perf_counter() - begin, 1),
         "cpu_seconds": round(sum(layout.gather_objects(time.process_time())), 1),
         "ranks": layout.world_size,
@@ -96,25 +97,22 @@ def run(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def _run_plainly(folder: Path, spec: dict[str, Any], begin: float) -> dict[str, Any] | None:
-    from pretrain.checkpoint.manifest import git_revision
-    from pretrain.config import config_from_dict
-    from pretrain.config.load import merge, named_family
-    from pretrain.files import write_atomically
+def _by_the_program(folder: Path, spec: dict[str, Any], config: RunConfig, layout: Layout) -> dict[str, Any] | None:
+    from pretrain.run import prepare
 
-    from . import plain, text
+    from . import branch, probe
+    from .summary import summarize
 
-    settings = merge(spec["settings"], {"train": {"output_dir": str(folder / RUN)}})
-    config = config_from_dict(settings, (named_family(spec["settings"]),))
-    found = plain.run(config, spec["plain"].get("peer"))
-    if found is None:
-        return None
-    result = {
-        **spec["labels"], "revision": git_revision(), **found, "wall_seconds": round(time.perf_counter() - begin, 1),
-        "cpu_seconds": round(time.process_time(), 1), "ranks": 1, "text": text.identity(config.data), "device": "cpu",
-    }  # fmt: skip
-    write_atomically(folder / RESULT, json.dumps(result) + "\n")
-    return result
+    trainer = prepare(config, layout, REQUEST)
+    if spec["kind"] == "branches":
+        branch.attach(trainer, spec["measure"], folder / "branches.jsonl")
+    elif spec["measure"]:
+        probe.attach(trainer, spec["measure"], folder / "probe.jsonl")
+    try:
+        trainer.fit()
+    finally:
+        trainer.heartbeat.close()
+    return None if trainer.stopped_early else summarize(folder, spec)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:

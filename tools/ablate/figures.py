@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..figures import style
 from ..figures.labels import name_end
 from . import messages
+from .dots import MEANING, Row, draw_rows
 from .kinds import method_looks, variant_looks
 from .statistics import Spread
 from .tables import ratio
@@ -162,29 +163,19 @@ def _spikes(view: View, path: Path) -> str | None:
         return None
     looks, message = method_looks(view, names), messages.spikes(found)
     order = sorted(found, key=lambda name: -found[name].mean)
-    below = f"{size}, d = {density:g}; small dots: seeds; line: one standard deviation; full circle: p < 5 %"
+    below = f"{size}, d = {density:g}; {MEANING}"
     with style.picture(path, (8.0, 1.3 + 0.24 * len(order)), message, below) as figure:
         axis = figure.subplots()
-        for place, name in enumerate(order):
-            color = looks[name]["color"]
-            values = list(view.by_seed(view.rise_over_static(), name, size, density).values())
-            spread = Spread.of(values)
-            assert spread is not None
-            axis.errorbar(spread.mean, place, xerr=spread.deviation or 0.0, color=color, elinewidth=1.6, zorder=3)
-            axis.plot(values, [place] * len(values), ".", color=style.MUTED, markersize=3.5, zorder=5)
-            axis.plot(spread.mean, place, "o", markersize=7, zorder=4, markeredgecolor=color, markeredgewidth=1.6,
-                      color=color if found[name].significant else "white")  # fmt: skip
+        draw_rows(axis, [
+            Row(name, list(view.by_seed(view.rise_over_static(), name, size, density).values()), looks[name]["color"],
+                found[name].significant)
+            for name in order
+        ])  # fmt: skip
         axis.axvline(0, color=style.COLORS["static"], linewidth=1.3, zorder=1)
-        axis.set_yticks(range(len(order)), order)
         for label, name in zip(axis.get_yticklabels(), order, strict=True):
             if name == view.roles.get("remedied"):
                 label.set_color(style.SMET)
                 label.set_fontweight("bold")
-        axis.tick_params(axis="y", length=0)
-        axis.set_ylim(len(order) - 0.4, -0.6)
-        axis.grid(False)
-        axis.grid(True, axis="x")
-        axis.spines["left"].set_visible(False)
         axis.set_xlabel(f"rise of the held-out loss in {LATER} steps, over the static run (nats per token)")
     return message
 

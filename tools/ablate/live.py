@@ -8,37 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smet.bank import MaskBank
 from smet.config import SmetConfig
 from smet.linear import SparseLinear, sparse_layers
+from smet.memory import bytes_held, masks_held
 from smet.patterns import selects
 
 
-def bytes_of(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Iterable[Tensor] = ()) -> dict[str, int]:
+def bytes_of(model: nn.Module, optimizer: torch.optim.Optimizer, bank: MaskBank) -> dict[str, int]:
     """Bytes at rest, with the gradients of a step, the embeddings and the state inside of an optimizer's own objects.
 
     Returns:
         ``weights``, ``gradients``, ``state`` (moments, masters, ages, projectors), ``masks`` and ``total``.
     """
     seen: set[int] = set()
-    layers = sparse_layers(model).values()
-    own = [bits for layer in layers for bits in (layer.mask, layer.closed) if bits is not None]
-    found = {
-        "weights": _sum(list(model.parameters()), seen),
-        "gradients": _sum([p.grad for p in model.parameters() if p.grad is not None], seen),
-        "state": _sum(list(_tensors(list(optimizer.state.values()))), seen),
-        "masks": _sum([*own, *masks], seen),
+    held: dict[str, Iterable[Tensor]] = {
+        "weights": model.parameters(),
+        "gradients": [p.grad for p in model.parameters() if p.grad is not None],
+        "state": _tensors(list(optimizer.state.values())),
+        "masks": masks_held(sparse_layers(model).values(), bank),
     }
+    found = {kind: sum(bytes_held(tensor, seen) for tensor in tensors) for kind, tensors in held.items()}
     return {**found, "total": sum(found.values())}
-
-
-def _sum(tensors: Iterable[Tensor], seen: set[int]) -> int:
-    total = 0
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        if tensor.numel() and storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += tensor.numel() * tensor.element_size()
-    return total
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:

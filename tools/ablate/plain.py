@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,14 +29,18 @@ from pretrain.products import micro_batch
 from pretrain.schedule import learning_rate
 from pretrain.stopping import REQUEST
 from smet import MaskBank, TopologyController, UpdateReport, parameter_groups
-from smet.linear import SparseLinear, sparse_layers
 from smet.measured import measure as measure_products
+from smet.optim.aged import AgedOptimizer
 from smet.store import LocalStore
 
-from . import peers
+from . import peers, summary
 from .live import bytes_of, layer_flops
 
 ALONE = Layout(1, 0, 1, 0, torch.device("cpu"), data_group=None, control=None)
+
+
+def _nothing() -> None:
+    """Where no topology changes."""
 
 
 @dataclass
@@ -46,11 +49,9 @@ class Subject:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    set_rate: Callable[[float], None]
-    before_step: Callable[[], None]
-    after_step: Callable[[], UpdateReport | None]
-    kept: Callable[[], Iterator[Tensor]]
-    """Tensors of masks that the model does not hold itself."""
+    bank: MaskBank
+    before_step: Callable[[], None] = _nothing
+    after_step: Callable[[], UpdateReport | None] = _nothing
 
     @torch.no_grad()
     def loss(self, tokens: Tensor) -> float:
@@ -81,12 +82,12 @@ def run(config: RunConfig, peer: Mapping[str, Any] | None) -> dict[str, Any] | N
         for step in range(config.train.steps):
             if REQUEST.why():
                 return None
-            subject.set_rate(learning_rate(step, config.optimizer, config.train.steps))
+            peers.set_rate(subject.optimizer, learning_rate(step, config.optimizer, config.train.steps))
             losses.append(_gradients(subject, loader.batches(step * batch), config.optimizer.gradient_clipping))
             if not math.isfinite(losses[-1]):
                 break
             if step == 1:  # with the gradients, and the state that the first step has made
-                held = bytes_of(subject.model, subject.optimizer, subject.kept())
+                held = bytes_of(subject.model, subject.optimizer, subject.bank)
             subject.optimizer.step()
             report = subject.after_step()
             if report is not None:
@@ -96,7 +97,8 @@ def run(config: RunConfig, peer: Mapping[str, Any] | None) -> dict[str, Any] | N
     seconds = {"train_seconds": time.perf_counter() - begin, "train_cpu_seconds": time.process_time() - spent}
     return {
         **_judged(subject, config, losses), **{key: round(value, 2) for key, value in seconds.items()},
-        "bytes": held, **layer_flops(subject.model, config.sparsity), **_topology(reports),
+        "bytes": held, **layer_flops(subject.model, config.sparsity), **summary.topology([vars(r) for r in reports]),
+        "moved": sum(report.grown for report in reports), "updates": [], "changes": [],
     }  # fmt: skip
 
 
@@ -112,34 +114,21 @@ def build(config: RunConfig, peer: Mapping[str, Any] | None = None) -> Subject:
     model = family_of(config.model).model.Model(config.model)
     initialize(model, config.model, seed=config.train.seed)
     model.to(dtype)
-    if peer:
-        optimizer = peers.optimizer_of(model, peer, config)
-    else:
-        optimizer = _own(config, parameter_groups(model, config.sparsity, config.optimizer.weight_decay))
-    return Subject(model, optimizer, lambda rate: peers.set_rate(optimizer, rate), _nothing, _nothing, lambda: iter(()))
+    optimizer = peers.optimizer_of(model, peer, config) if peer else _own(model, config)
+    return Subject(model, optimizer, MaskBank(model, None))
 
 
 def _sparse(config: RunConfig, dtype: torch.dtype) -> Subject:
     model = Builder(config, ALONE).whole().to(dtype)
-    optimizer = _own(config, parameter_groups(model, config.sparsity, config.optimizer.weight_decay))
-    bank = MaskBank(model, None)
+    optimizer, bank = _own(model, config), MaskBank(model, None)
     topology = TopologyController(model, config.sparsity, LocalStore(optimizer, None), bank, config.train.steps)
-    layers: Mapping[str, SparseLinear] = sparse_layers(model)
-    measure_products(layers.values(), *micro_batch(config), lambda value: [value], True)
-    return Subject(
-        model, optimizer, lambda rate: peers.set_rate(optimizer, rate), topology.before_step, topology.after_step,
-        lambda: iter(bank.tensors()),
-    )  # fmt: skip
+    measure_products(topology.all_layers.values(), *micro_batch(config), lambda value: [value], True)
+    return Subject(model, optimizer, bank, topology.before_step, topology.after_step)
 
 
-def _own(config: RunConfig, groups: list[dict[str, Any]]) -> Any:
-    optimizer = build_optimizer(groups, config)
-    optimizer.external_clock, optimizer._running = False, True
-    return optimizer
-
-
-def _nothing() -> None:
-    """Where no topology changes."""
+def _own(model: nn.Module, config: RunConfig) -> AgedOptimizer:
+    groups = parameter_groups(model, config.sparsity, config.optimizer.weight_decay)
+    return build_optimizer(groups, config, external_clock=False)
 
 
 def _gradients(subject: Subject, batches: list[Tensor], clipping: float) -> float:
@@ -158,10 +147,6 @@ def _gradients(subject: Subject, batches: list[Tensor], clipping: float) -> floa
 
 def _judged(subject: Subject, config: RunConfig, losses: list[float]) -> dict[str, Any]:
     """Losses as ``summary`` has them, the validation loss measured now."""
-    from .summary import CURVE_POINTS, TAIL
-
-    size = math.ceil(len(losses) / CURVE_POINTS)
-    pieces = [losses[start : start + size] for start in range(0, len(losses), size)]
     found = None
     if math.isfinite(losses[-1]) and config.data.validation:
         corpus = open_corpus(blend_spec(config.data.validation), config.data.seq_length, config.data.seed)
@@ -171,20 +156,7 @@ def _judged(subject: Subject, config: RunConfig, losses: list[float]) -> dict[st
         finally:
             loader.close()
     return {
-        "steps": len(losses),
+        **summary.training_losses([{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]),
         "tokens": len(losses) * config.train.global_batch_size * config.data.seq_length,
-        "train_loss": round(fmean(losses[-TAIL:]), 5),
-        "validation_loss": None if found is None or not math.isfinite(found) else round(found, 6),
-        "loss_curve": [[min((n + 1) * size, len(losses)), round(fmean(piece), 5)] for n, piece in enumerate(pieces)],
+        "validation_loss": summary.number(found),
     }
-
-
-def _topology(reports: list[UpdateReport]) -> dict[str, Any]:
-    shares = [
-        after.recycled / before.grown for before, after in zip(reports, reports[1:], strict=False) if before.grown
-    ]
-    moved = [report.grown for report in reports]
-    return {
-        "topology_updates": len(reports), "recycled": round(fmean(shares), 5) if shares else None,
-        "moved": sum(moved), "updates": [], "changes": [],
-    }  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pretrain.errors import DataError
+from smet import MaskBank
 from tests.tools.ablate import matrices
 from tools.ablate import peers, plain
 from tools.ablate.live import bytes_of, layer_flops
@@ -88,7 +89,7 @@ def test_shared_memory_counts_once() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    assert bytes_of(model, optimizer, [model.weight]) == {
+    assert bytes_of(torch.nn.ModuleList([model, model]), optimizer, MaskBank(model)) == {
         "weights": 64, "gradients": 64, "state": 64, "masks": 0, "total": 192,
     }  # fmt: skip
 
