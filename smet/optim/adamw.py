@@ -11,6 +11,7 @@ With every weight at age t and r = 1 this is torch.optim.AdamW.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -67,10 +68,16 @@ def _corrections(age: float, warmup: float, betas: Betas) -> tuple[float, float]
 
 def tables(ages: AgeTable, step: int, lr: float, like: Tensor, betas: Betas) -> tuple[Tensor, Tensor]:
     """Step sizes and corrections per code for optimizer step ``step``, in the dtype and on the device of ``like``."""
-    rows = [(0.0, 1.0) if clock is None else _corrections(*clock, betas) for clock in ages.clocks(step)]
-    table = torch.tensor(rows, dtype=torch.float64)
-    sizes = (table[:, 0] * lr).to(like)
-    return sizes, table[:, 1].to(like)
+    table = _table(tuple(ages.births), ages.remedies, step, betas)
+    return (table[0] * lr).to(like), table[1].to(like)
+
+
+@functools.lru_cache(maxsize=16)  # all parameters of a step share it, and a model may have thousands
+def _table(births: tuple[float | None, ...], remedies: Remedies, step: int, betas: Betas) -> Tensor:
+    """(2, codes), fp64: warm-up over the first correction, and the second correction."""
+    clocks = AgeTable(remedies=remedies, births=list(births)).clocks(step)
+    rows = [(0.0, 1.0) if clock is None else _corrections(*clock, betas) for clock in clocks]
+    return torch.tensor(rows, dtype=torch.float64).T.contiguous()
 
 
 class SmetAdamW(AgedOptimizer):
