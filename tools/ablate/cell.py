@@ -76,7 +76,8 @@ def run(folder: Path) -> dict[str, Any] | None:
     if "plain" in spec:
         from . import plain
 
-        layout, found = plain.ALONE, plain.run(config, spec["plain"].get("peer"))
+        layout = plain.alone(config)
+        found = plain.run(config, spec["plain"].get("peer"), layout)
     else:
         layout = start(config)
         found = _by_the_program(folder, spec, config, layout)

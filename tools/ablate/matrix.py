@@ -22,7 +22,7 @@ from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
 
-from . import hypotheses, peers, questions, sections
+from . import hypotheses, law, peers, questions, sections
 
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
@@ -91,7 +91,8 @@ def load_matrix(
     for size in content["sizes"].values():
         if "base" in size:
             size["run"] = load_config(beside(path, size["base"])).to_dict()
-    problems += [f"{path}: {problem}" for problem in [*hypotheses.problems(content), *questions.problems(content)]]
+    more = [*hypotheses.problems(content), *questions.problems(content), *law.problems(content)]
+    problems += [f"{path}: {problem}" for problem in more]
     if problems:
         raise ConfigError(problems)
     problems += [f"{path}: methods, {name}: {text}" for name, keys in (content.get("methods") or {}).items()
@@ -231,6 +232,7 @@ def _cell(
     settings = merge(content["sizes"][size].get("run") or {}, copy.deepcopy(content["run"]))
     settings = merge(settings, own)
     sparsity = dict(sparsity)
+    sparsity.pop("tuned_as", None)
     peer = sparsity.pop("peer", None)
     settings = merge(settings, sparsity.pop("run", None) or {})
     settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})

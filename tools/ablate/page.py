@@ -12,7 +12,7 @@ from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
 
-from . import answers, defaults, figures, hypotheses, reading, tables, text
+from . import answers, defaults, figures, hypotheses, law, reading, tables, text
 from .figures import Made
 from .view import LATER, View
 
@@ -34,11 +34,12 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
         view = View(results)
         prefix = target.parent / "images" / target.stem
         answered = answers.write(view, prefix)
+        fitted, drawn = law.section(view, prefix)
         images = figures.draw(view, prefix) if view.branch_groups() or not answered.sections else {}
-        write_atomically(target, render(view, images, answered.sections))
+        write_atomically(target, render(view, images, [*answered.sections, *fitted]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the results are not those of {told('ablate')} ({misfit(error)}); make them anew") from error
-    return [*answered.images, *(image.path for image in images.values())]
+    return [*answered.images, *drawn, *(image.path for image in images.values())]
 
 
 def render(view: View, images: Mapping[str, Made], answered: Sequence[str] = ()) -> str:

@@ -27,6 +27,7 @@ from pretrain.parallel.part import Builder
 from pretrain.precision import DTYPES
 from pretrain.products import micro_batch
 from pretrain.schedule import learning_rate
+from pretrain.startup import choose_device
 from pretrain.stopping import REQUEST
 from smet import MaskBank, TopologyController, UpdateReport, parameter_groups
 from smet.measured import measure as measure_products
@@ -36,7 +37,14 @@ from smet.store import LocalStore
 from . import peers, summary
 from .live import bytes_of, layer_flops
 
-ALONE = Layout(1, 0, 1, 0, torch.device("cpu"), data_group=None, control=None)
+
+def alone(config: RunConfig) -> Layout:
+    """One process, on the device that ``train.device`` says.
+
+    Raises:
+        LaunchError: it is a GPU, and there is none.
+    """
+    return Layout(1, 0, 1, 0, choose_device(config.train.device), data_group=None, control=None)
 
 
 def _nothing() -> None:
@@ -50,6 +58,7 @@ class Subject:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     bank: MaskBank
+    device: torch.device
     before_step: Callable[[], None] = _nothing
     after_step: Callable[[], UpdateReport | None] = _nothing
 
@@ -58,20 +67,24 @@ class Subject:
         """Of token ids ``(b, s + 1)``, as ``Engine.loss``."""
         self.model.eval()
         try:
-            return float(self.model.loss(tokens))  # type: ignore[operator]
+            return float(self.model.loss(tokens.to(self.device)))  # type: ignore[operator]
         finally:
             self.model.train()
 
 
-def run(config: RunConfig, peer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def run(config: RunConfig, peer: Mapping[str, Any] | None, layout: Layout | None = None) -> dict[str, Any] | None:
     """Train, judge and measure one cell; None if it was asked to stop before its end.
+
+    Args:
+        layout: that of ``alone``, if it is made already.
 
     Raises:
         UserError: bad data, or settings that cannot be built.
     """
     batch = config.train.global_batch_size
     accumulation = config.accumulation(1)
-    subject = build(config, peer)
+    layout = layout or alone(config)
+    subject = build(config, peer, layout)
     corpus = open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed)
     loader = BatchLoader(corpus, config.train.micro_batch_size, accumulation, 0, 1)
     losses: list[float] = []
@@ -96,34 +109,34 @@ def run(config: RunConfig, peer: Mapping[str, Any] | None) -> dict[str, Any] | N
         loader.close()
     seconds = {"train_seconds": time.perf_counter() - begin, "train_cpu_seconds": time.process_time() - spent}
     return {
-        **_judged(subject, config, losses), **{key: round(value, 2) for key, value in seconds.items()},
+        **_judged(subject, config, losses, layout), **{key: round(value, 2) for key, value in seconds.items()},
         "bytes": held, **layer_flops(subject.model, config.sparsity), **summary.topology([vars(r) for r in reports]),
         "moved": sum(report.grown for report in reports), "updates": [], "changes": [],
     }  # fmt: skip
 
 
-def build(config: RunConfig, peer: Mapping[str, Any] | None = None) -> Subject:
+def build(config: RunConfig, peer: Mapping[str, Any] | None = None, layout: Layout | None = None) -> Subject:
     """Model and optimizer: a peer's over the dense model, else ``smet``'s over the sparse one, or over the dense one.
 
     Raises:
         UserError: see ``run``.
     """
-    dtype = DTYPES[config.train.precision]
+    dtype, layout = DTYPES[config.train.precision], layout or alone(config)
     if config.sparsity.method != "dense":
-        return _sparse(config, dtype)
+        return _sparse(config, dtype, layout)
     model = family_of(config.model).model.Model(config.model)
     initialize(model, config.model, seed=config.train.seed)
-    model.to(dtype)
+    model.to(layout.device, dtype)
     optimizer = peers.optimizer_of(model, peer, config) if peer else _own(model, config)
-    return Subject(model, optimizer, MaskBank(model, None))
+    return Subject(model, optimizer, MaskBank(model, None), layout.device)
 
 
-def _sparse(config: RunConfig, dtype: torch.dtype) -> Subject:
-    model = Builder(config, ALONE).whole().to(dtype)
+def _sparse(config: RunConfig, dtype: torch.dtype, layout: Layout) -> Subject:
+    model = Builder(config, layout).whole().to(layout.device, dtype)
     optimizer, bank = _own(model, config), MaskBank(model, None)
     topology = TopologyController(model, config.sparsity, LocalStore(optimizer, None), bank, config.train.steps)
     measure_products(topology.all_layers.values(), *micro_batch(config), lambda value: [value], True)
-    return Subject(model, optimizer, bank, topology.before_step, topology.after_step)
+    return Subject(model, optimizer, bank, layout.device, topology.before_step, topology.after_step)
 
 
 def _own(model: nn.Module, config: RunConfig) -> AgedOptimizer:
@@ -137,7 +150,7 @@ def _gradients(subject: Subject, batches: list[Tensor], clipping: float) -> floa
     subject.before_step()
     total = 0.0
     for tokens in batches:
-        loss: Tensor = subject.model.loss(tokens) / len(batches)  # type: ignore[operator]
+        loss: Tensor = subject.model.loss(tokens.to(subject.device)) / len(batches)  # type: ignore[operator]
         loss.backward()
         total += float(loss.detach())
     if clipping:
@@ -145,14 +158,14 @@ def _gradients(subject: Subject, batches: list[Tensor], clipping: float) -> floa
     return total
 
 
-def _judged(subject: Subject, config: RunConfig, losses: list[float]) -> dict[str, Any]:
+def _judged(subject: Subject, config: RunConfig, losses: list[float], layout: Layout) -> dict[str, Any]:
     """Losses as ``summary`` has them, the validation loss measured now."""
     found = None
     if math.isfinite(losses[-1]) and config.data.validation:
         corpus = open_corpus(blend_spec(config.data.validation), config.data.seq_length, config.data.seed)
         loader = BatchLoader(corpus, config.train.micro_batch_size, 1, 0, 1)
         try:
-            found = evaluate(subject, loader, config.evaluation.samples, ALONE)["validation_loss"]  # type: ignore[arg-type]
+            found = evaluate(subject, loader, config.evaluation.samples, layout)["validation_loss"]  # type: ignore[arg-type]
         finally:
             loader.close()
     return {

@@ -38,8 +38,9 @@ class Row:
     """Fixed beforehand; None = tuned."""
 
     def key(self, content: Mapping[str, Any]) -> Key:
-        """What is tuned together: a size may name another, ``tuned_at``, whose rate it takes."""
-        return content["sizes"][self.size].get("tuned_at", self.size), self.method, self.density
+        """What is tuned together: a size may name another, ``tuned_at``, whose rate it takes, a method ``tuned_as``."""
+        size = content["sizes"][self.size].get("tuned_at", self.size)
+        return size, content["methods"][self.method].get("tuned_as", self.method), self.density
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,10 @@ def problems(content: Mapping[str, Any]) -> list[str]:
         made, sound = build(Question, {**entry, "name": str(name)}, where, found)
         if sound:
             found += [f"{where}{wrong}" for wrong in _wrong(made, content)]
-    for size, own in content["sizes"].items():
-        if "tuned_at" in own and own["tuned_at"] not in list(content["sizes"]):
-            found.append(f"sizes.{size}.tuned_at is {shown(own['tuned_at'])}, expected the name of a size")
+    for section, key, kind in (("sizes", "tuned_at", "size"), ("methods", "tuned_as", "method")):
+        for name, own in (content.get(section) or {}).items():
+            if key in own and own[key] not in list(content[section]):
+                found.append(f"{section}.{name}.{key} is {shown(own[key])}, expected the name of a {kind}")
     return found or _wrong_tuning(content)
 
 
@@ -147,7 +149,8 @@ def cells(
     for question in asked:
         for row in question.rows:
             if row.lr is None and tuning is not None:
-                tried = dataclasses.replace(row, size=row.key(content)[0])
+                size, method, _ = row.key(content)
+                tried = dataclasses.replace(row, size=size, method=method)
                 yield from (make(tried, tuning.seed, rate, False) for rate in tuning.rates)
         for seed in question.seeds:  # so that a stop leaves whole pairs
             for row in question.rows:

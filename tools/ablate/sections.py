@@ -12,11 +12,11 @@ from smet.fields import shown
 
 SECTIONS = (
     "title", "notes", "text", "engine", "run", "sizes", "methods", "cells", "branches", "probe", "roles", "hypotheses",
-    "questions", "tune",
+    "questions", "tune", "law",
 )  # fmt: skip
 ENGINES = ("deepspeed", "torch")
 """What trains a cell: the program as it is, or plain torch in one process."""
-MAPPINGS = ("text", "run", "sizes", "methods", "branches", "probe", "roles", "questions", "tune")
+MAPPINGS = ("text", "run", "sizes", "methods", "branches", "probe", "roles", "questions", "tune", "law")
 OF_MAPPINGS = ("sizes", "methods")
 """Names to settings."""
 
