@@ -95,11 +95,11 @@ def _run(arguments: list[str]) -> int:
         with claim(out / "lock", busy):
             failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
             while matrix.waiting and not failures:  # learning rates are known now
-                before, matrix = matrix.waiting, load()
-                if matrix.waiting == before:
+                before, matrix = matrix, load()
+                if matrix.cells == before.cells:
                     raise DataError(
-                        f"{out} holds no result at one of tune.rates for {before[0]}, though its cells are done; "
-                        "remove their folders to run them anew"
+                        f"{out} holds no result at one of tune.rates for {before.waiting[0]}, though its cells are "
+                        "done; remove their folders to run them anew"
                     )
                 failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
     said = _publish(matrix, path, out, options, failures)

@@ -98,10 +98,9 @@ def load_matrix(
     problems += [f"{path}: methods, {name}: {text}" for name, keys in (content.get("methods") or {}).items()
                  for text in _peer_problems(keys, content)]  # fmt: skip
     asked = _asked(path, content, only, quick)
-    best = questions.best_rates(content, results)
     groups = [] if only or quick else content.get("cells") or []
     cells = [cell for group in groups for cell in _group(group, content, problems)]
-    cells += questions.cells(asked, content, best, partial(_question_cell, content))
+    cells += questions.cells(asked, content, results, partial(_question_cell, content))
     unique: dict[str, Cell] = {}
     for cell in cells:
         other = unique.setdefault(cell.name, cell)
@@ -115,7 +114,7 @@ def load_matrix(
             problems += [f"cell {cell.name}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems))[:20])
-    return Matrix(content, list(unique.values()), questions.waiting(asked, content, best))
+    return Matrix(content, list(unique.values()), questions.waiting(asked, content, results))
 
 
 def _asked(path: Path, content: dict[str, Any], only: Sequence[str], quick: bool) -> list[questions.Question]:

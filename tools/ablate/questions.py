@@ -7,6 +7,7 @@ exist only once those of its tuning are done.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,10 +59,23 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How rates are chosen: the one with the lowest validation loss at ``seed``."""
+    """How rates are chosen: the one with the lowest validation loss at ``seed``.
+
+    The middle two are tried first, then the neighbours of the best so far, until both have been.
+    """
 
     seed: int
     rates: tuple[float, ...]
+    """Rising."""
+
+    def following(self, losses: Mapping[float, float]) -> list[float]:
+        """Rates to try next, from the losses of those that were tried; none when the best is known."""
+        if not losses:
+            middle = (len(self.rates) - 1) // 2
+            return list(self.rates[middle : middle + 2])
+        place = self.rates.index(_best(losses))
+        near = self.rates[max(0, place - 1) : place + 2]
+        return [rate for rate in near if rate not in losses]
 
 
 def problems(content: Mapping[str, Any]) -> list[str]:
@@ -115,8 +129,9 @@ def _wrong_tuning(content: Mapping[str, Any]) -> list[str]:
     if sound:
         if tuning.seed < 0 or any(tuning.seed in one.seeds for one in asked):
             found.append(f"tune.seed is {tuning.seed}, expected one from 0 on that no question compares")
-        if not tuning.rates or min(tuning.rates) <= 0 or len(set(tuning.rates)) < len(tuning.rates):
-            found.append(f"tune.rates is {list(tuning.rates)}, expected different positive numbers")
+        rising = all(low < high for low, high in itertools.pairwise(tuning.rates))
+        if not tuning.rates or tuning.rates[0] <= 0 or not rising:
+            found.append(f"tune.rates is {list(tuning.rates)}, expected positive numbers, rising")
     return found
 
 
@@ -142,16 +157,18 @@ Make = Callable[[Row, int, float, bool], Any]
 
 
 def cells(
-    asked: Iterable[Question], content: Mapping[str, Any], best: Mapping[Key, float], make: Make
+    asked: Iterable[Question], content: Mapping[str, Any], results: Iterable[Mapping[str, Any]], make: Make
 ) -> Iterator[Any]:
     """Cells of tuning, and those of rows whose rate is known, in the order of the questions."""
-    tuning = tuning_of(content)
+    tuning, losses = tuning_of(content), tuned(content, results)
+    best = best_rates(content, losses)
     for question in asked:
         for row in question.rows:
             if row.lr is None and tuning is not None:
-                size, method, _ = row.key(content)
-                tried = dataclasses.replace(row, size=size, method=method)
-                yield from (make(tried, tuning.seed, rate, False) for rate in tuning.rates)
+                size, method, _ = key = row.key(content)
+                tried, known = dataclasses.replace(row, size=size, method=method), losses.get(key, {})
+                rates = [*known, *tuning.following(known)]
+                yield from (make(tried, tuning.seed, rate, False) for rate in rates)
         for seed in question.seeds:  # so that a stop leaves whole pairs
             for row in question.rows:
                 rate = row.lr if row.lr is not None else best.get(row.key(content))
@@ -159,22 +176,32 @@ def cells(
                     yield make(row, seed, rate, row.lr is None)
 
 
-def best_rates(content: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
-    """Of every key whose tuning is done, from results of cells: a run that diverged is the worst."""
+def tuned(content: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> dict[Key, dict[float, float]]:
+    """Loss of each rate that was tried, of every key, from results of cells: a run that diverged is the worst."""
     tuning = tuning_of(content)
-    if tuning is None:
-        return {}
     losses: dict[Key, dict[float, float]] = {}
-    for cell in results:
+    for cell in results if tuning is not None else ():
         if cell["seed"] == tuning.seed and cell["lr"] in tuning.rates:
             loss = cell["validation_loss"]
             key = cell["size"], cell["method"], cell["density"]
             losses.setdefault(key, {})[cell["lr"]] = float("inf") if loss is None else loss
-    whole = {key: some for key, some in losses.items() if set(some) >= set(tuning.rates)}
-    return {key: min(some, key=lambda rate: (some[rate], rate)) for key, some in whole.items()}
+    return losses
 
 
-def waiting(asked: Iterable[Question], content: Mapping[str, Any], best: Mapping[Key, float]) -> list[str]:
+def best_rates(content: Mapping[str, Any], losses: Mapping[Key, Mapping[float, float]]) -> dict[Key, float]:
+    """Of every key whose tuning is done."""
+    tuning = tuning_of(content)
+    if tuning is None:
+        return {}
+    return {key: _best(some) for key, some in losses.items() if not tuning.following(some)}
+
+
+def _best(losses: Mapping[float, float]) -> float:
+    return min(losses, key=lambda rate: (losses[rate], rate))
+
+
+def waiting(asked: Iterable[Question], content: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> list[str]:
     """Rows that have no rate yet, in words."""
+    best = best_rates(content, tuned(content, results))
     keys = dict.fromkeys(row.key(content) for one in asked for row in one.rows if row.lr is None)
     return [f"{size} {method} d{density:g}" for size, method, density in keys if (size, method, density) not in best]

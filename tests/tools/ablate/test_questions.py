@@ -63,6 +63,20 @@ def test_rows_wait_until_their_rate_is_known(tmp_path: Path) -> None:
     assert compared == [("dense", 0, 0.01), ("SMET", 0, 0.02), ("dense", 1, 0.01), ("SMET", 1, 0.02)]
 
 
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({}, [0.02, 0.04]),
+        ({0.02: 3.0, 0.04: 4.0}, [0.01]),
+        ({0.02: 4.0, 0.04: 3.0}, [0.08]),
+        ({0.02: 4.0, 0.04: 3.0, 0.08: float("inf")}, []),
+        ({0.01: 2.0, 0.02: 3.0, 0.04: 4.0}, []),
+    ],
+)
+def test_rates_are_tried_around_the_best_so_far(losses: dict[float, float], expected: list[float]) -> None:
+    assert questions.Tuning(seed=9, rates=(0.01, 0.02, 0.04, 0.08)).following(losses) == expected
+
+
 def test_a_size_may_take_the_rate_of_another(tmp_path: Path) -> None:
     sizes = {"tiny": {}, "long": {"train": {"steps": 40}, "tuned_at": "tiny"}}
     asked = {**QUESTION, "rows": [{"size": "long", "method": "dense"}]}
@@ -93,7 +107,8 @@ def test_a_size_may_take_the_rate_of_another(tmp_path: Path) -> None:
          "expected the section engine: torch"),
         ({"tune": {"seed": 9, "rates": 0.1}}, "tune.rates is 0.1 (float), expected a list of values"),
         ({"tune": {"seed": None, "rates": [0.1]}}, "tune.seed is missing"),
-        ({"tune": {"seed": 9, "rates": [0.1, 0.1]}}, "expected different positive numbers"),
+        ({"tune": {"seed": 9, "rates": [0.1, 0.1]}}, "expected positive numbers, rising"),
+        ({"tune": {"seed": 9, "rates": [0.2, 0.1]}}, "expected positive numbers, rising"),
         ({"questions": {"x": {**QUESTION, "seeds": 5}}}, "questions.x.seeds is 5 (int), expected a list"),
         ({"questions": {"x": {**QUESTION, "seeds": "01"}}}, "questions.x.seeds is '01' (str), expected a list"),
         ({"questions": {"x": {**QUESTION, "seeds": [1.5]}}}, "questions.x.seeds[0] is 1.5 (float), expected a whole"),
@@ -166,7 +181,7 @@ def test_the_list_says_what_comes_later(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_rates_that_are_not_tried_any_more_decide_nothing(tmp_path: Path) -> None:
     tried = [result("SMET", 9, loss, lr, False) for lr, loss in ((0.01, 4.0), (0.02, 3.0), (0.04, 1.0))]
-    assert questions.best_rates(SECTIONS, tried) == {("tiny", "SMET", 0.25): 0.02}
+    assert questions.best_rates(SECTIONS, questions.tuned(SECTIONS, tried)) == {("tiny", "SMET", 0.25): 0.02}
 
 
 def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -189,4 +204,4 @@ def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot be read .*; remove .* to run the cell anew"):
         pool.results_in(tmp_path)
     (tmp_path / "cell" / "result.json").write_text(json.dumps(result("dense", 9, 1.0, 0.01, False)))
-    assert questions.best_rates(SECTIONS, pool.results_in(tmp_path)) == {}
+    assert questions.tuned(SECTIONS, pool.results_in(tmp_path)) == {}
