@@ -204,4 +204,4 @@ def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot be read .*; remove .* to run the cell anew"):
         pool.results_in(tmp_path)
     (tmp_path / "cell" / "result.json").write_text(json.dumps(result("dense", 9, 1.0, 0.01, False)))
-    assert questions.tuned(SECTIONS, pool.results_in(tmp_path)) == {}
+    assert questions.best_rates(SECTIONS, questions.tuned(SECTIONS, pool.results_in(tmp_path))) == {}
