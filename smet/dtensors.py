@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from smet.errors import ConfigError
@@ -92,6 +93,25 @@ def zeros_over(mesh: Any, shape: Sequence[int]) -> Tensor:
 
     made: Tensor = zeros(*shape, dtype=torch.float32, device_mesh=mesh, placements=[Shard(0)])
     return made
+
+
+def of_first(tensor: Tensor, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the first of the ranks over which ``tensor`` is cut has beside what this one has. Collective over them.
+
+    Args:
+        own: of this rank, by name; values of names that several ranks have are taken for equal.
+    """
+    cut: Any = tensor
+    group = cut.device_mesh.get_group()
+    if dist.get_world_size(group) == 1 or dist.get_backend(group) == "fake":
+        return {}
+    names: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(names, sorted(own), group=group)
+    if all(one == names[0] for one in names):
+        return {}
+    sent: list[Any] = [{name: value.cpu() for name, value in own.items()}]
+    dist.broadcast_object_list(sent, src=dist.get_global_rank(group, 0), group=group)
+    return {name: value for name, value in sent[0].items() if name not in own}
 
 
 def let_go(model: nn.Module) -> None:

@@ -46,6 +46,7 @@ class FsdpStore(LocalStore):
         if self.group is not None and dist.get_rank(self.group) != self._rank:
             raise ConfigError("the ranks of fully_shard's mesh are not in ascending order; make it by init_device_mesh")
         self._require_one_model()
+        self._forget_others()
         self._summed_at: int | None = None
         """The optimizer's clock when torch last summed gradients over ranks. Until it does, they wait inside of it."""
         self._watch_sums()
@@ -76,6 +77,12 @@ class FsdpStore(LocalStore):
         if not found:
             raise ConfigError("the model has no parameters to train")
         return found[0]
+
+    def _forget_others(self) -> None:
+        """Accelerate asks an optimizer for its state, and then puts the parts in the place of whole parameters."""
+        held = {param for group in self.optimizer.param_groups for param in group["params"]}
+        for param in self.optimizer.state.keys() - held:
+            del self.optimizer.state[param]
 
     def _require_one_model(self) -> None:
         """Masks are no parameters: each rank keeps a part of its own, and together they have to be one."""

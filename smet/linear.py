@@ -18,6 +18,9 @@ from smet.permutation import NONE as UNPERMUTED
 from smet.tickets import ticket_for
 from smet.weight import readable_weight
 
+CHECKPOINTED = "_checkpoint_wrapped_module."
+"""What torch's ``checkpoint_wrapper`` puts into the names of the modules in it, and into no entry of a state dict."""
+
 
 class SparseLinear(nn.Module):
     """``y = x W^T (+ bias)`` where W is dense only while the layer computes.
@@ -308,8 +311,9 @@ def _written(tensor: Tensor) -> int:
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
-    """Every ``SparseLinear`` of ``model`` by its module name, in module order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    """Every ``SparseLinear`` of ``model`` by its module name, in module order; torch's checkpoint wrapper has none."""
+    named = [(name.replace(CHECKPOINTED, ""), module) for name, module in model.named_modules()]
+    return {name: module for name, module in named if isinstance(module, SparseLinear)}
 
 
 def let_fall(model: nn.Module, finals: Mapping[str, float], shards: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smet.dtensors import is_cut
+from smet.dtensors import is_cut, of_first
 from smet.errors import ConfigError
 from smet.mask import MaskPart, count_active, has_spare_bits
 from smet.patterns import OLD_TRANSPOSED, matching
@@ -82,6 +82,8 @@ def take_in(
     Raises:
         ConfigError: the tiles do not divide the other orientation.
     """
+    if isinstance(state.get(prefix + "values"), Tensor) and is_cut(layer.values):
+        _complete(layer, state, prefix)
     transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
     permuted, part = state.pop(prefix + PERMUTATION, None), _part(state, prefix)
     shape = state.pop(prefix + SHAPE) if says_shape(state.get(prefix + SHAPE)) else None
@@ -120,6 +122,15 @@ def take_in(
     return not found
 
 
+def _complete(layer: SparseLinear, state: dict[str, Any], prefix: str) -> None:
+    """Give a rank what the first one's state says: of a whole state of one rank, torch sends others only parameters and
+    buffers (``broadcast_from_rank0``). Collective over the ranks over which values are cut."""
+    names = (ORIENTATION, BLOCK, PERMUTATION, SHAPE, "mask")
+    own = {name: state[prefix + name] for name in names if isinstance(state.get(prefix + name), Tensor)}
+    for name, value in of_first(layer.values, own).items():
+        state[prefix + name] = value
+
+
 def says_shape(tensor: Any) -> bool:
     """Whether this is the entry ``SHAPE``, and no weight."""
     return isinstance(tensor, Tensor) and tensor.dtype == torch.int64 and tuple(tensor.shape) == (2,)
@@ -137,8 +148,8 @@ def _maskless(layer: SparseLinear, name: str, bits: Any, part: MaskPart | None, 
     """Values without what says which weights they are. Alone, by hand, they belong to the mask that the layer has."""
     if is_cut(layer.values) and (transposed is None or (bits is None and not layer.is_full)):
         return [
-            f"the state has the values of {name}, and does not say on this rank how they lie; give the whole state to"
-            " every rank, without broadcast_from_rank0, and load states of release 0.1 in one process first"
+            f"the state has the values of {name}, and does not say how they lie; save the model's state_dict() again"
+            " on all ranks, and load states of release 0.1 in one process first"
         ]
     if layer.is_full or bits is not None or part is not None:
         return []

@@ -1,4 +1,4 @@
-"""``SmetCallback``: a ``transformers.Trainer`` trains a sparse model, in one process, under DDP and under ZeRO."""
+"""``SmetCallback``: a ``transformers.Trainer`` trains a sparse model, in one process, under DDP, ZeRO and FSDP2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from smet.errors import ConfigError
+from smet.hf import fsdp
 from smet.hf.config import adopt
 from smet.optim.aged import AgedOptimizer
 from smet.optim.front import AdamW, ModelOptimizer
@@ -47,6 +48,8 @@ class SmetCallback(TrainerCallback):
         self.trainer = trainer
         self.run: Run | None = None
         """What ``attach`` gave, once training began."""
+        self._began = False
+        self._set_aside: Any = None
         self._formula, self._options, self._on_update = formula, options, on_update
         self._told: UpdateReport | None = None
         if not hasattr(trainer, "callback_handler"):
@@ -82,15 +85,31 @@ class SmetCallback(TrainerCallback):
         if self.run is not None and self.trainer.is_deepspeed_enabled:
             raise ConfigError("train() was called again under DeepSpeed; make a new model and Trainer, and resume")
         args = self.trainer.args
+        optimizer: ModelOptimizer
         if self._formula != "adamw":
-            return ModelOptimizer(model, self._formula, args.learning_rate, args.weight_decay, **self._options)
-        betas = (args.adam_beta1, args.adam_beta2)
-        return AdamW(model, args.learning_rate, betas, args.adam_epsilon, args.weight_decay, **self._options)
+            optimizer = ModelOptimizer(model, self._formula, args.learning_rate, args.weight_decay, **self._options)
+        else:
+            betas = (args.adam_beta1, args.adam_beta2)
+            optimizer = AdamW(model, args.learning_rate, betas, args.adam_epsilon, args.weight_decay, **self._options)
+        if self.trainer.is_fsdp_enabled:
+            optimizer.attach_late = self._attach_late
+            plugin = fsdp.plugin_of(self.trainer)
+            if fsdp.is_whole(plugin):
+                self._set_aside, plugin.state_dict_config = plugin.state_dict_config, fsdp.OnDevice()
+        return optimizer
+
+    def _attach_late(self) -> None:
+        """Transformers is about to load the optimizer's state, which it has cut since it was made."""
+        self.run = attach(self.trainer.optimizer, self.trainer.state.max_steps, self._keep)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Attach to what takes the steps."""
-        trainer = self.trainer
-        if self.run is not None:
+        trainer, again, self._began = self.trainer, self._began, True
+        if self._set_aside is not None:
+            fsdp.plugin_of(trainer).state_dict_config, self._set_aside = self._set_aside, None
+        if again and trainer.is_fsdp_enabled:
+            raise ConfigError("train() was called again under fsdp; make a new model and Trainer, and resume")
+        if again and self.run is not None:
             self.run.detach()
         handle = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.optimizer
         done = _clock(handle)
@@ -100,9 +119,10 @@ class SmetCallback(TrainerCallback):
                 " checkpoint has no optimizer state (save_only_model?), without which ages and the topology's schedule"
                 " cannot be gone on with"
             )
-        # A second train() begins its steps anew, and the clock does not.
-        total = state.max_steps if state.global_step else state.max_steps + done
-        self.run = attach(handle, total, self._keep)
+        if again or self.run is None:
+            # A second train() begins its steps anew, and the clock does not.
+            total = state.max_steps if state.global_step else state.max_steps + done
+            self.run = attach(handle, total, self._keep)
 
     def _keep(self, report: UpdateReport) -> None:
         self._told = report
@@ -154,10 +174,7 @@ def _problems(trainer: Any) -> list[str]:
     except ConfigError as error:
         found += error.problems
     if trainer.is_fsdp_enabled:
-        found.append(
-            "SmetCallback does not train under fsdp; use DDP, or DeepSpeed's ZeRO to shard, or fully_shard in a loop of"
-            " your own (docs/library.md)"
-        )
+        found += fsdp.problems_of(trainer)
     if trainer.args.n_gpu > 1:
         found.append(
             f"{trainer.args.n_gpu} GPUs in one process are DataParallel, which copies the model at each step; start a"

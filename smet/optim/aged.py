@@ -64,6 +64,8 @@ class AgedOptimizer(torch.optim.Optimizer):
     """
 
     formula: Formula
+    attach_late: Callable[[], object] | None = None
+    """Attaches, where torch asks for state before anybody else could; see ``ModelOptimizer``."""
 
     def __init__(
         self,
@@ -249,9 +251,11 @@ class AgedOptimizer(torch.optim.Optimizer):
         """torch's state dict, plus the clock, the age table and the place in the topology's schedule under ``smet``.
 
         The first group has these too: ``torch.distributed.checkpoint.state_dict`` keeps groups, and no other entries.
-        Before the first step there is a state for every parameter, since that loads what it finds a place for.
+        Before the first step there is a state for every parameter, since that loads what it finds a place for; not
+        where somebody attaches late, and others are about to cut the parameters.
         """
-        for group in self.param_groups if self.steps_done == 0 else []:
+        waits = self.attach_late is not None and self.driver is None
+        for group in self.param_groups if self.steps_done == 0 and not waits else []:
             for param in group["params"]:
                 if param.requires_grad:
                     self.ensure_state(param, group["aged"])

@@ -24,6 +24,9 @@ class ModelOptimizer(AgedOptimizer):
     Where the topology changes, call ``attach`` before the first step. Under ``fully_shard`` make it after that. For
     DeepSpeed give it to ``deepspeed.initialize(optimizer=...)`` and attach to the engine.
 
+    ``attach_late`` is for trainers that call ``fully_shard`` and load a state with no event between: torch tries a step
+    with learning rate 0 to have state made that it then loads into, and that step attaches, and does nothing else.
+
     Args:
         model: the sparse model, also wrapped in DistributedDataParallel.
         formula: ``lion``, ``package.module:Class``, or a class derived from ``smet.optim.formula.Formula``.
@@ -56,6 +59,9 @@ class ModelOptimizer(AgedOptimizer):
         if self.driver is not None:
             return super()._takes_steps()
         if self.holds_parameters():
+            if self.attach_late is not None and not any(group["lr"] for group in self.param_groups):
+                self.attach_late()
+                return False
             if settings_of(self.model).dynamic:
                 raise ConfigError(
                     "the model's topology is to change, and nobody does it; call smet.attach(optimizer, total_steps)"

@@ -15,7 +15,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
+    get_optimizer_state_dict,
     set_model_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -29,6 +31,7 @@ from tests.smet.fsdp_runs import (
     KINDS,
     LONG,
     SHORT,
+    WHOLE,
     Length,
     Loop,
     accumulated,
@@ -38,6 +41,7 @@ from tests.smet.fsdp_runs import (
     bytes_at_rest,
     exchanged,
     one_rank_differs,
+    plain,
     precise,
     refusal,
     resumed,
@@ -61,7 +65,7 @@ def session(folder: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {run: trained(*run, folder) for run in FAST}
     found["dense"], found["one differs"] = by_dense_adamw(), one_rank_differs()
     found["bytes"] = {half: bytes_at_rest(half) for half in (False, True)}
-    found["refused"] = refused()
+    found["refused"], found["from rank 0"] = refused(), from_rank_0()
     return found
 
 
@@ -238,6 +242,22 @@ def made(**settings: Any) -> nn.Module:
     return model
 
 
+def from_rank_0() -> list[dict[str, Any]]:
+    """A whole state that only the first rank has: as it is, in a model that is attached, and in one that is not."""
+    first, attached = Loop(KINDS["smet"]), Loop(KINDS["smet"], seed=5)
+    other = smet.sparsify(Tiny(), Case(0, settings=tuple(KINDS["smet"].items())).config(), quiet=True).model
+    first.train(0, SHORT.interval + 1)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    model = get_model_state_dict(first.model, options=WHOLE)
+    state = get_optimizer_state_dict(first.model, first.optimizer, options=WHOLE)
+    shard(other)
+    for into in (attached.model, other):
+        set_model_state_dict(into, dict(model) if dist.get_rank() == 0 else {}, options=options)
+    set_optimizer_state_dict(attached.model, attached.optimizer, state if dist.get_rank() == 0 else {}, options=options)
+    return [plain(model), attached.whole()["model"], plain(get_model_state_dict(other, options=WHOLE)),
+            plain(state["state"]), attached.whole()["state"]]  # fmt: skip
+
+
 def refused() -> dict[str, str]:
     """Each on both ranks: nobody may wait for one that was refused alone."""
     world = dist.get_world_size()
@@ -301,13 +321,6 @@ def refused() -> dict[str, str]:
     loop = Loop({})
     loop.train(0, 1)
     state = loop.optimizer.state_dict()
-    whole = get_model_state_dict(loop.model, options=StateDictOptions(full_state_dict=True))
-
-    def from_rank_0() -> None:
-        model = smet.sparsify(Tiny(), Case(0).config(), quiet=True).model
-        shard(model)
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(model, dict(whole) if dist.get_rank() == 0 else {}, options=options)
 
     def into_a_plain_one() -> None:
         Loop({}, cut=False).optimizer.load_state_dict(state)
@@ -315,7 +328,7 @@ def refused() -> dict[str, str]:
     attempts = {
         "early": early, "early and static": early_and_static, "unattached": unattached, "blocks alone": blocks_alone,
         "hybrid": hybrid, "spread": spread, "other masks": other_masks, "other lengths": other_lengths,
-        "replicas": replicas, "local": local, "from rank 0": from_rank_0, "into a plain one": into_a_plain_one,
+        "replicas": replicas, "local": local, "into a plain one": into_a_plain_one,
         "weight": lambda: loop.model.get_submodule("layers.0.up_proj").weight,
         "average": lambda: smet.ModelAverage(loop.model),
     }  # fmt: skip
@@ -347,10 +360,13 @@ def test_what_cannot_work_is_refused_in_one_line(what: str) -> None:
         assert SAID[what] in rank["refused"][what] and "\n" not in rank["refused"][what]
 
 
-def test_a_state_that_torch_sends_from_one_rank_lacks_what_says_how_it_lies() -> None:
-    assert (
-        "does not say on this rank how they lie; give the whole state" in results(session)[1]["refused"]["from rank 0"]
-    )
+def test_a_whole_state_of_one_rank_is_sent_to_all() -> None:
+    for rank in results(session):
+        whole, attached, other, state, loaded = rank["from rank 0"]
+        assert differing(whole, attached) == [] and differing(whole, other) == []
+        assert state.keys() == loaded.keys()
+        for name, entries in state.items():
+            assert differing(entries, loaded[name]) == []
 
 
 def test_a_model_that_nobody_cut_is_none_of_the_stores() -> None:
