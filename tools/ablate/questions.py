@@ -180,7 +180,9 @@ def tuned(content: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> d
     """Loss of each rate that was tried, of every key, from results of cells: a run that diverged is the worst."""
     tuning = tuning_of(content)
     losses: dict[Key, dict[float, float]] = {}
-    for cell in results if tuning is not None else ():
+    if tuning is None:
+        return losses
+    for cell in results:
         if cell["seed"] == tuning.seed and cell["lr"] in tuning.rates:
             loss = cell["validation_loss"]
             key = cell["size"], cell["method"], cell["density"]
