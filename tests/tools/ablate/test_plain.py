@@ -50,6 +50,17 @@ def test_every_way_to_train_learns(cells: dict[str, Cell], name: str) -> None:
     assert found["topology_updates"] == (3 if name == "SMET" else 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_way_to_train_learns_on_a_gpu(cells: dict[str, Cell], name: str) -> None:
+    config = cells[name].config(Path("unused"))
+    config.train.device, config.train.precision = "cuda", "bf16"
+    assert cells[name].plain is not None
+    found = plain.run(config, cells[name].plain.get("peer"))
+    assert found is not None and found["validation_loss"] < found["loss_curve"][0][1] - 0.1
+    assert found["bytes"] == trained(cells[name], steps=2)["bytes"]
+
+
 @pytest.mark.slow
 def test_eight_bits_learn(cells: dict[str, Cell]) -> None:
     found = trained(cells["8-bit"], steps=6)
