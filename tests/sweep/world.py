@@ -39,7 +39,7 @@ def build(folder: Path) -> Path:
     (folder / "matrix").mkdir()
     shutil.copy(matrices.write(folder / "matrix"), folder / "tiny.yaml")
     shutil.copy(ROOT / "docs" / "performance.json", folder / "performance.json")
-    shutil.copy(ROOT / "docs" / "results.json", folder / "results.json")
+    shutil.copy(ROOT / "docs" / "results-spikes.json", folder / "results.json")
     shutil.copy(ROOT / "docs" / "layouts.md", folder / "layouts.md")
     (folder / "hosts").write_text("# two machines\nalpha slots=2\nbeta slots=2\n")
     return folder

@@ -95,6 +95,20 @@ def write(view: View, prefix: Path) -> Written:
     return Written(parts, images)
 
 
+def overview(view: View) -> list[str]:
+    """A sentence of each question: first where sparse models do not pay, then where they do, then how to train them."""
+    dense = view.dense_methods
+    told: list[tuple[int, str]] = []
+    for question, rows in answered(view).items():
+        against_dense = rows[0].row.method in dense
+        best = min((row for row in rows if row.loss), key=lambda row: row.loss.mean if row.loss else 0.0)
+        surely = best.over is not None and best.over.significant and best.over.mean < 0
+        pays = surely and best.row.method not in dense
+        said = ("**It pays.** " if pays else "**It does not pay, or not surely.** ") if against_dense else ""
+        told.append(((1 if pays else 0) if against_dense else 2, f"{said}{question.asks} {sentence(question, rows)}."))
+    return [text for _, text in sorted(told, key=lambda pair: pair[0])]
+
+
 def sentence(question: Question, rows: Sequence[Answer]) -> str:
     """What is best of them, and by how much."""
     known = [row for row in rows if row.loss is not None]

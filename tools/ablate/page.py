@@ -12,7 +12,7 @@ from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
 
-from . import answers, defaults, figures, hypotheses, law, reading, tables, text
+from . import answers, defaults, figures, hypotheses, law, reading, tables, text, winners
 from .figures import Made
 from .view import LATER, View
 
@@ -26,6 +26,15 @@ CAPTIONS = {
     "density": "Final validation loss less that of the dense model at its best learning rate, by density.",
 }
 """What is drawn; what it says stands above it."""
+
+
+ELSEWHERE = (
+    "What else was measured: [what causes the spikes of naive Adam](results-spikes.md), [what tiles cost]"
+    "(results-tiles.md) through the whole program, and [what they save in time](performance-tiles.md). The same "
+    "questions at 60m and 130m, for one GPU and about a day: `python -m tools.ablate configs/ablations/gpu.yaml --jobs "
+    "1` (not measured yet)."
+)
+"""Below the overview of a page that answers questions."""
 
 
 def write(results: dict[str, Any], target: Path) -> list[Path]:
@@ -53,11 +62,13 @@ def render(view: View, images: Mapping[str, Made], answered: Sequence[str] = ())
     parts = [
         _head(view),
         *_summary(view),
+        *(_overview(view) if answered else []),
         *hypotheses.section(view),
         *answered,
         *_branches(view, images),
         *([] if answered else [*_finals(view, images), *_methods(view, images)]),
     ]
+    parts += winners.section(view)
     chosen = defaults.sentences(view)
     if chosen:
         parts += ["## What follows for the defaults", reading.bullets(chosen)]
@@ -92,6 +103,10 @@ def _head(view: View) -> str:
 def _summary(view: View) -> list[str]:
     said = reading.unfinished(view)
     return [f"**Not complete.** {said[0]}"] if said else []
+
+
+def _overview(view: View) -> list[str]:
+    return ["## When it pays, and when not", reading.bullets(answers.overview(view)), ELSEWHERE]
 
 
 def _branches(view: View, images: Mapping[str, Made]) -> list[str]:
@@ -173,13 +188,20 @@ def _methods(view: View, images: Mapping[str, Made]) -> list[str]:
 def _settings(view: View) -> str:
     content = {key: view.matrix[key] for key in ("run", "sizes", "methods", "branches") if key in view.matrix}
     text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())
+    lone = not view.matrix.get("questions")  # of whose methods only the remedies differ
+    source = "dictionaries of Debian and " if (view.matrix.get("text") or {}).get("debian") else ""
     return (
         "## Settings, cost and limits\n\n"
-        "The models are tiny and see little text: Python's own standard library. What holds here need not hold at "
-        "larger scale, and what does not show here may show there. Effective fan-in initialisation is on for every "
-        "sparse method, so that only the remedies differ; the guard that skips spikes is off. A seed decides initial "
-        "weights, masks, growth and the order of the text. The same text, order and initial weights serve every method "
-        "of a seed.\n\n"
+        f"The models are tiny and see little text: {source}Python's own standard library. What holds here need not "
+        "hold at larger scale, and what does not show here may show there. "
+        + (
+            "Effective fan-in initialisation is on for every sparse method, so that only the remedies differ; the "
+            "guard that skips spikes is off. "
+            if lone
+            else ""
+        )
+        + "A seed decides initial weights, masks, growth and the order of the text. The same text, order and initial "
+        "weights serve every method of a seed.\n\n"
         f"{''.join(f'- {note}{chr(10)}' for note in view.matrix.get('notes', []))}\n"
         f"{tables.cost(view)}\n\n"
         f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"

@@ -1,4 +1,4 @@
-"""docs/results.md is what the command makes of docs/results.json, whose settings are those of the matrix file."""
+"""Pages of results are what the command makes of the JSON beside them, whose settings are those of the matrix files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ import pytest
 from PIL import Image
 
 from pretrain.config.yaml_text import read_yaml
+from tools.ablate import winners
 from tools.ablate.__main__ import main
 from tools.ablate.collect import read
+from tools.ablate.view import View
 
 ROOT = Path(__file__).parent.parent.parent.parent
-RESULTS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results-spikes.json"
+PAGES = {"results": "budget.yaml", "results-spikes": "llama-quick.yaml", "results-tiles": "tiles.yaml"}
+"""Page to the matrix file whose cells it tells of."""
 
 
-def test_the_page_is_rendered_from_the_results_beside_it(tmp_path: Path):
-    assert main(["render", str(RESULTS), str(tmp_path / "results.md")]) == 0
-    text = PAGE.read_text()
-    assert (tmp_path / "results.md").read_text() == text
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_rendered_from_the_results_beside_it(name: str, tmp_path: Path):
+    page = DOCS / f"{name}.md"
+    assert main(["render", str(page.with_suffix(".json")), str(tmp_path / page.name)]) == 0
+    text = page.read_text()
+    assert (tmp_path / page.name).read_text() == text
     linked = re.findall(r"\]\((images/[^)]+)\)", text)
-    assert linked and all((PAGE.parent / image).is_file() for image in linked)
+    assert linked and all((DOCS / image).is_file() for image in linked)
     drawn = {path.name: path for path in (tmp_path / "images").iterdir()}
     assert drawn.keys() == {Path(image).name for image in linked}
     for name, path in drawn.items():
-        committed = PAGE.parent / "images" / name
+        committed = DOCS / "images" / name
         assert committed.stat().st_size < 120_000, f"{name}: pages are loaded over slow lines too"
         assert share_that_differs(path, committed) < 2e-4, f"{name} is not what the command draws now: commit it anew"
 
@@ -47,10 +54,15 @@ def test_results_that_lack_something_are_told_in_a_users_words(tmp_path: Path, c
         assert line.startswith("error: ") and "Error" not in line and "NoneType" not in line, line
 
 
-def test_the_results_are_those_of_the_matrix_as_it_is_now():
-    matrix = read_yaml(ROOT / "configs" / "ablations" / "llama-quick.yaml")
-    results = read(RESULTS)
-    assert results["matrix"] == json.loads(json.dumps(matrix))
-    assert results["command"] == "python -m tools.ablate --quick"
-    assert RESULTS.stat().st_size < 1_000_000
+@pytest.mark.parametrize(("name", "matrix"), PAGES.items())
+def test_the_results_are_those_of_the_matrix_as_it_is_now(name: str, matrix: str):
+    path = DOCS / f"{name}.json"
+    results = read(path)
+    assert results["matrix"] == json.loads(json.dumps(read_yaml(ROOT / "configs" / "ablations" / matrix)))
+    assert path.stat().st_size < 1_000_000
     assert results["cells"] and len({cell["name"] for cell in results["cells"]}) == len(results["cells"])
+
+
+def test_defaults_are_what_the_measurements_speak_for():
+    measured = read_yaml(ROOT / "configs" / "presets" / "measured.yaml")
+    assert measured == winners.preset(View(read(DOCS / "results.json")))

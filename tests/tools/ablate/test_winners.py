@@ -1,0 +1,44 @@
+"""Defaults change only where what was tried is surely better, and the page says which comparison decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.ablate import made_up
+from tests.tools.ablate.test_questions import result
+from tools.ablate import page, winners
+from tools.ablate.view import View
+
+METHODS = {"1 x 1": {"method": "static"}, "1 x 1, b2 0.999": {"method": "static"}}
+ROWS = [{"size": "tiny", "method": name, "density": 0.25} for name in METHODS]
+
+
+def results(present: Sequence[float]) -> dict[str, Any]:
+    """Losses of beta2 0.999 by seed, over 3.0 and a bit with 0.95."""
+    made = made_up.results(
+        [result(name, seed, loss, 0.01) for name, losses in (("1 x 1", (3.0, 3.1, 3.2)), ("1 x 1, b2 0.999", present))
+         for seed, loss in enumerate(losses)]
+    )  # fmt: skip
+    questions = {"optimizer": {"asks": "Which?", "equal": "tokens", "seeds": [0, 1, 2], "rows": ROWS}}
+    made["matrix"].update(methods=METHODS, questions=questions, roles={})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [((3.1, 3.21, 3.3), {"optimizer": {"beta2": 0.95}}), ((3.1, 3.0, 3.2), {}), ((2.9, 3.01, 3.1), {})],
+    ids=["surely better", "not told apart", "surely worse"],
+)
+def test_a_default_changes_only_for_what_is_surely_better(present: Sequence[float], chosen: dict[str, Any]):
+    assert winners.preset(View(results(present))) == chosen
+
+
+def test_the_page_names_the_default_and_its_test(tmp_path: Path):
+    page.write(results((3.1, 3.21, 3.3)), tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| `optimizer.beta2` | 0.999 | 0.95 | -0.1033 | 0.001 | 3 | **0.95** |" in text
+    assert "- Which? Nothing beats tiny: 1 x 1, d = 0.25; nearest is" in text

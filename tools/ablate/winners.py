@@ -1,0 +1,103 @@
+"""Which value of a setting the measurements speak for: the present one stays, unless another is surely better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .answers import Answer, answered
+from .statistics import Difference
+from .tables import markdown
+from .view import View
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting, and the rows that differ in it alone."""
+
+    key: str
+    question: str
+    present: tuple[str, Any]
+    """(method of the row, value): the paper's, or what the product had before."""
+    other: tuple[str, Any]
+
+
+CHOICES = (
+    Choice("optimizer.beta2", "optimizer", ("1 x 1, b2 0.999", 0.999), ("1 x 1", 0.95)),
+    Choice("optimizer.weight_decay", "optimizer", ("1 x 1, no decay", 0.0), ("1 x 1", 0.1)),
+    Choice("model.initializer", "exponent", ("1 x 1, init 0.02", "fixed"), ("1 x 1", "scaled")),
+    Choice("sparsity.lr_exponent", "exponent", ("1 x 1, e = 0.5", 0.5), ("1 x 1", 0.0)),
+    Choice("sparsity.fan_in_init", "exponent", ("1 x 1", True), ("1 x 1, init not by density", False)),
+    Choice("sparsity.distribution", "densities-and-schedules", ("1 x 1", "uniform"), ("1 x 1 ERK", "erk")),
+    Choice("sparsity.growth", "updates-how", ("1 x 1 SMET", "random"), ("1 x 1 SMET, RigL growth", "gradient")),
+)
+"""Settings whose rows configs/ablations/budget.yaml has."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of a choice."""
+
+    choice: Choice
+    over: Difference
+    """Validation loss of the other value minus that of the present one."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the other value is significantly better."""
+        return self.over.significant and self.over.mean < 0
+
+    @property
+    def value(self) -> Any:
+        """What the measurements speak for."""
+        return (self.choice.other if self.changed else self.choice.present)[1]
+
+
+def decisions(view: View) -> list[Decision]:
+    """Of every choice whose rows were measured."""
+    rows = {question.name: {row.row.method: row for row in found} for question, found in answered(view).items()}
+    made = ((choice, _difference(choice, rows.get(choice.question, {}))) for choice in CHOICES)
+    return [Decision(choice, over) for choice, over in made if over is not None]
+
+
+def _difference(choice: Choice, rows: Mapping[str, Answer]) -> Difference | None:
+    other, present = (rows.get(method) for method, _ in (choice.other, choice.present))
+    return None if other is None or present is None else Difference.of(other.losses, present.losses)
+
+
+def preset(view: View) -> dict[str, dict[str, Any]]:
+    """Section to key to the value, of settings that the measurements change: ``configs/presets/measured.yaml``."""
+    found: dict[str, dict[str, Any]] = {}
+    for decision in filter(lambda one: one.changed, decisions(view)):
+        section, _, key = decision.choice.key.partition(".")
+        found.setdefault(section, {})[key] = decision.value
+    return found
+
+
+def section(view: View) -> list[str]:
+    """The part of the page."""
+    made = decisions(view)
+    if not made:
+        return []
+    heads = ["setting", "the paper's, or before", "tried", "tried minus before", "p", "seeds", "default now"]
+    return [
+        "## What follows for the defaults",
+        "The files in `configs/` and `smet config new` have these (`configs/presets/measured.yaml`); the paper's own "
+        "are one word away (`configs/presets/paper.yaml`, `smet config new --preset paper`). A default changes only "
+        "where the value that was tried is significantly better, in a comparison that the matrix file had named.",
+        markdown(heads, [_row(decision) for decision in made]),
+    ]
+
+
+def _row(decision: Decision) -> list[str]:
+    choice, over = decision.choice, decision.over
+    said = _words(decision.value)
+    return [
+        f"`{choice.key}`", _words(choice.present[1]), _words(choice.other[1]), f"{over.mean:+.4f}",
+        "-" if over.p is None else f"{over.p:.2g}", str(over.count), f"**{said}**" if decision.changed else said,
+    ]  # fmt: skip
+
+
+def _words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
