@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.config.typed import build
 from pretrain.errors import nearest
 
 from .statistics import Difference
@@ -46,33 +46,24 @@ class Hypothesis:
         return None if found.upper is None else found.upper <= self.bound_at_most
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Hypothesis)}
-_NEEDED = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
-
-
 def problems(content: Mapping[str, Any]) -> list[str]:
     """What is wrong with the section ``hypotheses`` of a matrix file."""
     section = content.get("hypotheses") or []
     if not isinstance(section, list) or not all(isinstance(entry, dict) for entry in section):
         return ["hypotheses: expected a list of mappings"]
-    return [
-        f"hypotheses, number {n}: {wrong}" for n, entry in enumerate(section, 1) for wrong in _wrong(entry, content)
-    ]
+    found: list[str] = []
+    for number, entry in enumerate(section):
+        made, _ = build(Hypothesis, entry, f"hypotheses[{number}]", found)
+        found += [f"hypotheses[{number}].{wrong}" for wrong in _wrong(made, content)]
+    return found
 
 
-def _wrong(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Iterable[str]:
-    for key in entry:
-        if key not in _FIELDS:
-            yield f"'{key}' is not known{nearest(str(key), _FIELDS)}"
-    yield from (f"{key} is missing" for key in _NEEDED if key not in entry)
-    sections = {"size": "sizes", "against_size": "sizes", "method": "methods", "against": "methods"}
-    for key, section in sections.items():
-        known = content.get(section) or {}
-        if key in entry and entry[key] not in known:
-            yield f"{key} is {entry[key]!r}, expected one of {', '.join(map(str, known))}"
-    for key in ("density", "against_density", "mean_at_most", "bound_at_most"):
-        if isinstance(entry.get(key, 0), bool) or not isinstance(entry.get(key, 0), int | float):
-            yield f"{key} is {entry[key]!r}, expected a number"
+def _wrong(made: Hypothesis, content: Mapping[str, Any]) -> Iterable[str]:
+    names = {"size": "sizes", "against_size": "sizes", "method": "methods", "against": "methods"}
+    for key, section in names.items():
+        value, known = getattr(made, key), content.get(section) or {}
+        if value not in (None, "missing", *known):
+            yield f"{key} is {value!r}{nearest(value, known) or ', expected one of ' + ', '.join(map(str, known))}"
 
 
 def section(view: View) -> list[str]:

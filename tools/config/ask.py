@@ -14,7 +14,7 @@ from pretrain.plan.devices import DEVICES, device_of
 
 from ..planner.machines import CPU, find_name, machine_of
 from ..planner.which import TOKENS_PER_WEIGHT, model_sizes
-from .new import Wanted, count
+from .new import Wanted, count, presets
 
 T = TypeVar("T")
 
@@ -36,6 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     length.add_argument("--hours", type=finite, metavar="H", help="as many tokens as this takes by prediction")
     parser.add_argument("--tiles", action="store_true", help="sparse in the tiles of configs/tiles, which are faster")
+    parser.add_argument(
+        "--preset", default=Wanted.preset, metavar="NAME",
+        help=f"{' or '.join(presets())}: where optimizer, initial weights and rates come from (default: %(default)s)",
+    )  # fmt: skip
 
 
 def wanted_of(options: argparse.Namespace) -> Wanted:
@@ -63,7 +67,7 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
     return Wanted(
         size=size, data=data, validation=options.validation, tokenizer=options.tokenizer and str(options.tokenizer),
         gpus=gpus, named=machine, memory=options.memory or machine.memory, tokens=tokens, hours=hours,
-        tiles=options.tiles, overrides=options.overrides,
+        tiles=options.tiles, preset=options.preset, overrides=options.overrides,
     )  # fmt: skip
 
 

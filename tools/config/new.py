@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import from_overrides, layers_of, merge
-from pretrain.config.yaml_text import to_yaml
+from pretrain.config.yaml_text import read_yaml, to_yaml
 from pretrain.data.corpus import VOCAB_PADDING
 from pretrain.data.indexed import tokens_path
 from pretrain.data.manifest import read_manifest
@@ -49,6 +49,8 @@ class Wanted:
     hours: float | None = None
     """One of both; neither: 20 tokens per weight."""
     tiles: bool = False
+    preset: str = "measured"
+    """A file of ``configs/presets``."""
     overrides: Sequence[str] = ()
 
 
@@ -67,13 +69,13 @@ def plan(wanted: Wanted) -> New:
     """The settings, from those of ``configs/`` for the size, with a plan that fits.
 
     Raises:
-        ConfigError: no such size, settings that do not fit each other, or no layout that fits the GPUs.
+        ConfigError: no such size or preset, settings that do not fit each other, or no layout that fits the GPUs.
     """
-    if wanted.size not in (sizes := model_sizes()):
-        raise ConfigError(
-            f"--model is '{wanted.size}', expected one of {', '.join(sizes)}{nearest(wanted.size, sizes)}"
-        )
+    for option, given, known in (("model", wanted.size, model_sizes()), ("preset", wanted.preset, presets())):
+        if given not in known:
+            raise ConfigError(f"--{option} is '{given}', expected one of {', '.join(known)}{nearest(given, known)}")
     _, content = layers_of(CONFIGS / ("tiles" if wanted.tiles else "") / f"{wanted.size}.yaml")
+    content = merge(content, read_yaml(CONFIGS / "presets" / f"{wanted.preset}.yaml"))
     remarks: list[str] = []
     _set_data(content, wanted, remarks)
     content["train"]["output_dir"] = f"runs/{Path(wanted.data).name}-{wanted.size}"
@@ -91,6 +93,11 @@ def plan(wanted: Wanted) -> New:
     budget = Budget.of(made, wanted.gpus, best.time.total, None)
     waits = waiting(made, wanted.gpus, best.time.total)
     return New(content, made, best, budget, [*remarks, *_epochs(wanted.data, budget), *([waits] if waits else [])])
+
+
+def presets() -> list[str]:
+    """Names in configs/presets."""
+    return sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml"))
 
 
 def _set_data(content: dict[str, Any], wanted: Wanted, remarks: list[str]) -> None:

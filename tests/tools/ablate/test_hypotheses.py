@@ -51,10 +51,9 @@ def test_a_wrong_hypothesis_is_refused_with_all_that_is_wrong() -> None:
     wrong = {**GOOD, "method": "SETT", "mean_at_mots": 1, "density": "much"}
     del wrong["mean_at_most"]
     assert hypotheses.problems({**content, "hypotheses": [GOOD, wrong]}) == [
-        "hypotheses, number 2: 'mean_at_mots' is not known (did you mean 'mean_at_most'?)",
-        "hypotheses, number 2: mean_at_most is missing",
-        "hypotheses, number 2: method is 'SETT', expected one of SMET, static",
-        "hypotheses, number 2: density is 'much', expected a number",
+        "hypotheses[1].density is 'much' (str), expected a finite number",
+        "hypotheses[1].mean_at_mots is not a known key (did you mean 'mean_at_most'?)",
+        "hypotheses[1].method is 'SETT' (did you mean 'SMET'?)",
     ]
     assert hypotheses.problems({"hypotheses": 3}) == ["hypotheses: expected a list of mappings"]
 

@@ -56,6 +56,15 @@ def test_a_new_file_loads_fits_and_names_its_schema(tmp_path: Path, capsys: pyte
     assert "is there already" in capsys.readouterr().err and load_config(path) == config
 
 
+def test_a_preset_is_one_word_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, beta2 in (("measured", 0.95), ("paper", 0.999)):
+        assert main(["new", str(tmp_path / f"{name}.yaml"), *GIVEN, "--preset", name]) == 0
+        assert load_config(tmp_path / f"{name}.yaml").optimizer.beta2 == beta2
+    assert main(["new", str(tmp_path / "other.yaml"), *GIVEN, "--preset", "papers"]) == 2
+    assert "--preset is 'papers', expected one of measured, paper (did you mean 'paper'?)" in capsys.readouterr().err
+    assert not (tmp_path / "other.yaml").exists()
+
+
 def test_the_corpus_decides_about_vocabulary_and_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = manifest(tmp_path / "text", tokens=1_000_000)
     given = [*GIVEN, "--data", prefix]
