@@ -21,18 +21,29 @@ class Choice:
     present: tuple[str, Any]
     """(method of the row, value): the paper's, or what the product had before."""
     other: tuple[str, Any]
+    where: tuple[str, Any] | None = None
+    """Another setting and what has to have come of it, for this choice to be the one that counts."""
 
 
 CHOICES = (
     Choice("optimizer.beta2", "optimizer", ("1 x 1, b2 0.999", 0.999), ("1 x 1", 0.95)),
     Choice("optimizer.weight_decay", "optimizer", ("1 x 1, no decay", 0.0), ("1 x 1", 0.1)),
     Choice("model.initializer", "exponent", ("1 x 1, init 0.02", "fixed"), ("1 x 1", "scaled")),
-    Choice("sparsity.lr_exponent", "exponent", ("1 x 1, e = 0.5", 0.5), ("1 x 1", 0.0)),
+    Choice(
+        "sparsity.lr_exponent", "exponent", ("1 x 1, e = 0.5", 0.5), ("1 x 1", 0.0), ("model.initializer", "scaled")
+    ),
+    Choice(
+        "sparsity.lr_exponent",
+        "exponent",
+        ("1 x 1, init 0.02, e = 0.5", 0.5),
+        ("1 x 1, init 0.02", 0.0),
+        ("model.initializer", "fixed"),
+    ),
     Choice("sparsity.fan_in_init", "exponent", ("1 x 1", True), ("1 x 1, init not by density", False)),
     Choice("sparsity.distribution", "densities-and-schedules", ("1 x 1", "uniform"), ("1 x 1 ERK", "erk")),
     Choice("sparsity.growth", "updates-how", ("1 x 1 SMET", "random"), ("1 x 1 SMET, RigL growth", "gradient")),
-)
-"""Settings whose rows configs/ablations/budget.yaml has."""
+)  # fmt: skip
+"""Settings whose rows configs/ablations/budget.yaml has; what another waits for stands behind it."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,15 @@ class Decision:
 
 
 def decisions(view: View) -> list[Decision]:
-    """Of every choice whose rows were measured."""
+    """Of every choice that counts and whose rows were measured."""
     rows = {question.name: {row.row.method: row for row in found} for question, found in answered(view).items()}
-    made = ((choice, _difference(choice, rows.get(choice.question, {}))) for choice in CHOICES)
-    return [Decision(choice, over) for choice, over in made if over is not None]
+    made: dict[str, Decision] = {}
+    for choice in CHOICES:
+        over = _difference(choice, rows.get(choice.question, {}))
+        counts = choice.where is None or (known := made.get(choice.where[0])) and known.value == choice.where[1]
+        if over is not None and counts:
+            made[choice.key] = Decision(choice, over)
+    return list(made.values())
 
 
 def _difference(choice: Choice, rows: Mapping[str, Answer]) -> Difference | None:

@@ -42,3 +42,22 @@ def test_the_page_names_the_default_and_its_test(tmp_path: Path):
     text = (tmp_path / "page.md").read_text()
     assert "| `optimizer.beta2` | 0.999 | 0.95 | -0.1033 | 0.001 | 3 | **0.95** |" in text
     assert "- Which? Nothing beats tiny: 1 x 1, d = 0.25; nearest is" in text
+
+
+@pytest.mark.parametrize(
+    ("fixed", "exponent"),
+    [(3.3, 0.5), (2.7, 0.0)],
+    ids=["scaled is better", "fixed stays, and e = 0 is better with it"],
+)
+def test_a_choice_counts_where_its_rows_are_what_is_used(fixed: float, exponent: float):
+    losses = {"1 x 1": 3.0, "1 x 1, e = 0.5": 2.9, "1 x 1, init 0.02": fixed, "1 x 1, init 0.02, e = 0.5": fixed + 0.1}
+    made = made_up.results(
+        [result(name, seed, loss + 0.001 * seed * (name == "1 x 1"), 0.01) for name, loss in losses.items()
+         for seed in range(3)]
+    )  # fmt: skip
+    rows = [{"size": "tiny", "method": name, "density": 0.25} for name in losses]
+    question = {"asks": "Which?", "equal": "tokens", "seeds": [0, 1, 2], "rows": rows}
+    methods = {name: {"method": "static"} for name in losses}
+    made["matrix"].update(methods=methods, questions={"exponent": question}, roles={})
+    found = {decision.choice.key: decision.value for decision in winners.decisions(View(made))}
+    assert found == {"model.initializer": "scaled" if fixed > 3 else "fixed", "sparsity.lr_exponent": exponent}
