@@ -18,7 +18,7 @@ from pretrain.screen import on_screen, refuse
 
 from ..locks import claim
 from ..packages import CONFIGS, shown
-from . import collect, pool, text
+from . import collect, known, pool, text
 from .matrix import Matrix, load_matrix
 
 DEFAULT = shown(CONFIGS / "ablations" / "llama.yaml")
@@ -60,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
         "--launcher", default="", metavar="COMMAND",
         help="what starts a cell on several ranks, such as 'deepspeed --num_gpus 8 --module'",
     )  # fmt: skip
+    made.add_argument(
+        "--known", type=path_argument, metavar="RESULTS.json",
+        help="take from there what was run with the same settings and text, instead of running it again",
+    )  # fmt: skip
     made.add_argument("--list", action="store_true", help="list the cells and the commands that run them; run nothing")
     made.add_argument("--collect", action="store_true", help="write the results of what is finished; run nothing")
     made.add_argument("--json", action="store_true", help="print a summary (or the list) as JSON")
@@ -93,6 +97,8 @@ def _run(arguments: list[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         busy = f"{out} is in use by another {told('ablate')}; wait for it, or give --out another folder"
         with claim(out / "lock", busy):
+            if options.known:
+                matrix = known.plant(options.known, load, out)
             failures = pool.run(matrix.cells, out, options.jobs, options.launcher)
             while matrix.waiting and not failures:  # learning rates are known now
                 before, matrix = matrix, load()

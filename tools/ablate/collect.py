@@ -13,6 +13,7 @@ from pretrain.command import told
 from pretrain.errors import DataError
 from pretrain.records import read_document
 
+from . import pool
 from .cell import RESULT
 from .matrix import Matrix
 
@@ -28,7 +29,8 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
     for cell in matrix.cells:
         file = out / cell.name / RESULT
         if file.exists():
-            cells.append(json.loads(file.read_text(encoding="utf-8")))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            cells.append({**found, "settings": pool.digest(pool.spec(cell))})
         else:
             missing.append(cell.name)
     missing += [f"{row} (no learning rate yet)" for row in matrix.waiting]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -47,10 +48,10 @@ def finished(folder: Path, cell: Cell) -> bool:
         DataError: it holds a cell of the same name with other settings.
     """
     try:
-        spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        present = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    if _resolved(spec) != _resolved(_spec(cell)):
+    if _resolved(present) != _resolved(spec(cell)):
         raise DataError(
             f"{folder} holds the cell with other settings; choose another --out, or remove that folder to run it anew"
         )
@@ -82,12 +83,23 @@ def _require_same_text(folder: Path, cell: Cell) -> None:
         )
 
 
-def _spec(cell: Cell) -> dict[str, Any]:
-    spec = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
+def spec(cell: Cell) -> dict[str, Any]:
+    """What ``cell.json`` holds."""
+    made = {"kind": cell.kind, "labels": cell.labels(), "settings": cell.settings, "measure": cell.measure}
     if cell.plain is not None:
-        spec["plain"] = cell.plain
-    plain: dict[str, Any] = json.loads(json.dumps(spec))
+        made["plain"] = cell.plain
+    plain: dict[str, Any] = json.loads(json.dumps(made))
     return plain
+
+
+def digest(spec: dict[str, Any]) -> str:
+    """Tells cells with other settings apart, whether defaults are written out or not."""
+    return hashlib.sha256(json.dumps(_resolved(spec), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_spec(folder: Path, cell: Cell) -> None:
+    """Say in ``folder`` which cell it holds."""
+    write_atomically(folder / SPEC, json.dumps(spec(cell), indent=1) + "\n")
 
 
 def _resolved(spec: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +147,7 @@ def run(cells: list[Cell], out: Path, jobs: int, launcher: str = "") -> list[Fai
 
 def _begin(cell: Cell, folder: Path, launcher: str) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SPEC, json.dumps(_spec(cell), indent=1) + "\n")
+    write_spec(folder, cell)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(command(folder, launcher), stdout=log, stderr=log, env=environment)

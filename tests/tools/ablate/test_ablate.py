@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from pretrain.data.manifest import Manifest, manifest_path
 from tests.distributed import run_ranks
 from tests.tools.ablate import matrices
-from tools.ablate import plain
+from tools.ablate import known, plain
 from tools.ablate.__main__ import main
 from tools.ablate.cell import run as run_cell
 from tools.ablate.matrix import load_matrix
@@ -117,6 +118,23 @@ def test_a_finished_matrix_starts_nothing_and_a_changed_one_is_refused(done, cap
     finally:
         matrix.write_text(given)
     assert "with other settings" in capsys.readouterr().err
+
+
+def test_known_results_are_taken_where_settings_and_text_are_the_same(
+    done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    matrix, said, _ = done
+    results, out = json.loads(Path(said["results"]).read_text()), tmp_path / "out"
+    assert main([str(matrix), "--out", str(out), "--known", said["results"], "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "3 cells taken from" in captured.err and json.loads(captured.out)["done"] == 3
+    assert json.loads((out / "results.json").read_text())["cells"] == results["cells"]
+    for number, key in enumerate(("settings", "text")):
+        changed = {**results, "cells": [{**results["cells"][0], key: "other"}, *results["cells"][1:]]}
+        (tmp_path / "known.json").write_text(json.dumps(changed))
+
+        known.plant(tmp_path / "known.json", partial(load_matrix, matrix), tmp_path / str(number))
+        assert "2 cells taken from" in (told := capsys.readouterr().err) and "1 there have other settings" in told
 
 
 def test_cells_trained_on_another_text_are_not_mixed_with_new_ones(done, capsys: pytest.CaptureFixture[str]):
