@@ -89,8 +89,8 @@ def write(view: View, prefix: Path) -> Written:
         path = prefix.with_name(f"{prefix.name}-{question.name}.png")
         message = sentence(question, rows)
         _draw(view, question, rows, message, path)
-        parts += [f"## {question.asks}", f"**{message}.** {_equality(question, rows)}", _table(rows),
-                  f"![{message}](images/{path.name})"]  # fmt: skip
+        about = " ".join([f"**{message}.**", _equality(question, rows), *_still(rows)])
+        parts += [f"## {question.asks}", about, _table(rows), f"![{message}](images/{path.name})"]
         images.append(path)
     return Written(parts, images)
 
@@ -139,9 +139,23 @@ def _equality(question: Question, rows: Sequence[Answer]) -> str:
     return f"{said}, but for {', '.join(f'{name} ({ratio:.2f} of the first row)' for name, ratio in off.items())}."
 
 
+def _still(rows: Sequence[Answer]) -> list[str]:
+    """What updates did not do, though there were some."""
+    names = [row.name for row in rows if row.mean(_updates) and not row.mean(_moved)]
+    return [f"No update of {name} could replace anything: it is the static model." for name in names]
+
+
+def _updates(cell: Cell) -> float | None:
+    return cell.get("topology_updates")
+
+
+def _moved(cell: Cell) -> float | None:
+    return cell.get("moved")
+
+
 def _table(rows: Sequence[Answer]) -> str:
-    heads = ["model", "rate", "kB at rest", "GFLOP per run", "CPU s", "tokens per active weight", "validation loss",
-             "over the first", "p", "seeds"]  # fmt: skip
+    heads = ["model", "rate", "kB at rest", "GFLOP per run", "CPU s", "tokens per active weight", "updates", "replaced",
+             "validation loss", "over the first", "p", "seeds"]  # fmt: skip
     return markdown(heads, [_line(row) for row in rows])
 
 
@@ -155,6 +169,8 @@ def _line(row: Answer) -> list[str]:
         _number(row.mean(READ["flops"]), 1e9, "{:,.0f}"),
         _number(row.mean(READ["seconds"]), 1.0, "{:,.0f}"),
         _number(share, 1.0, "{:.1f}"),
+        _number(row.mean(_updates), 1.0, "{:.0f}"),
+        _number(row.mean(_moved), 1.0, "{:,.0f}"),
         "-" if row.loss is None else row.loss.text(4),
         "-" if row.over is None else f"{row.over.mean:+.4f}",
         "-" if row.over is None or row.over.p is None else f"{row.over.p:.2g}",

@@ -149,6 +149,13 @@ def view(cells: list[dict[str, Any]]) -> View:
     return View(found)
 
 
+@pytest.mark.parametrize(("moved", "told"), [(0, True), (12, False)])
+def test_updates_that_replace_nothing_are_told(tmp_path: Path, moved: int, told: bool) -> None:
+    cells = [result("dense", 0, 4.0, 0.01), result("SMET", 0, 3.9, 0.02, topology_updates=3, moved=moved)]
+    (part,) = [part for part in answers.write(view(cells), tmp_path / "page").sections if "**" in part]
+    assert ("No update of tiny: SMET, d = 0.25 could replace anything" in part) is told
+
+
 def test_an_answer_compares_seed_by_seed_at_the_tuned_rates(tmp_path: Path) -> None:
     cells = [result("dense", seed, 4.0 + seed / 10, 0.01) for seed in (0, 1)]
     cells += [result("SMET", seed, 3.9 + seed / 10 + seed / 100, 0.02, bytes={"total": 1100}) for seed in (0, 1)]
@@ -158,7 +165,7 @@ def test_an_answer_compares_seed_by_seed_at_the_tuned_rates(tmp_path: Path) -> N
     assert "## Dense or sparse?" in text
     assert "**tiny: SMET, d = 0.25 is best, -0.095 nats over tiny: dense (2 seeds, p = 0.033: significant).**" in text
     assert "Equal are bytes at rest, but for tiny: SMET, d = 0.25 (1.10 of the first row)." in text
-    assert "| tiny: SMET, d = 0.25 | 0.02 | 1 | 0 | 5 | 20.0 | 3.9550 ± 0.0778 | -0.0950 | 0.033 | 2 |" in text
+    assert "| tiny: SMET, d = 0.25 | 0.02 | 1 | 0 | 5 | 20.0 | 3 | - | 3.9550 ± 0.0778 | -0.0950 | 0.033 | 2 |" in text
     assert [path.stat().st_size > 5000 for path in made.images] == [True]
 
 
