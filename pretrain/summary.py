@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretrain.advice import poor
 from pretrain.config.names import in_run_file
 from pretrain.data.epochs import as_epochs, too_many
 from pretrain.engine.log import EngineLog
@@ -38,7 +39,8 @@ def first_lines(trainer: Trainer, log: EngineLog, remarks: list[str]) -> list[st
     counts = trainer.layout.gather_objects(_sparse_weights(trainer))
     starved = _starved(trainer)
     long = too_many(trainer.loader.corpus, trainer.total_steps, trainer.config.train.global_batch_size)
-    return [*remarks, *starved, *long, *_summary(trainer, counts, log)] if trainer.layout.is_main else []
+    said = [*remarks, *starved, *long, *poor(trainer.config)]
+    return [*said, *_summary(trainer, counts, log)] if trainer.layout.is_main else []
 
 
 def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) -> list[str]:
