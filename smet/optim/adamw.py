@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,16 +69,19 @@ def _corrections(age: float, warmup: float, betas: Betas) -> tuple[float, float]
 
 def tables(ages: AgeTable, step: int, lr: float, like: Tensor, betas: Betas) -> tuple[Tensor, Tensor]:
     """Step sizes and corrections per code for optimizer step ``step``, in the dtype and on the device of ``like``."""
-    table = _table(tuple(ages.births), ages.remedies, step, betas)
+    table = torch.tensor(_table(tuple(ages.births), ages.remedies, step, betas))
     return (table[0] * lr).to(like), table[1].to(like)
 
 
 @functools.lru_cache(maxsize=16)  # all parameters of a step share it, and a model may have thousands
-def _table(births: tuple[float | None, ...], remedies: Remedies, step: int, betas: Betas) -> Tensor:
-    """(2, codes), fp64: warm-up over the first correction, and the second correction."""
+def _table(births: tuple[float | None, ...], remedies: Remedies, step: int, betas: Betas) -> np.ndarray:
+    """(2, codes), fp64: warm-up over the first correction, and the second correction.
+
+    No tensor: what is made under ``FakeTensorMode`` or for the meta device has no numbers for those who come later.
+    """
     clocks = AgeTable(remedies=remedies, births=list(births)).clocks(step)
     rows = [(0.0, 1.0) if clock is None else _corrections(*clock, betas) for clock in clocks]
-    return torch.tensor(rows, dtype=torch.float64).T.contiguous()
+    return np.array(rows, dtype=np.float64).T.copy()
 
 
 class SmetAdamW(AgedOptimizer):

@@ -203,6 +203,21 @@ def test_a_training_step_of_fake_tensors(kind: str) -> None:
         model(torch.randn(2, 33) if kind != "permuted" else torch.randn(2, 32, dtype=torch.float64))
 
 
+def test_steps_of_fake_tensors_leave_nothing_to_real_ones_nor_these_to_them() -> None:
+    def step() -> Tensor:
+        weight = nn.Parameter(torch.ones(8))
+        optimizer = SmetAdamW([weight], lr=0.1, betas=(0.8, 0.98))  # of nobody else here
+        weight.grad = torch.ones(8)
+        optimizer.step()
+        return weight.detach()
+
+    with FakeTensorMode():
+        assert isinstance(step(), FakeTensor)
+    assert step().tolist() == pytest.approx([0.9] * 8)
+    with FakeTensorMode():
+        assert isinstance(step(), FakeTensor)
+
+
 def test_fake_inputs_go_through_a_real_model() -> None:
     model = build(**KINDS["tiles"])
     with FakeTensorMode(allow_non_fake_inputs=True):
