@@ -80,9 +80,12 @@ class FsdpStore(LocalStore):
 
     def _forget_others(self) -> None:
         """Accelerate asks an optimizer for its state, and then puts the parts in the place of whole parameters."""
-        held = {param for group in self.optimizer.param_groups for param in group["params"]}
-        for param in self.optimizer.state.keys() - held:
+        for param in self._others():
             del self.optimizer.state[param]
+
+    def _others(self) -> set[Tensor]:
+        """Those that the optimizer has state of, and does not step."""
+        return self.optimizer.state.keys() - {p for group in self.optimizer.param_groups for p in group["params"]}
 
     def _require_one_model(self) -> None:
         """Masks are no parameters: each rank keeps a part of its own, and together they have to be one."""
@@ -92,6 +95,7 @@ class FsdpStore(LocalStore):
             "sparse layers": [(name, layer.grid, layer.active, layer.transposed) for name, layer in layers.items()],
             "masks": [(name, digest(layer.mask)) for name, layer in layers.items() if layer.mask is not None],
             "the optimizer's clocks": self.optimizer.steps_done,
+            "parameters with state": (lost := self._lost()),
             "frozen parameters": [name for name, param in self.model.named_parameters() if not param.requires_grad],
         }
         if found := differing(own, self.group):
@@ -99,6 +103,15 @@ class FsdpStore(LocalStore):
                 f"{', '.join(found)} differ between the ranks over which fully_shard cut the model; make it alike on"
                 " all of them: the same settings and state, and the same seed where first masks follow from weights"
             )
+        if lost:
+            raise ConfigError(
+                "the optimizer's state was loaded before fully_shard cut its parameters; load it after attach"
+            )
+
+    def _lost(self) -> bool:
+        """Whether there is state of steps that were done, and all of it is of parameters that nobody has any more."""
+        others = self._others()
+        return bool(others) and self.optimizer.steps_done > 0 and len(others) == len(self.optimizer.state)
 
     def settle(self) -> None:
         """See ``ParameterStore``."""

@@ -318,6 +318,16 @@ def refused() -> dict[str, str]:
         assert isinstance(layer, smet.SparseLinear)
         smet.LocalStore(smet.AdamW(model)).fragment(layer.values)
 
+    def loaded_before() -> None:
+        model = made()
+        optimizer, names = smet.AdamW(model), {param: name for name, param in model.named_parameters()}
+        optimizer.state_dict()  # makes it, as loading does
+        optimizer.steps_done = 3
+        shard(model)
+        for group in optimizer.param_groups:  # as accelerate does
+            group["params"] = [model.get_parameter(names[param]) for param in group["params"]]
+        smet.attach(optimizer, 10)
+
     loop = Loop({})
     loop.train(0, 1)
     state = loop.optimizer.state_dict()
@@ -328,7 +338,7 @@ def refused() -> dict[str, str]:
     attempts = {
         "early": early, "early and static": early_and_static, "unattached": unattached, "blocks alone": blocks_alone,
         "hybrid": hybrid, "spread": spread, "other masks": other_masks, "other lengths": other_lengths,
-        "replicas": replicas, "local": local, "into a plain one": into_a_plain_one,
+        "replicas": replicas, "local": local, "loaded before": loaded_before, "into a plain one": into_a_plain_one,
         "weight": lambda: loop.model.get_submodule("layers.0.up_proj").weight,
         "average": lambda: smet.ModelAverage(loop.model),
     }  # fmt: skip
@@ -348,6 +358,7 @@ SAID = {
     "other lengths": "total_steps differ between the ranks",
     "replicas": "replicas is given with a model that fully_shard cut",
     "local": "is a DTensor, expected a plain tensor; what fully_shard (FSDP2) cut is whole inside",
+    "loaded before": "state was loaded before fully_shard cut its parameters; load it after attach",
     "into a plain one": "as a DTensor, and the parameter is a Tensor: load it by set_optimizer_state_dict",
     "weight": "was read while fully_shard has its",
     "average": "are partitioned; gather them first",
