@@ -17,8 +17,9 @@ def poor(config: RunConfig) -> list[str]:
 
 def _poor(config: RunConfig) -> Iterator[str]:
     sparsity, optimizer = config.sparsity, config.optimizer
+    regrows = sparsity.dynamic and max(sparsity.prune_start, sparsity.prune_end) > 0
     adam = optimizer.name == "adamw"
-    if adam and sparsity.dynamic and sparsity.bias_correction == "global" and optimizer.beta2 > LONG_MEMORY:
+    if adam and regrows and sparsity.bias_correction == "global" and optimizer.beta2 > LONG_MEMORY:
         yield (
             f"with sparsity.bias_correction global and optimizer.beta2 {optimizer.beta2:g} regrown weights take steps "
             "several times too large, and the loss stays higher for dozens of steps behind each update "

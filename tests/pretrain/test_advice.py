@@ -32,7 +32,7 @@ def test_naive_updates_with_a_long_memory():
 @pytest.mark.parametrize(
     "changes",
     [{"method": "set", "optimizer.beta2": 0.95}, {"method": "smet"}, {"method": "static"},
-     {"method": "set", "update_interval": 0}, {"method": "set", "optimizer.name": "lion"}],
+     {"method": "gmp"}, {"method": "set", "update_interval": 0}, {"method": "set", "optimizer.name": "lion"}],
 )  # fmt: skip
 def test_nothing_where_it_is_not_so(changes: dict[str, object]):
     assert said(**{"optimizer.beta2": 0.999, "lr_exponent": 0.0, **changes}) == []
