@@ -22,14 +22,18 @@ Results = dict[str, Any]
 
 
 def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
-    """All that is finished in ``out``, and the names of what is not."""
+    """All that is finished in ``out``, and the names of what is not.
+
+    Raises:
+        DataError: a folder holds a cell of the same name with other settings.
+    """
     from ..bench.machine import describe
 
     cells, missing = [], []
     for cell in matrix.cells:
-        file = out / cell.name / RESULT
-        if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
+        folder = out / cell.name
+        if pool.finished(folder, cell):
+            found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
             cells.append({**found, "settings": pool.digest(pool.spec(cell))})
         else:
             missing.append(cell.name)
