@@ -142,7 +142,7 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
         "method",
         "sizes",
         "seeds in all",
-        "nats for ten times the weights",
+        "loss over the first row, for ten times the weights",
         "standard error",
         "p",
         "spoken of up to",
@@ -159,7 +159,10 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
 
 def _sentence(method: str, line: Line) -> str:
     sure = "significant" if line.p < 0.05 else "not significant"
-    return f"{method}: the gain moves by {line.slope:+.3f} nats for ten times the weights (p = {line.p:.2g}: {sure})"
+    way = "grows" if line.slope < 0 else "falls"
+    return (
+        f"{method}: the gain {way} by {abs(line.slope):.3f} nats for ten times the weights (p = {line.p:.2g}: {sure})"
+    )
 
 
 def _row(method: str, line: Line) -> list[str]:

@@ -60,7 +60,7 @@ def asked(folder: Path) -> dict[str, Any]:
 def test_the_page_has_slope_and_figure(tmp_path: Path):
     images = page.write(asked(tmp_path), tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "the gain moves by -0.200 nats for ten times the weights" in text
+    assert "the gain grows by 0.200 nats for ten times the weights" in text
     assert "| SMET | 1,000, 10,000 | 4 | -0.2000 |" in text
     assert tmp_path / "images/page-law.png" in images and (tmp_path / "images/page-law.png").exists()
 
