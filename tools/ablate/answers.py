@@ -102,11 +102,16 @@ def overview(view: View) -> list[str]:
     for question, rows in answered(view).items():
         against_dense = rows[0].row.method in dense
         best = min((row for row in rows if row.loss), key=lambda row: row.loss.mean if row.loss else 0.0)
-        surely = best.over is not None and best.over.significant and best.over.mean < 0
-        pays = surely and best.row.method not in dense
+        pays = best.row.method not in dense and all(_beats(best, row) for row in rows if row.row.method in dense)
         said = ("**It pays.** " if pays else "**It does not pay, or not surely.** ") if against_dense else ""
-        told.append(((1 if pays else 0) if against_dense else 2, f"{said}{question.asks} {sentence(question, rows)}."))
+        text = " ".join([f"{said}{question.asks} {sentence(question, rows)}.", *_still(rows)])
+        told.append(((1 if pays else 0) if against_dense else 2, text))
     return [text for _, text in sorted(told, key=lambda pair: pair[0])]
+
+
+def _beats(row: Answer, other: Answer) -> bool:
+    over = Difference.of(row.losses, other.losses)
+    return over is not None and over.significant and over.mean < 0
 
 
 def sentence(question: Question, rows: Sequence[Answer]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tools.ablate import made_up
 from tests.tools.ablate.test_questions import result
-from tools.ablate import page, winners
+from tools.ablate import answers, page, winners
 from tools.ablate.view import View
 
 METHODS = {"1 x 1": {"method": "static"}, "1 x 1, b2 0.999": {"method": "static"}}
@@ -42,6 +42,22 @@ def test_the_page_names_the_default_and_its_test(tmp_path: Path):
     text = (tmp_path / "page.md").read_text()
     assert "| `optimizer.beta2` | 0.999 | 0.95 | -0.1033 | 0.001 | 3 | **0.95** |" in text
     assert "- Which? Nothing beats tiny: 1 x 1, d = 0.25; nearest is" in text
+
+
+@pytest.mark.parametrize(("rival", "pays"), [(3.05, True), (2.901, False)], ids=["of none", "of a dense rival"])
+def test_it_pays_where_no_dense_row_is_as_good(rival: float, pays: bool):
+    losses = {"dense": 3.0, "1 x 1": 2.9, "dense, 8-bit Adam": rival}
+    density = {"1 x 1": 0.25}
+    made = made_up.results(
+        [{**result(name, seed, loss + 0.1 * seed + 0.002 * (name == "1 x 1") * (seed % 2), 0.01),
+          "density": density.get(name, 1.0)} for name, loss in losses.items() for seed in range(3)]
+    )  # fmt: skip
+    rows = [{"size": "tiny", "method": name, "density": density.get(name, 1.0)} for name in losses]
+    question = {"asks": "Which?", "equal": "bytes", "seeds": [0, 1, 2], "rows": rows}
+    methods = {name: {"method": "static" if name == "1 x 1" else "dense"} for name in losses}
+    made["matrix"].update(methods=methods, questions={"peers": question}, roles={})
+    (text,) = answers.overview(View(made))
+    assert text.startswith("**It pays.**" if pays else "**It does not pay, or not surely.** Which? tiny: 1 x 1")
 
 
 @pytest.mark.parametrize(
