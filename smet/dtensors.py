@@ -95,20 +95,28 @@ def zeros_over(mesh: Any, shape: Sequence[int]) -> Tensor:
     return made
 
 
+def of_all(tensor: Tensor, own: Any) -> list[Any]:
+    """``own`` of every rank over which ``tensor`` is cut. Collective over them."""
+    cut: Any = tensor
+    group = cut.device_mesh.get_group()
+    if dist.get_world_size(group) == 1 or dist.get_backend(group) == "fake":
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, own, group=group)
+    return found
+
+
 def of_first(tensor: Tensor, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the first of the ranks over which ``tensor`` is cut has beside what this one has. Collective over them.
 
     Args:
         own: of this rank, by name; values of names that several ranks have are taken for equal.
     """
-    cut: Any = tensor
-    group = cut.device_mesh.get_group()
-    if dist.get_world_size(group) == 1 or dist.get_backend(group) == "fake":
-        return {}
-    names: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(names, sorted(own), group=group)
+    names = of_all(tensor, sorted(own))
     if all(one == names[0] for one in names):
         return {}
+    cut: Any = tensor
+    group = cut.device_mesh.get_group()
     sent: list[Any] = [{name: value.cpu() for name, value in own.items()}]
     dist.broadcast_object_list(sent, src=dist.get_global_rank(group, 0), group=group)
     return {name: value for name, value in sent[0].items() if name not in own}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smet.dtensors import is_cut, of_first
+from smet.dtensors import is_cut, of_all, of_first
 from smet.errors import ConfigError
 from smet.mask import MaskPart, count_active, has_spare_bits
 from smet.patterns import OLD_TRANSPOSED, matching
@@ -80,10 +80,14 @@ def take_in(
         errors: takes what is wrong.
 
     Raises:
-        ConfigError: the tiles do not divide the other orientation.
+        ConfigError: the tiles do not divide the other orientation, or of the ranks over which values are cut only some
+            have a state; raised on all of them.
     """
-    if isinstance(state.get(prefix + "values"), Tensor) and is_cut(layer.values):
-        _complete(layer, state, prefix)
+    if is_cut(layer.values) and not _complete(layer, state, prefix):
+        raise ConfigError(
+            f"some ranks have a state of {prefix.removesuffix('.') or 'the layer'}, and others none; load one on every"
+            " rank, or the whole one of rank 0 by set_model_state_dict with broadcast_from_rank0"
+        )
     transposed, tile = state.pop(prefix + ORIENTATION, None), state.pop(prefix + BLOCK, None)
     permuted, part = state.pop(prefix + PERMUTATION, None), _part(state, prefix)
     shape = state.pop(prefix + SHAPE) if says_shape(state.get(prefix + SHAPE)) else None
@@ -122,13 +126,21 @@ def take_in(
     return not found
 
 
-def _complete(layer: SparseLinear, state: dict[str, Any], prefix: str) -> None:
+def _complete(layer: SparseLinear, state: dict[str, Any], prefix: str) -> bool:
     """Give a rank what the first one's state says: of a whole state of one rank, torch sends others only parameters and
-    buffers (``broadcast_from_rank0``). Collective over the ranks over which values are cut."""
+    buffers (``broadcast_from_rank0``). Collective over the ranks over which values are cut.
+
+    Returns:
+        Whether all of these have values to load, or none.
+    """
+    there = of_all(layer.values, isinstance(state.get(prefix + "values"), Tensor))
+    if not all(there):
+        return not any(there)
     names = (ORIENTATION, BLOCK, PERMUTATION, SHAPE, "mask")
     own = {name: state[prefix + name] for name in names if isinstance(state.get(prefix + name), Tensor)}
     for name, value in of_first(layer.values, own).items():
         state[prefix + name] = value
+    return True
 
 
 def says_shape(tensor: Any) -> bool:

@@ -328,6 +328,12 @@ def refused() -> dict[str, str]:
             group["params"] = [model.get_parameter(names[param]) for param in group["params"]]
         smet.attach(optimizer, 10)
 
+    def on_one_rank() -> None:
+        model = made()
+        shard(model)
+        whole = model.state_dict()
+        model.load_state_dict(whole if dist.get_rank() == 0 else {}, strict=False)
+
     loop = Loop({})
     loop.train(0, 1)
     state = loop.optimizer.state_dict()
@@ -339,6 +345,7 @@ def refused() -> dict[str, str]:
         "early": early, "early and static": early_and_static, "unattached": unattached, "blocks alone": blocks_alone,
         "hybrid": hybrid, "spread": spread, "other masks": other_masks, "other lengths": other_lengths,
         "replicas": replicas, "local": local, "loaded before": loaded_before, "into a plain one": into_a_plain_one,
+        "on one rank": on_one_rank,
         "weight": lambda: loop.model.get_submodule("layers.0.up_proj").weight,
         "average": lambda: smet.ModelAverage(loop.model),
     }  # fmt: skip
@@ -360,6 +367,7 @@ SAID = {
     "local": "is a DTensor, expected a plain tensor; what fully_shard (FSDP2) cut is whole inside",
     "loaded before": "state was loaded before fully_shard cut its parameters; load it after attach",
     "into a plain one": "as a DTensor, and the parameter is a Tensor: load it by set_optimizer_state_dict",
+    "on one rank": "some ranks have a state of layers.0.up_proj, and others none; load one on every rank",
     "weight": "was read while fully_shard has its",
     "average": "are partitioned; gather them first",
 }
