@@ -23,5 +23,5 @@ def _poor(config: RunConfig) -> Iterator[str]:
         yield (
             f"with sparsity.bias_correction global and optimizer.beta2 {optimizer.beta2:g} regrown weights take steps "
             "several times too large, and the loss stays higher for dozens of steps behind each update "
-            "(docs/results-spikes.md); local correction takes that away, and so does a beta2 of 0.95"
+            "(docs/results-spikes.md); local correction takes that away"
         )

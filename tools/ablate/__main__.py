@@ -78,6 +78,8 @@ def _run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.jobs < 1:
         raise DataError(f"--jobs is {options.jobs}, expected 1 or more")
+    if options.known and (options.list or options.collect):
+        raise DataError("--known puts results into the folder of the run, and --list and --collect only look at it")
     path = options.matrix.with_name(f"{options.matrix.stem}-quick.yaml") if options.quick else options.matrix
     quick = options.quick and not path.exists() and options.matrix.exists()
     path = options.matrix if quick else path

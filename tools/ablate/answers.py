@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from ..figures import style
 from . import dots
 from .dots import MEANING, draw_rows
 from .kinds import kind
-from .questions import EQUAL, Question, Row, questions
+from .questions import EQUAL, Question, Row, questions, tuning_of
 from .statistics import Difference, Spread
 from .tables import markdown
 from .view import Cell, View
@@ -89,8 +89,9 @@ def write(view: View, prefix: Path) -> Written:
         path = prefix.with_name(f"{prefix.name}-{question.name}.png")
         message = sentence(question, rows)
         _draw(view, question, rows, message, path)
+        ends = _ends(view)
         about = " ".join([f"**{message}.**", _equality(question, rows), *_still(rows)])
-        parts += [f"## {question.asks}", about, _table(rows), f"![{message}](images/{path.name})"]
+        parts += [f"## {question.asks}", about, _table(rows, ends), f"![{message}](images/{path.name})"]
         images.append(path)
     return Written(parts, images)
 
@@ -158,18 +159,24 @@ def _moved(cell: Cell) -> float | None:
     return cell.get("moved")
 
 
-def _table(rows: Sequence[Answer]) -> str:
+def _ends(view: View) -> set[float]:
+    """Rates that have no neighbour on one side."""
+    tuning = tuning_of(view.matrix)
+    return {tuning.rates[0], tuning.rates[-1]} if tuning is not None and len(tuning.rates) > 2 else set()
+
+
+def _table(rows: Sequence[Answer], ends: Collection[float] = ()) -> str:
     heads = ["model", "rate", "kB at rest", "GFLOP per run", "CPU s", "tokens per active weight", "updates", "replaced",
              "validation loss", "over the first", "p", "seeds"]  # fmt: skip
-    return markdown(heads, [_line(row) for row in rows])
+    return markdown(heads, [_line(row, ends) for row in rows])
 
 
-def _line(row: Answer) -> list[str]:
+def _line(row: Answer, ends: Collection[float]) -> list[str]:
     rates = sorted({cell["lr"] for cell in row.cells})
     share = row.mean(lambda cell: cell["tokens"] / cell["active_weights"] if cell.get("active_weights") else None)
     return [
         row.name,
-        ", ".join(f"{rate:g}" for rate in rates) or "-",
+        ", ".join(f"{rate:g}{' (the last tried)' if rate in ends else ''}" for rate in rates) or "-",
         _number(row.mean(READ["bytes"]), 1e3, "{:,.0f}"),
         _number(row.mean(READ["flops"]), 1e9, "{:,.0f}"),
         _number(row.mean(READ["seconds"]), 1.0, "{:,.0f}"),

@@ -54,16 +54,19 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for number, entry in enumerate(section):
         made, _ = build(Hypothesis, entry, f"hypotheses[{number}]", found)
-        found += [f"hypotheses[{number}].{wrong}" for wrong in _wrong(made, content)]
+        found += [f"hypotheses[{number}].{wrong}" for wrong in _wrong(made, entry, content)]
     return found
 
 
-def _wrong(made: Hypothesis, content: Mapping[str, Any]) -> Iterable[str]:
+def _wrong(made: Hypothesis, entry: Mapping[str, Any], content: Mapping[str, Any]) -> Iterable[str]:
     names = {"size": "sizes", "against_size": "sizes", "method": "methods", "against": "methods"}
     for key, section in names.items():
         value, known = getattr(made, key), content.get(section) or {}
-        if value not in (None, "missing", *known):
+        if entry.get(key) is not None and value not in known:
             yield f"{key} is {value!r}{nearest(value, known) or ', expected one of ' + ', '.join(map(str, known))}"
+    for key in ("density", "against_density"):
+        if entry.get(key) is not None and not 0 < getattr(made, key) <= 1:
+            yield f"{key} is {getattr(made, key):g}, expected above 0 and at most 1"
 
 
 def section(view: View) -> list[str]:

@@ -27,7 +27,7 @@ def plant(path: Path, load: Callable[[], Matrix], out: Path) -> Matrix:
     Raises:
         DataError: ``path`` holds no results.
     """
-    known = {cell["name"]: cell for cell in collect.read(path)["cells"]}
+    known = {cell.get("name"): cell for cell in collect.read(path)["cells"] if isinstance(cell, dict)}
     taken: set[str] = set()
     while True:
         matrix = load()
@@ -36,7 +36,8 @@ def plant(path: Path, load: Callable[[], Matrix], out: Path) -> Matrix:
             break
         taken |= new
     others = sum(cell.name in known and not (out / cell.name / RESULT).exists() for cell in matrix.cells)
-    print(f"{len(taken)} cells taken from {path}; {others} there have other settings or text", file=sys.stderr)
+    said = f"{len(taken)} cells taken from {path}, with the seconds of the machine that ran them"
+    print(f"{said}; {others} there have other settings or text", file=sys.stderr)
     return matrix
 
 

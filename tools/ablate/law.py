@@ -19,6 +19,7 @@ from pretrain.errors import nearest
 from ..figures import style
 from .answers import Answer, answered
 from .kinds import kind
+from .questions import questions
 from .statistics import student_p, student_t
 from .tables import markdown
 from .view import View
@@ -109,6 +110,11 @@ def _wrong(law: Law, content: Mapping[str, Any]) -> Iterator[str]:
                     if name not in known)  # fmt: skip
         if not names:
             yield f"law.{key} is empty"
+    asked = {question.name: question for question in questions(content)}
+    for method in law.methods:
+        rows = {name: [row.method for row in asked[name].rows[1:]] for name in law.questions if name in asked}
+        yield from (f"law.methods has '{method}', which is no row of {name} beside its first" for name in rows
+                    if method in (content.get("methods") or {}) and method not in rows[name])  # fmt: skip
 
 
 def points(view: View, law: Law, method: str) -> list[tuple[float, float]]:
@@ -149,9 +155,10 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
     ]
     table = markdown(heads, [_row(method, line) for method, line in lines.items()])
     about = (
-        "A straight line over the logarithm of active weights, by least squares over seeds. Three small sizes within a "
-        f"decade fix no law: it is drawn up to where its two-sided 90 % interval is {WIDEST:g} nats wide, and no "
-        f"farther than {FARTHEST:g} times the largest size."
+        "A straight line over the logarithm of active weights, by least squares over seeds. Sizes within a decade fix "
+        "no law. The interval counts seeds and not sizes: what all seeds of a size share, such as a learning rate that "
+        "is tuned badly, is not in it. Beyond the largest size the line is drawn as far as its two-sided 90 % interval "
+        f"is at most {WIDEST:g} nats wide, and no farther than {FARTHEST:g} times that size."
     )
     return ["## How does the gain move with size?", f"**{message}.** {about}", table,
             f"![{message}](images/{path.name})"], [path]  # fmt: skip

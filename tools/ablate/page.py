@@ -31,10 +31,11 @@ CAPTIONS = {
 ELSEWHERE = (
     "What else was measured: [what causes the spikes of naive Adam](results-spikes.md), [what tiles cost]"
     "(results-tiles.md) through the whole program, and [what they save in time](performance-tiles.md). The same "
-    "questions at 60m and 130m, for one GPU and about a day: `python -m tools.ablate configs/ablations/gpu.yaml --jobs "
-    "1` (not measured yet)."
+    "questions at 60m and 130m, for one GPU: `python -m tools.ablate configs/ablations/gpu.yaml --jobs 1` (not "
+    "measured yet)."
 )
-"""Below the overview of a page that answers questions."""
+"""Below the overview of the page that is made of ``BUDGET``."""
+BUDGET = "budget.yaml"
 
 
 def write(results: dict[str, Any], target: Path) -> list[Path]:
@@ -106,7 +107,8 @@ def _summary(view: View) -> list[str]:
 
 
 def _overview(view: View) -> list[str]:
-    return ["## When it pays, and when not", reading.bullets(answers.overview(view)), ELSEWHERE]
+    elsewhere = [ELSEWHERE] if view.results["file"] == BUDGET else []
+    return ["## When it pays, and when not", reading.bullets(answers.overview(view)), *elsewhere]
 
 
 def _branches(view: View, images: Mapping[str, Made]) -> list[str]:
@@ -185,6 +187,23 @@ def _methods(view: View, images: Mapping[str, Made]) -> list[str]:
     return parts
 
 
+def _counted(view: View) -> list[str]:
+    """What the numbers say of where rates were tuned, and of tokens, beside what the notes say."""
+    sizes, run = view.matrix["sizes"], view.matrix["run"]
+
+    def steps(size: str) -> int:
+        return int((sizes[size].get("train") or {}).get("steps", run["train"]["steps"]))
+
+    shares = [f"{size} in {steps(own['tuned_at'])} steps for {steps(size)}" for size, own in sizes.items()
+              if "tuned_at" in own]  # fmt: skip
+    if not shares:
+        return []
+    return [
+        f"Rates of longer runs were tuned in shorter ones: {', '.join(shares)}. Longer runs tend to want lower rates.",
+        "Tokens per active weight are counted in the tables; where a note gives another number, theirs is true.",
+    ]
+
+
 def _settings(view: View) -> str:
     content = {key: view.matrix[key] for key in ("run", "sizes", "methods", "branches") if key in view.matrix}
     text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())
@@ -202,7 +221,7 @@ def _settings(view: View) -> str:
         )
         + "A seed decides initial weights, masks, growth and the order of the text. The same text, order and initial "
         "weights serve every method of a seed.\n\n"
-        f"{''.join(f'- {note}{chr(10)}' for note in view.matrix.get('notes', []))}\n"
+        f"{''.join(f'- {note}{chr(10)}' for note in [*view.matrix.get('notes', []), *_counted(view)])}\n"
         f"{tables.cost(view)}\n\n"
         f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"
     )

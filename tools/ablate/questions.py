@@ -93,7 +93,19 @@ def problems(content: Mapping[str, Any]) -> list[str]:
         for name, own in (content.get(section) or {}).items():
             if key in own and own[key] not in list(content[section]):
                 found.append(f"{section}.{name}.{key} is {shown(own[key])}, expected the name of a {kind}")
+    for name, own in (content.get("methods") or {}).items():
+        found += [] if found else _wrong_variant(name, own, content["methods"])
     return found or _wrong_tuning(content)
+
+
+def _wrong_variant(name: str, own: Mapping[str, Any], methods: Mapping[str, Any]) -> list[str]:
+    other = methods.get(own.get("tuned_as"), {})
+    where = f"methods.{name}.tuned_as is {shown(own.get('tuned_as'))}"
+    if "tuned_as" in other:
+        return [f"{where}, which is tuned as another itself, expected a method with a rate of its own"]
+    if "tuned_as" in own and (own.get("method") == "dense") != (other.get("method") == "dense"):
+        return [f"{where}, expected a sparse method for a sparse one and a dense one for a dense one"]
+    return []
 
 
 def _wrong(asked: Question, content: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import Answer, answered
+from .questions import questions
 from .statistics import Difference
 from .tables import markdown
 from .view import View
@@ -53,11 +54,13 @@ class Decision:
     choice: Choice
     over: Difference
     """Validation loss of the other value minus that of the present one."""
+    undecided: str = ""
+    """Why it decides nothing, whatever the losses are."""
 
     @property
     def changed(self) -> bool:
         """Whether the other value is significantly better."""
-        return self.over.significant and self.over.mean < 0
+        return not self.undecided and self.over.significant and self.over.mean < 0
 
     @property
     def value(self) -> Any:
@@ -73,8 +76,17 @@ def decisions(view: View) -> list[Decision]:
         over = _difference(choice, rows.get(choice.question, {}))
         counts = choice.where is None or (known := made.get(choice.where[0])) and known.value == choice.where[1]
         if over is not None and counts:
-            made[choice.key] = Decision(choice, over)
+            made[choice.key] = Decision(choice, over, _undecided(view, choice, over))
     return list(made.values())
+
+
+def _undecided(view: View, choice: Choice, over: Difference) -> str:
+    asked = next(question for question in questions(view.matrix) if question.name == choice.question)
+    if over.count < len(asked.seeds):
+        return f"{len(asked.seeds) - over.count} of its seeds are missing or diverged"
+    if view.matrix["methods"][choice.present[0]].get("tuned_as") == choice.other[0]:
+        return "what stays was run at the other's learning rate"
+    return ""
 
 
 def _difference(choice: Choice, rows: Mapping[str, Answer]) -> Difference | None:
@@ -101,14 +113,15 @@ def section(view: View) -> list[str]:
         "## What follows for the defaults",
         "The files in `configs/` and `smet config new` have these (`configs/presets/measured.yaml`); the paper's own "
         "are one word away (`configs/presets/paper.yaml`, `smet config new --preset paper`). A default changes only "
-        "where the value that was tried is significantly better, in a comparison that the matrix file had named.",
+        "where the value that was tried is significantly better, in a comparison that the matrix file had named, at "
+        "all of its seeds, and not where what stays was run at the learning rate of what was tried.",
         markdown(heads, [_row(decision) for decision in made]),
     ]
 
 
 def _row(decision: Decision) -> list[str]:
     choice, over = decision.choice, decision.over
-    said = _words(decision.value)
+    said = _words(decision.value) + (f" ({decision.undecided})" if decision.undecided else "")
     return [
         f"`{choice.key}`", _words(choice.present[1]), _words(choice.other[1]), f"{over.mean:+.4f}",
         "-" if over.p is None else f"{over.p:.2g}", str(over.count), f"**{said}**" if decision.changed else said,

@@ -55,6 +55,12 @@ def test_a_wrong_hypothesis_is_refused_with_all_that_is_wrong() -> None:
         "hypotheses[1].mean_at_mots is not a known key (did you mean 'mean_at_most'?)",
         "hypotheses[1].method is 'SETT' (did you mean 'SMET'?)",
     ]
+    for key, value, said in (
+        ("method", "missing", "is 'missing', expected"),
+        ("density", 3.0, "is 3, expected above 0"),
+    ):
+        (problem,) = hypotheses.problems({**content, "hypotheses": [{**GOOD, key: value}]})
+        assert problem.startswith(f"hypotheses[0].{key} {said}")
     assert hypotheses.problems({"hypotheses": 3}) == ["hypotheses: expected a list of mappings"]
 
 

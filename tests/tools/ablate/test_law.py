@@ -77,6 +77,21 @@ def test_points_are_of_the_questions_that_the_law_names(tmp_path: Path):
         ({"law": {"questions": ["byte"], "methods": ["SMET"]}}, "law.questions has 'byte' (did you mean 'bytes'?)"),
         ({"law": {"questions": ["bytes"], "methods": []}}, "law.methods is empty"),
         ({"law": {"question": ["bytes"]}}, "law.question"),
+        ({"law": {"questions": ["bytes"], "methods": ["dense"]}}, "law.methods has 'dense', which is no row of bytes"),
+        (
+            {"methods": {**SECTIONS["methods"], "b": {"method": "set", "tuned_as": "dense"}}},
+            "methods.b.tuned_as is 'dense' (str), expected a sparse method",
+        ),
+        (
+            {
+                "methods": {
+                    **SECTIONS["methods"],
+                    "b": {"method": "set", "tuned_as": "SMET"},
+                    "c": {"method": "set", "tuned_as": "b"},
+                }
+            },
+            "methods.c.tuned_as is 'b' (str), which is tuned as",
+        ),
         (
             {"methods": {**SECTIONS["methods"], "other": {"method": "set", "tuned_as": "SME"}}},
             "other.tuned_as is 'SME'",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pretrain.config.yaml_text import read_yaml
 from tests.tools.ablate import made_up
 from tests.tools.ablate.test_questions import result
 from tools.ablate import answers, page, winners
@@ -17,14 +18,15 @@ METHODS = {"1 x 1": {"method": "static"}, "1 x 1, b2 0.999": {"method": "static"
 ROWS = [{"size": "tiny", "method": name, "density": 0.25} for name in METHODS]
 
 
-def results(present: Sequence[float]) -> dict[str, Any]:
+def results(present: Sequence[float | None], **more: Any) -> dict[str, Any]:
     """Losses of beta2 0.999 by seed, over 3.0 and a bit with 0.95."""
     made = made_up.results(
         [result(name, seed, loss, 0.01) for name, losses in (("1 x 1", (3.0, 3.1, 3.2)), ("1 x 1, b2 0.999", present))
          for seed, loss in enumerate(losses)]
     )  # fmt: skip
     questions = {"optimizer": {"asks": "Which?", "equal": "tokens", "seeds": [0, 1, 2], "rows": ROWS}}
-    made["matrix"].update(methods=METHODS, questions=questions, roles={})
+    methods = {**METHODS, "1 x 1, b2 0.999": {**METHODS["1 x 1, b2 0.999"], **more}}
+    made["matrix"].update(methods=methods, questions=questions, roles={})
     return made
 
 
@@ -35,6 +37,25 @@ def results(present: Sequence[float]) -> dict[str, Any]:
 )
 def test_a_default_changes_only_for_what_is_surely_better(present: Sequence[float], chosen: dict[str, Any]):
     assert winners.preset(View(results(present))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (results((3.1, 3.21, 3.3), tuned_as="1 x 1"), "what stays was run at the other's learning rate"),
+        (results((3.1, 3.21, None)), "1 of its seeds are missing or diverged"),
+    ],
+)
+def test_an_unfair_or_unfinished_comparison_changes_nothing(made: dict[str, Any], why: str):
+    (decision,) = winners.decisions(View(made))
+    assert decision.undecided == why and decision.value == 0.999 and winners.preset(View(made)) == {}
+
+
+def test_the_rows_of_choices_are_in_the_matrix():
+    content = read_yaml(Path(__file__).parents[3] / "configs" / "ablations" / "budget.yaml")
+    for choice in winners.CHOICES:
+        rows = {row["method"] for row in content["questions"][choice.question]["rows"]}
+        assert {choice.present[0], choice.other[0]} <= rows, choice
 
 
 def test_the_page_names_the_default_and_its_test(tmp_path: Path):
