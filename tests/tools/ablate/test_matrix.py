@@ -21,8 +21,9 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
     return load_matrix(request.param)
 
 
-def test_the_files_are_those_of_the_two_experiments():
-    assert [path.stem for path in FILES] == ["budget", "llama-quick", "llama", "tiles"]
+def test_every_file_has_cells():
+    assert [path.stem for path in FILES] == ["budget", "gpu", "llama-quick", "llama", "tiles"]
+    assert all(load_matrix(path).cells for path in FILES)
 
 
 def test_masks_alone_tell_the_methods_of_tiles_apart():
