@@ -57,6 +57,16 @@ def test_run(path: Path) -> None:
         assert config.accumulation(ranks) >= 1
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml")))
+def test_a_preset_goes_on_top_of_every_run(name: str, tmp_path: Path) -> None:
+    preset = yaml.safe_load((CONFIGS / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for run in RUNS:
+        (tmp_path / "run.yaml").write_text(f"base: [{run.resolve()}, {CONFIGS.resolve()}/presets/{name}.yaml]\n")
+        config = load_config(tmp_path / "run.yaml")
+        for section, keys in preset.items():
+            assert {key: getattr(getattr(config, section), key) for key in keys} == keys, run
+
+
 TILED = sorted((CONFIGS / "tiles").glob("*.yaml"))
 DEGREES = (1, 2, 4, 8)
 

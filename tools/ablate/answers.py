@@ -117,7 +117,8 @@ def _beats(row: Answer, other: Answer) -> bool:
 
 def sentence(question: Question, rows: Sequence[Answer]) -> str:
     """What is best of them, and by how much."""
-    known = [row for row in rows if row.loss is not None]
+    still = [row for row in rows[1:] if _stands_still(row)]  # and is the static model, of which nothing more is to say
+    known = [row for row in rows if row.loss is not None and row not in still]
     best = min(known, key=lambda row: row.loss.mean if row.loss else 0.0)
     first = rows[0]
     if best is first or first.loss is None:
@@ -128,7 +129,8 @@ def sentence(question: Question, rows: Sequence[Answer]) -> str:
         assert near.over is not None
         return f"Nothing beats {best.name}; nearest is {near.name}, {near.over.mean:+.3f} nats ({near.over.verdict()})"
     assert best.over is not None
-    return f"{best.name} is best, {best.over.mean:+.3f} nats over {first.name} ({best.over.verdict()})"
+    place = "is best" if best.over.significant else "is lowest"
+    return f"{best.name} {place}, {best.over.mean:+.3f} nats over {first.name} ({best.over.verdict()})"
 
 
 def _equality(question: Question, rows: Sequence[Answer]) -> str:
@@ -147,8 +149,13 @@ def _equality(question: Question, rows: Sequence[Answer]) -> str:
 
 def _still(rows: Sequence[Answer]) -> list[str]:
     """What updates did not do, though there were some."""
-    names = [row.name for row in rows if row.mean(_updates) and not row.mean(_moved)]
+    names = [row.name for row in rows if _stands_still(row)]
     return [f"No update of {name} could replace anything: it is the static model." for name in names]
+
+
+def _stands_still(row: Answer) -> bool:
+    moved = row.mean(_moved)
+    return bool(row.mean(_updates)) and moved == 0
 
 
 def _updates(cell: Cell) -> float | None:

@@ -15,12 +15,13 @@ from typing import Any
 
 from pretrain.config.typed import build
 from pretrain.errors import nearest
+from pretrain.numbers import short_count
 
 from ..figures import style
 from .answers import Answer, answered
 from .kinds import kind
 from .questions import questions
-from .statistics import student_p, student_t
+from .statistics import SIGNIFICANT, student_p, student_t
 from .tables import markdown
 from .view import View
 
@@ -144,15 +145,8 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
     message = "; ".join(_sentence(method, line) for method, line in lines.items())
     path = prefix.with_name(f"{prefix.name}-law.png")
     _draw(view, lines, message, path)
-    heads = [
-        "method",
-        "sizes",
-        "seeds in all",
-        "loss over the first row, for ten times the weights",
-        "standard error",
-        "p",
-        "spoken of up to",
-    ]
+    heads = ["method", "sizes", "points", "nats over the first row for ten times the weights", "standard error", "p",
+             "drawn up to"]  # fmt: skip
     table = markdown(heads, [_row(method, line) for method, line in lines.items()])
     about = (
         "A straight line over the logarithm of active weights, by least squares over seeds. Sizes within a decade fix "
@@ -165,11 +159,13 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
 
 
 def _sentence(method: str, line: Line) -> str:
-    sure = "significant" if line.p < 0.05 else "not significant"
+    if line.p >= SIGNIFICANT:
+        return (
+            f"{method}: whether the gain moves with size is not known ({line.slope:+.3f} ± {line.slope_error:.3f} nats "
+            f"for ten times the weights, p = {line.p:.2g})"
+        )
     way = "grows" if line.slope < 0 else "falls"
-    return (
-        f"{method}: the gain {way} by {abs(line.slope):.3f} nats for ten times the weights (p = {line.p:.2g}: {sure})"
-    )
+    return f"{method}: the gain {way} by {abs(line.slope):.3f} nats for ten times the weights (p = {line.p:.2g})"
 
 
 def _row(method: str, line: Line) -> list[str]:
@@ -199,7 +195,9 @@ def _draw(view: View, lines: Mapping[str, Line], message: str, path: Path) -> No
             axis.plot([10**x for x, _ in line.points], [y for _, y in line.points], ".", color=style.MUTED)
             axis.axhline(0.0, color=style.MUTED, linewidth=0.9)
             axis.set_xscale("log")
-            style.plain_ticks(axis.xaxis, "{:,.0f}")
+            sizes = sorted({10**x for x, _ in line.points})
+            axis.set_xticks(sizes, [short_count(size) for size in sizes])
+            axis.minorticks_off()
             axis.set_title(method)
             axis.set_xlabel("active weights")
         axes[0].set_ylabel("nats over the dense model")
