@@ -99,7 +99,7 @@ def problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def _wrong_variant(name: str, own: Mapping[str, Any], methods: Mapping[str, Any]) -> list[str]:
-    other = methods.get(own.get("tuned_as"), {})
+    other = methods.get(str(own.get("tuned_as")), {})
     where = f"methods.{name}.tuned_as is {shown(own.get('tuned_as'))}"
     if "tuned_as" in other:
         return [f"{where}, which is tuned as another itself, expected a method with a rate of its own"]
