@@ -29,7 +29,8 @@ CAPTIONS = {
 
 
 ELSEWHERE = (
-    "What else was measured: [what causes the spikes of naive Adam](results-spikes.md), [what tiles cost]"
+    "What else was measured: [what this page left open](results-afterwards.md), [what causes the spikes of naive Adam]"
+    "(results-spikes.md), [what tiles cost]"
     "(results-tiles.md) through the whole program, and [what they save in time](performance-tiles.md). The same "
     "questions at 60m and 130m, for one GPU: `python -m tools.ablate configs/ablations/gpu.yaml --jobs 1` (not "
     "measured yet)."

@@ -19,7 +19,12 @@ from tools.ablate.view import View
 ROOT = Path(__file__).parent.parent.parent.parent
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results-spikes.json"
-PAGES = {"results": "budget.yaml", "results-spikes": "llama-quick.yaml", "results-tiles": "tiles.yaml"}
+PAGES = {
+    "results": "budget.yaml",
+    "results-afterwards": "afterwards.yaml",
+    "results-spikes": "llama-quick.yaml",
+    "results-tiles": "tiles.yaml",
+}
 """Page to the matrix file whose cells it tells of."""
 
 
