@@ -85,11 +85,11 @@ def write(view: View, prefix: Path) -> Written:
     """Answer all that is known; figures are written beside ``prefix``."""
     parts: list[str] = []
     images: list[Path] = []
+    ends = _ends(view)
     for question, rows in answered(view).items():
         path = prefix.with_name(f"{prefix.name}-{question.name}.png")
         message = sentence(question, rows)
         _draw(view, question, rows, message, path)
-        ends = _ends(view)
         about = " ".join([f"**{message}.**", _equality(question, rows), *_still(rows)])
         parts += [f"## {question.asks}", about, _table(rows, ends), f"![{message}](images/{path.name})"]
         images.append(path)
@@ -102,7 +102,7 @@ def overview(view: View) -> list[str]:
     told: list[tuple[int, str]] = []
     for question, rows in answered(view).items():
         against_dense = rows[0].row.method in dense
-        best = min((row for row in rows if row.loss), key=lambda row: row.loss.mean if row.loss else 0.0)
+        best = _lowest(_compared(rows))
         pays = best.row.method not in dense and all(_beats(best, row) for row in rows if row.row.method in dense)
         said = ("**It pays.** " if pays else "**It does not pay, or not surely.** ") if against_dense else ""
         text = " ".join([f"{said}{question.asks} {sentence(question, rows)}.", *_still(rows)])
@@ -117,10 +117,8 @@ def _beats(row: Answer, other: Answer) -> bool:
 
 def sentence(question: Question, rows: Sequence[Answer]) -> str:
     """What is best of them, and by how much."""
-    still = [row for row in rows[1:] if _stands_still(row)]  # and is the static model, of which nothing more is to say
-    known = [row for row in rows if row.loss is not None and row not in still]
-    best = min(known, key=lambda row: row.loss.mean if row.loss else 0.0)
-    first = rows[0]
+    known, first = _compared(rows), rows[0]
+    best = _lowest(known)
     if best is first or first.loss is None:
         rivals = [row for row in known if row is not best and row.over is not None]
         if not rivals:
@@ -131,6 +129,15 @@ def sentence(question: Question, rows: Sequence[Answer]) -> str:
     assert best.over is not None
     place = "is best" if best.over.significant else "is lowest"
     return f"{best.name} {place}, {best.over.mean:+.3f} nats over {first.name} ({best.over.verdict()})"
+
+
+def _compared(rows: Sequence[Answer]) -> list[Answer]:
+    """Rows with a loss, without those that are the static model again."""
+    return [row for row in rows if row.loss is not None and (row is rows[0] or not _stands_still(row))]
+
+
+def _lowest(rows: Sequence[Answer]) -> Answer:
+    return min(rows, key=lambda row: row.loss.mean if row.loss else 0.0)
 
 
 def _equality(question: Question, rows: Sequence[Answer]) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import Answer, answered
-from .questions import questions
 from .statistics import Difference
 from .tables import markdown
 from .view import View
@@ -70,20 +69,23 @@ class Decision:
 
 def decisions(view: View) -> list[Decision]:
     """Of every choice that counts and whose rows were measured."""
-    rows = {question.name: {row.row.method: row for row in found} for question, found in answered(view).items()}
+    found = answered(view)
+    asked = {question.name: question for question in found}
     made: dict[str, Decision] = {}
     for choice in CHOICES:
-        over = _difference(choice, rows.get(choice.question, {}))
+        question = asked.get(choice.question)
         counts = choice.where is None or (known := made.get(choice.where[0])) and known.value == choice.where[1]
-        if over is not None and counts:
-            made[choice.key] = Decision(choice, over, _undecided(view, choice, over))
+        if question is None or not counts:
+            continue
+        over = _difference(choice, {row.row.method: row for row in found[question]})
+        if over is not None:
+            made[choice.key] = Decision(choice, over, _undecided(view, choice, len(question.seeds) - over.count))
     return list(made.values())
 
 
-def _undecided(view: View, choice: Choice, over: Difference) -> str:
-    asked = next(question for question in questions(view.matrix) if question.name == choice.question)
-    if over.count < len(asked.seeds):
-        return f"{len(asked.seeds) - over.count} of its seeds are missing or diverged"
+def _undecided(view: View, choice: Choice, missing: int) -> str:
+    if missing:
+        return f"{missing} of its seeds are missing or diverged"
     if view.matrix["methods"][choice.present[0]].get("tuned_as") == choice.other[0]:
         return "what stays was run at the other's learning rate"
     return ""
