@@ -62,12 +62,18 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
     return found
 
 
+def of_all(own: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """``own`` of every rank of ``group``, in its order; without a group of this one alone. Collective."""
+    if group is None:
+        return [own]
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, own, group=group)
+    return gathered
+
+
 def differing(own: Mapping[str, Any], group: dist.ProcessGroup | None) -> list[str]:
     """Keys whose values are not the same on all ranks of ``group``. Collective; the same list on every rank."""
-    if group is None:
-        return []
-    gathered: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, dict(own), group=group)
+    gathered = of_all(dict(own), group)
     keys = dict.fromkeys(key for one in gathered for key in one)
     return [key for key in keys if any(one.get(key) != gathered[0].get(key) for one in gathered)]
 
@@ -85,8 +91,7 @@ def raise_together(failure: ConfigError | None, group: dist.ProcessGroup | None)
         if failure is not None:
             raise failure
         return
-    everyones: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyones, None if failure is None else failure.problems, group=group)
+    everyones = of_all(None if failure is None else failure.problems, group)
     failed = [rank for rank, problems in enumerate(everyones) if problems is not None]
     if not failed:
         return

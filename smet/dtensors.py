@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smet import agreement
 from smet.errors import ConfigError
 
 
@@ -99,11 +100,7 @@ def of_all(tensor: Tensor, own: Any) -> list[Any]:
     """``own`` of every rank over which ``tensor`` is cut. Collective over them."""
     cut: Any = tensor
     group = cut.device_mesh.get_group()
-    if dist.get_world_size(group) == 1 or dist.get_backend(group) == "fake":
-        return [own]
-    found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, own, group=group)
-    return found
+    return agreement.of_all(own, None if dist.get_backend(group) == "fake" else group)
 
 
 def of_first(tensor: Tensor, own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smet.agreement import of_all
+
 Range = tuple[int, int]
 """(start, length) of a fragment, in elements."""
 
@@ -32,9 +34,7 @@ def all_ranges(own: Sequence[Range], group: dist.ProcessGroup | None) -> list[li
     """For each vector, the ranges of all ranks of ``group``; ``own`` lists this rank's. Collective."""
     if group is None or dist.get_world_size(group) == 1:
         return [[one] for one in own]
-    gathered: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, list(own), group=group)
-    return [list(ranges) for ranges in zip(*gathered, strict=True)]
+    return [list(ranges) for ranges in zip(*of_all(list(own), group), strict=True)]
 
 
 def gather(local: Tensor, own: Range, total: int, group: dist.ProcessGroup | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smet.agreement import differing
+from smet.agreement import differing, of_all
 from smet.bank import MaskBank
 from smet.carried import complete, watch_state_dicts
 from smet.controller import TopologyController
@@ -178,17 +178,10 @@ def _choose_products(run: Run, tokens: int | None, dtype: torch.dtype | None) ->
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise ConfigError(f"tokens is {tokens!r}, expected the rows of a layer's input in one forward pass")
 
-    def gather(value: Any) -> list[Any]:
-        gathered: list[Any] = [value]
-        if group is not None:
-            gathered = [None] * dist.get_world_size(group)
-            dist.all_gather_object(gathered, value, group=group)
-        return gathered
-
     dtype = dtype or next((layer.values.dtype for layer in layers.values()), torch.float32)
     first = group is None or dist.get_rank(group) == 0
     multiplying = [layer for layer in layers.values() if not isinstance(layer, SparseExpert)]  # those are only read
-    for line in measure(multiplying, tokens, dtype, gather, first).describe():
+    for line in measure(multiplying, tokens, dtype, partial(of_all, group=group), first).describe():
         say(f"smet: {line}")
 
 
