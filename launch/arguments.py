@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
 from pretrain.command import program
-from pretrain.numbers import finite
+from pretrain.numbers import count, finite
 from pretrain.paths import path_text
 
 from .attempt import Watch
@@ -45,9 +46,9 @@ def run_parser() -> argparse.ArgumentParser:
         "--launcher", choices=[name for name in STARTERS if name != SLURM], metavar="NAME",
         help="what starts the ranks: %(choices)s; default what fits the place",
     )  # fmt: skip
-    where.add_argument("--nodes", type=_positive, metavar="N", help="hosts to use; default all of --hostfile")
+    where.add_argument("--nodes", type=count, metavar="N", help="hosts to use; default all of --hostfile")
     where.add_argument(
-        "--gpus-per-node", type=_positive, metavar="N",
+        "--gpus-per-node", type=count, metavar="N",
         help="ranks per host; default what the hostfile or Slurm says, or this machine's GPUs",
     )  # fmt: skip
     _environment(parser.add_argument_group("what reaches the hosts"))
@@ -82,34 +83,32 @@ def _environment(group: argparse._ArgumentGroup) -> None:
 
 def _keep_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--max-restarts", type=int, default=Policy.max_restarts, metavar="N",
+        "--max-restarts", type=partial(count, least=0), default=Policy.max_restarts, metavar="N",
         help="restarts in a row without a new step or checkpoint until it gives up; default %(default)s; "
         "0 = never restart",
     )  # fmt: skip
     group.add_argument(
-        "--back-off", type=finite, default=Policy.back_off, metavar="SECONDS",
+        "--back-off", type=_seconds, default=Policy.back_off, metavar="SECONDS",
         help="wait before a restart, doubled each time that brought nothing, at most 10 minutes; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--lost-after", type=finite, default=Watch.lost_after, metavar="SECONDS",
+        "--lost-after", type=_seconds, default=Watch.lost_after, metavar="SECONDS",
         help="a rank without a heartbeat for so long is lost; default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--host-interval", type=finite, default=Watch.host_interval, metavar="SECONDS",
+        "--host-interval", type=_seconds, default=Watch.host_interval, metavar="SECONDS",
         help="between looks whether hosts answer; one that twice does not, while the run stands, is lost; "
         "default %(default)g",
     )  # fmt: skip
     group.add_argument(
-        "--patience", type=finite, default=Watch.patience, metavar="SECONDS",
+        "--patience", type=_seconds, default=Watch.patience, metavar="SECONDS",
         help="for saving after a request to stop, before the run is ended by force; default %(default)g",
     )  # fmt: skip
 
 
 def _slurm(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--time", metavar="LIMIT", help="time limit of one job, such as 24:00:00; it is requeued then")
-    group.add_argument(
-        "--margin", type=_positive, default=300, metavar="SECONDS", help="time kept for saving; default 300"
-    )
+    group.add_argument("--margin", type=count, default=300, metavar="SECONDS", help="time kept for saving; default 300")
     group.add_argument("--partition", metavar="NAME")
     group.add_argument("--account", metavar="NAME")
     group.add_argument(
@@ -137,14 +136,14 @@ def _with_home(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    value = _positive(text)
+    value = count(text)
     if value > 65535:
         raise argparse.ArgumentTypeError(f"is {value}, expected 1 to 65535")
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
+def _seconds(text: str) -> float:
+    value = finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"is {text}, expected a number of seconds, 0 or more")
     return value

@@ -13,7 +13,7 @@ from pretrain import outside
 from pretrain.checkpoint.folder import MANIFEST, step_of
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import LaunchError
-from pretrain.numbers import duration
+from pretrain.numbers import duration, so_far
 from pretrain.run_folder import RunReader
 from pretrain.run_folder.reader import METRICS, SETTINGS, TOPOLOGY
 
@@ -139,17 +139,18 @@ def _laggard(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def report(status: dict[str, Any]) -> str:
     """For people."""
-    share = status["step"] / max(1, status["steps"])
+    step, steps = status["step"], status["steps"]
+    share = f" ({step / max(1, steps):.1%})" if step <= steps else ""
     why = f" ({status['why']})" if status["why"] else ""
-    lines = [f"{status['run']}: {status['state']}{why}, step {status['step']:,} of {status['steps']:,} ({share:.1%})"]
+    lines = [f"{status['run']}: {status['state']}{why}, step {so_far(step, steps)}{share}"]
     if status["tokens_per_second"] is not None:
         left = duration(status["seconds_left"])
-        steps = status["steps"] - status["step"]
-        to_go = f"{left} left" if status["state"] == "running" else f"{steps:,} steps to go, {left} at that speed"
+        ahead = f"{steps - step:,} steps to go, {left} at that speed"
+        to_go = f"{left} left" if status["state"] == "running" else ahead
         lines.append(
             f"speed       {status['tokens_per_second']:,.0f} tokens/s, {status['step_seconds']:.2f} s per step"
             + (f", MFU {status['mfu']:.1%}" if status["mfu"] is not None else "")
-            + (f", {to_go}" if steps > 0 else "")
+            + (f", {to_go}" if steps > step else "")
         )
         lines.append(f"so far      {_count(status['tokens'])} tokens, loss {_number(status['loss'])}")
     saved = status["checkpoint"]

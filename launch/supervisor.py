@@ -14,6 +14,7 @@ from pretrain.command import told
 from pretrain.config import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.exit_codes import DONE, FAILED, STOPPED, STUCK, USER
+from pretrain.numbers import so_far
 from pretrain.run_folder import Reached, RunReader, note
 
 from .attempt import Attempt, Ended, Watch
@@ -92,13 +93,13 @@ class Supervisor:
         step, total = RunReader(self.folder).reached().step, self.config.train.steps
         if code == DONE and step >= total:
             shown = f"to see it: {told('plot', str(self.folder))}"
-            return f"done: step {step} of {total}, {RunReader(self.folder).saved()}; {shown}"
+            return f"done: step {so_far(step, total)}, {RunReader(self.folder).saved()}; {shown}"
         overrides = ["train.stop_at=0"] if code == DONE else []
         same = "the same command" + "".join(f" with {override}" for override in overrides)
         command = with_overrides(self.command, overrides) if self.command else same
         ended = {DONE: "stopped at train.stop_at", STOPPED: "stopped as asked"}.get(code, "ended")
         then = "when that is mended" if code == USER else "to go on"
-        return f"{ended}: step {step} of {total}, {RunReader(self.folder).saved()}; {then}: {command}"
+        return f"{ended}: step {so_far(step, total)}, {RunReader(self.folder).saved()}; {then}: {command}"
 
     def _run(self) -> int:
         best = RunReader(self.folder).reached()

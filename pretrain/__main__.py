@@ -13,6 +13,7 @@ from pretrain.command import program, remember
 from pretrain.errors import UserError, problems_of
 from pretrain.exit_codes import DONE, FAILED, STOPPED, USER
 from pretrain.leaving import leave_with
+from pretrain.numbers import count
 from pretrain.screen import outlive_screen, refuse
 from pretrain.stopping import REQUEST
 
@@ -34,13 +35,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="build one rank without memory or data, check it and print its plan"
     )
-    parser.add_argument("--rank", type=int, default=0, help="which rank a dry run builds; default 0")
+    parser.add_argument("--rank", type=int, help="which rank a dry run builds; default 0")
     parser.add_argument(
-        "--world-size", type=int, metavar="N", help="ranks of the dry run; default parallel.tensor x parallel.pipeline"
+        "--world-size",
+        type=count,
+        metavar="N",
+        help="ranks of the dry run; default tensor x pipeline degrees",
     )
     parser.add_argument("--json", action="store_true", help="print a dry run's plan as JSON")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher may add it
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    given = {"--rank": options.rank, "--world-size": options.world_size, "--json": options.json or None}
+    if words := [word for word, value in given.items() if value is not None and not options.dry_run]:
+        parser.error(f"{', '.join(words)} without --dry-run; a launcher starts several ranks, such as smet launch")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,7 +155,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from pretrain.dry_run import dry_run
 
     config = load_config(options.config, options.overrides, world_size=options.world_size)
-    print(dry_run(config, options.rank, options.world_size, options.json), flush=True)
+    print(dry_run(config, options.rank or 0, options.world_size, options.json), flush=True)
     return DONE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pretrain.config import RunConfig
+from pretrain.config.optimizer import ADAMW
 
 LONG_MEMORY = 0.99
 """A second moment that remembers longer than a hundred steps."""
@@ -18,7 +19,7 @@ def poor(config: RunConfig) -> list[str]:
 def _poor(config: RunConfig) -> Iterator[str]:
     sparsity, optimizer = config.sparsity, config.optimizer
     regrows = sparsity.dynamic and max(sparsity.prune_start, sparsity.prune_end) > 0
-    adam = optimizer.name == "adamw"
+    adam = optimizer.name in ADAMW
     if adam and regrows and sparsity.bias_correction == "global" and optimizer.beta2 > LONG_MEMORY:
         yield (
             f"with sparsity.bias_correction global and optimizer.beta2 {optimizer.beta2:g} regrown weights take steps "

@@ -98,6 +98,7 @@ def build_engine(
     """
     import deepspeed
     import pydantic
+    from deepspeed.runtime.config import DeepSpeedConfigError
 
     builder = Builder(config, layout, saved, first)
     if layout.stages == 1:
@@ -113,12 +114,16 @@ def build_engine(
         engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
     except pydantic.ValidationError as error:
         raise ConfigError([_deepspeed_problem(problem) for problem in error.errors()]) from None
+    except DeepSpeedConfigError as error:
+        raise ConfigError(f"the section deepspeed is refused, DeepSpeed says: {' '.join(str(error).split())}") from None
     return (PlainEngine if layout.stages == 1 else PipelineEngine)(engine, model, layout)
 
 
 def _deepspeed_problem(problem: Any) -> str:
     """One line about a value that DeepSpeed refuses; only its zero_optimization section is checked by type."""
     key = ".".join(str(part) for part in problem["loc"])
+    if not key:  # of several keys together
+        return f"deepspeed.zero_optimization is refused, DeepSpeed says: {problem['msg']}"
     if problem["type"] != "extra_forbidden":
         return f"deepspeed.zero_optimization.{key} is {problem['input']!r}, DeepSpeed says: {problem['msg']}"
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

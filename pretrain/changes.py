@@ -15,8 +15,8 @@ from typing import Any
 
 from pretrain.command import again, override
 from pretrain.config import RunConfig
-from pretrain.config.checks import MONITORS
 from pretrain.config.load import config_from_dict
+from pretrain.config.passed_on import still_known
 from pretrain.errors import ConfigError
 from pretrain.schedule import learning_rate
 from smet.config import CHOICES, TILES_PRUNE_START, SmetConfig
@@ -164,8 +164,8 @@ def known(settings: dict[str, Any], family: str) -> RunConfig | None:
     if isinstance(sparsity, dict):
         settings = {**settings, "sparsity": {"balance": BEFORE_BALANCE, **sparsity}}
     deepspeed = settings.get("deepspeed")
-    if isinstance(deepspeed, dict):  # an earlier version let DeepSpeed's monitors be set, which train nothing
-        settings = {**settings, "deepspeed": {key: v for key, v in deepspeed.items() if key not in MONITORS}}
+    if isinstance(deepspeed, dict):
+        settings = {**settings, "deepspeed": still_known(deepspeed)}
     try:
         return config_from_dict(settings, (family,))
     except ConfigError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from torch import nn
 
 from pretrain.changes import settle
 from pretrain.config import RunConfig
-from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
+from pretrain.config.names import in_run_file, settings_by_run_file
 from pretrain.data.corpus import open_corpus
-from pretrain.data.epochs import epochs, too_many
-from pretrain.data_specs import training_spec
+from pretrain.data.epochs import epochs, of_validation, too_many
+from pretrain.data_specs import blend_spec, training_spec
 from pretrain.environment import check_world
 from pretrain.errors import DataError, LaunchError
+from pretrain.idle import idle
 from pretrain.layout import Coordinates, Layout
 from pretrain.lookup import require_found
 from pretrain.models import FAMILIES
@@ -65,7 +67,7 @@ def dry_run(config: RunConfig, rank: int = 0, world_size: int | None = None, as_
         _require_as_planned(config, layout, model)
     finally:
         dist.destroy_process_group()
-    for notice in (*idle_in_run_file(config.sparsity), *run_notices(config.sparsity, config.train.steps)):
+    for notice in (*idle(config), *run_notices(config.sparsity, config.train.steps)):
         note(in_run_file(notice))
     return _report(config, layout, model, as_json)
 
@@ -180,7 +182,11 @@ def _length(config: RunConfig) -> tuple[float | None, list[str]]:
     except (DataError, OSError):
         return None, []
     samples = config.train.steps * config.train.global_batch_size
-    return epochs(corpus, samples), too_many(corpus, config.train.steps, config.train.global_batch_size)
+    found, validation = too_many(corpus, config.train.steps, config.train.global_batch_size), None
+    with suppress(DataError, OSError):
+        if spec := blend_spec(config.data.validation):
+            validation = open_corpus(spec, config.data.seq_length, config.data.seed, check=False)
+    return epochs(corpus, samples), found + of_validation(corpus, validation, config.evaluation.samples)
 
 
 def _length_line(config: RunConfig, length: float | None) -> str:

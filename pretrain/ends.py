@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pretrain.command import again, told
+from pretrain.numbers import so_far
 from pretrain.run_folder import RunReader
 from pretrain.trainer import Trainer
 
@@ -37,9 +38,9 @@ def last_line(trainer: Trainer, first: int) -> str:
             f"to go on: {again('train.stop_at=0')}"
         )
     command = again("train.stop_at=0") if why == "train.stop_at" else again()
-    return f"stopped after step {step} of {total} ({why}); {where}; to go on: {command}"
+    return f"stopped after step {so_far(step, total)} ({why}); {where}; to go on: {command}"
 
 
 def broken_line(trainer: Trainer) -> str:
     """The last line but the error's of a run that did not end in order."""
-    return f"ended after step {trainer.step} of {trainer.total_steps}; {RunReader(trainer.folder.path).saved()}"
+    return f"ended after step {so_far(trainer.step, trainer.total_steps)}; {RunReader(trainer.folder.path).saved()}"

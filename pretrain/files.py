@@ -1,11 +1,16 @@
-"""Files of ours that are published: a reader sees the old one or the whole new one, also after a crash."""
+"""Files of ours that are published: a reader sees the old one or the whole new one, also after a crash; checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pretrain import outside
+
+BLOCK = 8 << 20
+"""Bytes of a file that are read at once where all of it is looked through."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -32,6 +37,23 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sha256_of(path: Path, seen: Callable[[int], object] = lambda size: None) -> str:
+    """Checksum of a file, read in blocks.
+
+    Args:
+        seen: called with the size of each block, for who shows how far it is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            seen(len(block))
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config import RunConfig
+from pretrain.config.optimizer import ADAMW
 from pretrain.errors import ConfigError, nearest
 from smet.optim import find
 
@@ -29,10 +30,15 @@ def formula_of(config: RunConfig) -> Formula:
         if name not in known
     ]
     if not problems:
-        problems = [f"optimizer.options.{text}" for text in formula.problems({**known, **options})]
+        problems = [_keyed(config.optimizer.name, text) for text in formula.problems({**known, **options})]
     if problems:
         raise ConfigError(problems)
     return formula
+
+
+def _keyed(name: str, text: str) -> str:
+    """What a formula says of its options, by the keys that they have in a run file."""
+    return f"optimizer.{text.replace('betas', 'beta1, beta2')}" if name in ADAMW else f"optimizer.options.{text}"
 
 
 def _known(options: Any) -> str:
@@ -42,7 +48,7 @@ def _known(options: Any) -> str:
 def options_of(config: RunConfig) -> dict[str, Any]:
     """What the run file says to the formula."""
     settings = config.optimizer
-    if settings.name == "adamw":
+    if settings.name in ADAMW:
         return {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
     return dict(settings.options)
 

@@ -35,7 +35,7 @@ from pretrain.run_folder import RunFolder
 ALIVE = 60.0
 """Seconds, at least, between two signs of life of a rank on a busy host, other hosts' clocks included."""
 IDLE = 0.01
-"""Share of one processor that ranks without anything to do stay below, and a slow network's traffic does not."""
+"""Share of a processor that each thread of a rank without anything to do stays below, and a slow network's does not."""
 TRAINING = "training"
 """The phase of forward and backward passes and the optimizer's step."""
 
@@ -66,8 +66,8 @@ class Heartbeat:
         """Whether this process has not done its first step yet."""
         self._told = (-1, False)
         """(progress, whether it was the last word) of the line that was said."""
-        self._beats: deque[tuple[float, float]] = deque(maxlen=5)
-        """(time, processor time of all threads but the heartbeat's) of the last beats."""
+        self._beats: deque[tuple[float, dict[int, float]]] = deque(maxlen=5)
+        """(time, processor time of each thread but the heartbeat's) of the last beats before the first step is done."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -107,7 +107,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            self._beats.append((time.monotonic(), time.process_time() - time.thread_time()))
+            if self._is_starting:
+                self._beats.append((time.monotonic(), _used_by_others()))
             still = time.time() - self.moved
             stuck = 0 < self.stuck_after < still
             slow = self._is_starting and 0 < self.start_within < still
@@ -161,11 +162,15 @@ class Heartbeat:
         return content
 
     def _is_idle(self) -> bool:
-        """Whether no thread of this process does anything; sending and adding up gradients is something."""
+        """Whether no thread of this process does anything; sending and adding up gradients is something.
+
+        Each by itself: every group of ranks has a thread that looks a hundred times a second whether anything has come,
+        and those of many groups together take as much as one that sends.
+        """
         if len(self._beats) < 5:
             return False
-        (begin, used), (end, used_by_then) = self._beats[0], self._beats[-1]
-        return used_by_then - used < IDLE * (end - begin)
+        (begin, before), (end, now) = self._beats[0], self._beats[-1]
+        return all(used - before.get(thread, 0.0) < IDLE * (end - begin) for thread, used in now.items())
 
     def _stack(self) -> traceback.StackSummary:
         frame = sys._current_frames().get(self._main or 0)
@@ -202,6 +207,12 @@ class Heartbeat:
             if is_state(state):
                 found[rank] = state
         return found
+
+
+def _used_by_others() -> dict[int, float]:
+    """Seconds of processor time of the threads of this process, Python's and others, but for the one that asks."""
+    own = threading.get_native_id()
+    return {one.id: one.user_time + one.system_time for one in psutil.Process().threads() if one.id != own}
 
 
 def _file(folder: RunFolder, rank: int) -> Path:

@@ -20,14 +20,14 @@ def finite(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """``text`` as a whole number of 1 or more, for ``argparse``'s ``type``."""
+def count(text: str, least: int = 1) -> int:
+    """``text`` as a whole number of ``least`` or more, for ``argparse``'s ``type``."""
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of things, expected a whole number of 1 or more")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"is '{text}', expected a whole number of {least} or more")
     return value
 
 
@@ -63,6 +63,11 @@ def magnitude(value: float, unit: str) -> str:
                 else f"{value / scale:,.0f} {prefix}{unit}"
             )
     return f"{value:.3g} {unit}"
+
+
+def so_far(step: int, steps: int) -> str:
+    """``12 of 100``; ``12, beyond train.steps 5`` where ``train.steps`` was lowered below what is done."""
+    return f"{step:,} of {steps:,}" if step <= steps else f"{step:,}, beyond train.steps {steps:,}"
 
 
 def duration(seconds: float) -> str:

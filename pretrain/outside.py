@@ -26,7 +26,11 @@ def reading(path: Path, limit: int | None = None) -> Iterator[BinaryIO]:
         OSError: it cannot be read, is larger, or is a pipe or device, which could keep its reader for ever.
     """
     # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(number).st_mode):  # open() would name it by its number, and leave that open
+        os.close(number)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with open(number, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,19 @@ from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.save import Saver
 from pretrain.command import told
 from pretrain.config import RunConfig
-from pretrain.config.names import idle_in_run_file, in_run_file, settings_by_run_file
+from pretrain.config.names import in_run_file, settings_by_run_file
 from pretrain.data.corpus import Corpus, check_vocabulary, end_of_document, open_corpus
 from pretrain.data.loader import BatchLoader
+from pretrain.data.manifest import manifest_path
 from pretrain.data_specs import blend_spec, training_spec
 from pretrain.ends import broken_line, last_line, why_ended
 from pretrain.engine import Engine
 from pretrain.engine.log import listen, stop_listening
 from pretrain.errors import DataError
+from pretrain.files import sha256_of
 from pretrain.first_masks import first_masks
 from pretrain.heartbeat import Heartbeat, require_free
+from pretrain.idle import idle
 from pretrain.layout import Layout
 from pretrain.lookup import require_found
 from pretrain.models import inventory_of
@@ -118,7 +120,7 @@ def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) 
     layout.agree(lambda: folder.begin(config, settings, trainer.step) if layout.is_main else None)
     heartbeat.publish()
     log.open()
-    for notice in idle_in_run_file(config.sparsity):
+    for notice in idle(config):
         note(notice)
     trainer.yardstick = yardstick(trainer)
     balance = _balance_as_it_was(config) if asked != config.sparsity.balance else []
@@ -168,7 +170,7 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
                 f"data.tokenizer {path} {why_no_file(path)}; give the place where it lies now, data.tokenizer=null to "
                 f"go without its check, or train one with {told('tokenizer', 'train')}"
             )
-        tokenizer = hashlib.sha256(path.read_bytes()).hexdigest()
+        tokenizer = sha256_of(path)
     corpora = []
     check = os.environ.get("LOCAL_RANK", "0") == "0"  # once per host: each may have a copy of its own
     for spec in (training_spec(data), blend_spec(data.validation)):
@@ -176,6 +178,9 @@ def _open_data(config: RunConfig, folder: RunFolder) -> tuple[Corpus, Corpus | N
         if corpus is not None:
             check_vocabulary(corpus, inventory_of(config.model).shape.vocabulary, tokenizer)
             corpus.sample(0)  # ids that the model does not know are refused before anything is built
+            bare = [prefix for prefix in corpus.sizes() if not manifest_path(prefix).is_file()]
+            if tokenizer and bare:
+                note(f"{', '.join(bare)}: no manifest, so nothing tells whether data.tokenizer made it")
         corpora.append(corpus)
     train, validation = corpora
     assert train is not None

@@ -14,6 +14,7 @@ from pretrain.environment import adopt_environment, check_world
 from pretrain.errors import LaunchError
 from pretrain.layout import Coordinates, Layout, make_groups, set_device
 from pretrain.ports import why_not
+from pretrain.precision import widen_products
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -47,6 +48,7 @@ def start(config: RunConfig) -> Layout:
     check_world(adopt_environment().world, config)
     device = choose_device(config.train.device)
     set_device(device)
+    widen_products(device)
     _init_process_group(device)
     world, rank = dist.get_world_size(), dist.get_rank()
     tensor, stages = config.parallel.tensor, config.parallel.pipeline

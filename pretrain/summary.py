@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pretrain.advice import poor
+from pretrain.config import RunConfig
 from pretrain.config.names import in_run_file
-from pretrain.data.epochs import as_epochs, too_many
+from pretrain.config.passed_on import summed_in
+from pretrain.data.epochs import as_epochs, of_validation, too_many
 from pretrain.engine.log import EngineLog
 from pretrain.plan import cut
 from pretrain.plan.table import in_words
+from pretrain.precision import are_widened
 from pretrain.products import degrees, micro_batch
 from pretrain.trainer import Trainer
 from smet import compute, kernels
@@ -39,7 +42,9 @@ def first_lines(trainer: Trainer, log: EngineLog, remarks: list[str]) -> list[st
     counts = trainer.layout.gather_objects(_sparse_weights(trainer))
     starved = _starved(trainer)
     long = too_many(trainer.loader.corpus, trainer.total_steps, trainer.config.train.global_batch_size)
-    said = [*remarks, *starved, *long, *poor(trainer.config)]
+    validation = next((one for one in trainer.corpora if one is not trainer.loader.corpus), None)
+    held_out = of_validation(trainer.loader.corpus, validation, trainer.config.evaluation.samples)
+    said = [*remarks, *starved, *long, *held_out, *poor(trainer.config)]
     return [*said, *_summary(trainer, counts, log)] if trainer.layout.is_main else []
 
 
@@ -58,7 +63,6 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
     stages = f", {cut.describe(config)}" if layout.stages > 1 else ""
     formula = trainer.store.optimizer.formula.name
     optimizer = "SmetAdamW" if formula == "adamw" else formula
-    precision = config.train.precision
     products = compute.describe(trainer.topology.all_layers.values(), *micro_batch(config))
     micro, accumulation = config.train.micro_batch_size, config.accumulation(layout.dp_size)
     samples = trainer.total_steps * config.train.global_batch_size
@@ -66,7 +70,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
         f"SMET: {weights:,} of {total:,} sparse-layer weights {_density(trainer, weights / total)}, block {rows}x{cols}"
         f"{permuted})",
         _line("training", f"{optimizer} in ZeRO-{config.parallel.zero_stage}, {ranks} on {layout.device.type}{stages}"),
-        _line("numbers", f"{precision} weights and gradients, fp32 master and moments"),
+        _line("numbers", numbers(config)),
         _line("compute", f"products by {products}; {kernels.describe(layout.device.type)}"),
         _line(
             "step",
@@ -77,6 +81,16 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
         *([_line("speed", trainer.yardstick.describe())] if trainer.yardstick else []),
         _line("log", log.describe()),
     ]
+
+
+def numbers(config: RunConfig) -> str:
+    """In which numbers a run computes and what it keeps."""
+    precision = config.train.precision
+    summed = summed_in(config.deepspeed, precision)
+    gradients = " and gradients" if summed == precision else f", gradients summed in {summed}"
+    wide = precision == "bf16" and are_widened()
+    products = "; products in fp32 and rounded, as this processor has none of bf16" if wide else ""
+    return f"{precision} weights{gradients}, fp32 master and moments{products}"
 
 
 def _line(name: str, text: str) -> str:

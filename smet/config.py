@@ -243,7 +243,8 @@ CHOICES = choices(SmetConfig)
 """Settings that are one of a few words, and these."""
 
 TILES_PRUNE_START = 0.05
-"""``prune_start`` of balanced tiles: replacing a fifth of few, whole tiles at once was found to hurt in long runs."""
+"""``prune_start`` of balanced tiles: no rule was found by which replacing more of few, whole tiles pays
+(docs/results-rewiring.md)."""
 
 
 _EVERYWHERE = ("always", "towards")

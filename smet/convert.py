@@ -62,11 +62,6 @@ class Piece:
 WHOLE = Piece()
 
 
-def selected_layers(model: nn.Module, config: SmetConfig) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``sparsify`` would make sparse, by name."""
-    return survey(model, config).layers
-
-
 def sparsify(
     model: nn.Module | SparsifyReport,
     config: SmetConfig | None = None,

@@ -104,7 +104,7 @@ def plan(
     ranks: int,
     sixteen_bit: bool,
     masks_sharded: bool = True,
-    host_gradient: int = 0,
+    gradient: int = 0,
     state: int = ADAMW_STATE,
     fully_sharded: bool = False,
 ) -> dict[str, int]:
@@ -116,14 +116,14 @@ def plan(
     Args:
         stage: 0 = plain torch, DistributedDataParallel too: all is whole on each rank (``ranks`` is 1), and only
             16-bit weights have master weights beside them.
-        host_gradient: bytes per weight of gradients that ZeRO-Offload keeps; 0 = gradients are as wide as weights.
+        gradient: bytes per weight of gradients, of all that ZeRO-Offload keeps; 0 = they are as wide as weights.
         state: bytes per weight that the optimizer's formula declares.
         fully_sharded: torch's ``fully_shard`` over ``ranks``, at ``stage`` 0: each parameter is cut by itself, as at
             stage 3, and is its own master unless it has 16 bits. It cuts matrices between rows, of which a rank may
             have one more than its share that is counted here.
     """
     width = 2 if sixteen_bit else 4
-    gradient = host_gradient or width
+    gradient = gradient or width
     planned = dict.fromkeys(KINDS, 0)
     for lengths, aged in part.groups:
         whole, share = partition(lengths, 3 if fully_sharded else stage, ranks)

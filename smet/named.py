@@ -9,12 +9,12 @@ of one's own looks its names up.
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from smet.errors import ConfigError, nearest
+from smet.wanted import ANYTHING, Wanted, described
 
 T = TypeVar("T")
 
@@ -33,24 +33,12 @@ def problem(what: str, name: Any, table: Mapping[str, Any]) -> str | None:
     return f"{what} is '{name}', expected one of {', '.join(table)}, or package.module:name{nearest(str(name), table)}"
 
 
-def require_fit(what: str, name: str, made: Callable[..., Any], *given: object, **options: Any) -> None:
-    """See that ``made``, which ``name`` stands for, takes ``given`` and the ``options`` of the entry ``what``.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    try:
-        inspect.signature(made).bind(*given, **options)
-    except TypeError as error:
-        raise ConfigError(f"{what}.options do not fit {name}: {error}") from None
-
-
-def find(what: str, name: str, table: Mapping[str, T], fits: Callable[[Any], bool] = callable) -> T:
+def find(what: str, name: str, table: Mapping[str, T], wanted: Wanted = ANYTHING) -> T:
     """What ``name`` stands for. Imports a module if it is none of ``table``.
 
     Args:
         what: the setting, for messages.
-        fits: whether what was found can be meant.
+        wanted: what a name that is none of ``table`` can stand for.
 
     Raises:
         ConfigError: there is no such entry, module or attribute, the module breaks while it is imported, or what was
@@ -71,6 +59,6 @@ def find(what: str, name: str, table: Mapping[str, T], fits: Callable[[Any], boo
     if not hasattr(module, attribute):
         raise ConfigError(f"{what} is '{name}': {path} has no '{attribute}'{nearest(attribute, vars(module))}")
     found = getattr(module, attribute)
-    if not fits(found):
-        raise ConfigError(f"{what} is '{name}', a {type(found).__name__}, which cannot be used here")
+    if not wanted.fits(found):
+        raise ConfigError(f"{what} is '{name}', {described(found)}, expected {wanted.text}")
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from smet import compute, copies, products
 from smet.kernels import checks
@@ -115,6 +116,17 @@ def _(grad: Tensor, values: Tensor, ticket: Tensor, inputs: int, outputs: int) -
 @_values_gradient.register_fake
 def _(x: Tensor, grad: Tensor, ticket: Tensor, size: int) -> Tensor:
     return x.new_empty(size)
+
+
+@register_flop_formula([torch.ops.smet.product, torch.ops.smet.input_gradient])
+def _flops(x: torch.Size, values: torch.Size, *rest: Any, **options: Any) -> int:
+    """What torch's ``FlopCounterMode`` counts: a multiplication and an addition per row and active weight."""
+    return 2 * x[:-1].numel() * values.numel()
+
+
+@register_flop_formula(torch.ops.smet.values_gradient)
+def _flops_of_values(x: torch.Size, grad: torch.Size, ticket: torch.Size, size: int, **options: Any) -> int:
+    return 2 * x[:-1].numel() * size
 
 
 def _require_fit(x: Tensor, values: Tensor, features: int) -> None:

@@ -137,11 +137,6 @@ def largest(scores: Tensor, active: int) -> Tensor:
     return smallest(-scores, active)
 
 
-def random_mask(tiles: int, active: int, rng: torch.Generator) -> Tensor:
-    """Packed mask with exactly ``active`` of ``tiles`` set, uniformly."""
-    return pack(random_active(tiles, active, rng))
-
-
 def magnitude_mask(scores: Tensor, active: int) -> Tensor:
     """Packed mask of the ``active`` tiles with the largest scores ``(tiles,)``."""
     return pack(largest(scores, active))

@@ -22,7 +22,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "files and places": ("files", "layout", "leaving", "peak", "ports", "precision", "records", "screen", "writers"),
     "data": ("data",),
     "models": ("models",),
-    "settings": ("advice", "changes", "config", "data_specs", "environment", "formula", "schedule"),
+    "settings": ("advice", "changes", "config", "data_specs", "environment", "formula", "idle", "schedule"),
     "starting": ("meeting", "startup"),
     "what computes, and what that takes": ("engine", "parallel", "plan"),
     "what is kept": ("build", "checkpoint", "evaluate", "first_masks", "generate", "run_folder"),

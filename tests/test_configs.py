@@ -17,6 +17,7 @@ from pretrain.models import inventory_of
 from pretrain.models.llama.config import LlamaConfig
 from pretrain.models.llama.model import LlamaForCausalLM
 from smet.config import TILES_PRUNE_START
+from smet.kernels.sides import GPU_FEWEST_TOKENS, worth_it_on_gpu
 from smet.notices import still_notices
 from smet.patterns import selects
 
@@ -106,6 +107,8 @@ def test_tiles_divide_at_the_tensor_degrees_that_the_file_names(path: Path) -> N
     own, base = load_config(path).to_dict(), load_config(CONFIGS / path.name).to_dict()
     block, permute = own["sparsity"].pop("block"), own["sparsity"].pop("permute")
     assert permute == ("both" if min(block) >= 32 else "inputs")
+    faster = worth_it_on_gpu(block, own["sparsity"]["density"], GPU_FEWEST_TOKENS)
+    assert faster != ("(on GPUs whole matrices are faster)" in path.read_text(encoding="utf-8"))
     assert own["sparsity"].pop("topology_ranges") == max(serves), "features are permuted within what a rank has"
     assert min(block) >= 16 and own["train"].pop("output_dir") == f"runs/{path.stem}-tiles"
     assert own["sparsity"].pop("prune_start") == TILES_PRUNE_START < base["sparsity"].pop("prune_start")

@@ -14,8 +14,10 @@ import yaml
 from pretrain.callbacks.base import ORDER
 from pretrain.config.load import load_config
 from pretrain.plan.devices import DEVICES
+from pretrain.schedule import learning_rate
 from pretrain.writers import WRITERS
 from pretrain.writers.tags import TAGS, of_update
+from smet.schedule import TopologySchedule
 from smet.update import UpdateReport
 from tests.pages import ROOT, blocks, commands, run
 from tests.pretrain.runs import write_corpus
@@ -79,3 +81,15 @@ def test_the_page_names_every_device_and_group() -> None:
     for tag in [*TAGS.values(), *of_update(report, 1.0)]:
         assert f"`{tag.split('/')[0]}/`" in TEXT, tag
     assert "writers" in ORDER
+
+
+def test_the_kept_screen_is_of_the_quickstart_as_it_is_now() -> None:
+    (screen,) = blocks(PAGE, "text")
+    steps = int(re.search(r"^step 1/(\d+) ", screen, re.M)[1])
+    config = load_config(ROOT / "configs" / "quickstart.yaml", ["sparsity.block=[1,1]", f"train.steps={steps}"])
+    at, moved = re.search(r"^step (\d+)/.*topology update 1: ([\d,]+) tiles moved", screen, re.M).groups()
+    active = int(re.search(r"([\d,]+) of [\d,]+ sparse-layer weights", screen)[1].replace(",", ""))
+    fraction = TopologySchedule(config.sparsity, steps).prune_fraction(int(at))
+    assert int(moved.replace(",", "")) == pytest.approx(fraction * active, rel=0.01)
+    rates = {int(step): float(lr) for step, lr in re.findall(r"^step (\d+)/\d+ .* lr (\S+)", screen, re.M)}
+    assert rates == {step: float(f"{learning_rate(step - 1, config.optimizer, steps):.2e}") for step in rates}

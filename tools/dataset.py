@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import DataError
-from pretrain.numbers import finite
+from pretrain.numbers import count, finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 
+from .cores import cores
 from .corpus import inspect
 from .corpus.cli import Summary, add_json_argument, make_parser, run_tool
 from .corpus.merge import merge
-from .corpus.pool import default_workers
 from .corpus.verify import verify
 
 
@@ -64,7 +64,7 @@ def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", _inspect, "show what a corpus holds")
     parser.add_argument("prefix", type=prefix_text, metavar="PREFIX", help="path without .bin and .idx")
     parser.add_argument("--tokenizer", type=path_text, help="shows text instead of token ids")
-    parser.add_argument("--top", type=int, metavar="N", help="how many of the commonest tokens to show (default 10)")
+    parser.add_argument("--top", type=count, metavar="N", help="how many of the commonest tokens to show (default 10)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--document", type=int, metavar="N", help="show document N")
     what.add_argument("--sample", type=int, metavar="N", help="show sample N of training, with the two options below")
@@ -134,7 +134,7 @@ def _add_bench(commands: Any) -> None:
         "--tokenizer", type=path_text, required=True, help="SentencePiece .model or Hugging Face tokenizer.json"
     )
     parser.add_argument(
-        "--workers", type=int, default=default_workers(), help="processes on either side (default: all processors)"
+        "--workers", type=int, default=cores(), help="processes on either side (default: all processors)"
     )
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many runs of each (default 3)")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.config.schema import Source
 from pretrain.data.corpus import Corpus, open_corpus
+from pretrain.data.epochs import repeated
 from pretrain.data_specs import blend_spec
 from pretrain.errors import DataError
 from pretrain.exit_codes import DONE
@@ -132,6 +133,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     corpus = open_data(loaded, sources)
     own = loaded.run.evaluation.samples if loaded.run else 0
     samples = (own if options.samples is None else options.samples) or corpus.num_samples
+    told = repeated(corpus, samples)
+    often = [f"of {samples:,} samples {told}"] if told else []
     measured = measure(loaded, corpus, samples)
     tokens = samples * corpus.seq_length
     size, why = bytes_of(loaded, corpus, samples, [source.path for source in sources], options.tokenizer)
@@ -147,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         "bytes": size,
         "bits_per_byte": measured["loss"] * tokens / math.log(2) / size if size else None,
         "run": told_by_run(loaded) if same else None,
-        "notes": [*loaded.remarks, *([] if size else [f"no bits per byte: {why}"])],
+        "notes": [*loaded.remarks, *often, *([] if size else [f"no bits per byte: {why}"])],
     }
 
 

@@ -37,7 +37,7 @@ from .checkpoints.cli import Report, add_family, byte_count, make_parser, run_to
 from .checkpoints.place import new_folder, require_free
 from .checkpoints.reader import Checkpoint
 from .checkpoints.stream import Entry
-from .checkpoints.tokenizer import export_tokenizer
+from .checkpoints.tokenizer import export_tokenizer, not_of_the_data
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,6 +94,7 @@ def export(options: argparse.Namespace) -> Report:
         "shards": shards,
         "masks": masks,
         "tokenizer": str(tokenizer) if tokenizer else None,
+        "notes": not_of_the_data(tokenizer, checkpoint.section("data")) if tokenizer else [],
     }
 
 
@@ -208,7 +209,7 @@ def describe(report: Report) -> str:
     return (
         f"{report['out']}: {report['parameters']:,} parameters in {report['dtype']} ({byte_count(report['bytes'])}, "
         f"{files}), sparse layers at density {report['density']:.4g} ({report['masks']} masks), {tokenizer}; from "
-        f"{report['checkpoint']}, step {report['step']}"
+        f"{report['checkpoint']}, step {report['step']}" + "".join(f"\nnote: {note}" for note in report["notes"])
     )
 
 

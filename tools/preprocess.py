@@ -27,7 +27,8 @@ from pretrain.numbers import byte_size, finite
 from pretrain.paths import path_text, prefix_text
 from pretrain.screen import on_screen
 
-from .corpus.assemble import Output, assemble, outputs_for
+from .cores import cores
+from .corpus.assemble import EmptySplitError, Output, assemble, outputs_for
 from .corpus.chunks import part_chunks
 from .corpus.cli import Summary, make_parser, run_tool
 from .corpus.dedup import find_duplicates
@@ -35,7 +36,7 @@ from .corpus.extract import Settings, reading_options
 from .corpus.filters import add_filter_arguments, filters_from
 from .corpus.inputs import Inputs, add_source_arguments, find_inputs
 from .corpus.parts import Part
-from .corpus.pool import Pool, default_workers, mpi_ranks, open_pool
+from .corpus.pool import Pool, mpi_ranks, open_pool
 from .corpus.probe import check_columns
 from .corpus.record import describe_sources, total, write_manifest
 from .corpus.rejects import nothing_left, rejects_path, write_rejects
@@ -150,7 +151,11 @@ def preprocess(args: argparse.Namespace, pool: Pool) -> Summary:
         if not counts["documents"] and not args.shard:
             work.finish()  # nothing in it is worth keeping
             raise DataError(nothing_left(counts, rejects_path(prefix)))
-        writers = _assemble(work, outputs, token_dtype(tokenizer.vocab_size), counts, args)
+        try:
+            writers = _assemble(work, outputs, token_dtype(tokenizer.vocab_size), counts, args)
+        except EmptySplitError:  # few documents, and another fraction is another run
+            work.finish()
+            raise
         for output, writer in zip(outputs, writers, strict=True):
             write_manifest(output, writer, tokenizer, listed, described, counts)
         work.finish()
@@ -190,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Under ``mpirun`` every rank comes here; all but the first serve as workers."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    with open_pool(max(args.workers or default_workers(), 1)) as pool:
+    with open_pool(max(args.workers or cores(), 1)) as pool:
         return 0 if pool is None else run_tool(args, lambda args: preprocess(args, pool))
 
 

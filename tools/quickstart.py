@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.command import program, told
-from pretrain.errors import ConfigError, UserError
+from pretrain.config import load_config
+from pretrain.errors import UserError
 from pretrain.exit_codes import DONE
 from pretrain.ports import any_free
 from pretrain.screen import on_screen, refuse
 
+from .cores import cores
 from .packages import CONFIGS, named, shown
 
 DATA = Path("data/quickstart")
 TOKENIZER, CORPUS = DATA / "tokenizer", DATA / "python"
 HALF = 150
-"""The first of two trainings stops after this step; the second resumes from its checkpoint."""
+"""The first of two trainings stops after this step, or half of fewer; the second resumes from its checkpoint."""
 PROMPTS = ("def __init__(self", "import ")
 """What the trained model is given to go on with."""
 CHATTER = re.compile(r"\[.*\] \[(INFO|WARNING)\] \[(launch|runner|real_accelerator)\.py|\[W.*socket")
@@ -51,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code of the first step that fails, or 0."""
     overrides = build_parser().parse_intermixed_args(arguments).overrides
     try:
-        settings = _settings(overrides)
+        train = load_config(CONFIGS / "quickstart.yaml", overrides).train  # before minutes go into a corpus
     except UserError as error:
         return refuse(error)
-    run, half = settings.get("train.output_dir", "runs/quickstart"), settings.get("train.stop_at", str(HALF))
+    run, half = train.output_dir, train.stop_at or min(HALF, -(-train.steps // 2))
     text = os.environ.get("QUICKSTART_TEXT") or sysconfig.get_path("stdlib")
     _say(f"1/5 corpus and tokenizer: the Python sources in {text}")
     if code := _prepare(text):
@@ -74,18 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     print(f"\nto see this run in a browser, as one that trains: {told('watch', run)}", flush=True)
     return DONE
-
-
-def _settings(overrides: list[str]) -> dict[str, str]:
-    """Overrides by key.
-
-    Raises:
-        ConfigError: one is none.
-    """
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"'{override}' is no override, expected section.key=value, such as train.steps=100")
-    return {key: value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def _say(title: str) -> None:
@@ -124,7 +114,7 @@ def _train(ranks: int, overrides: list[str]) -> int:
     config = str(shown(CONFIGS / "quickstart.yaml"))
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port"]
     command += [str(any_free()), "--module", "pretrain", config, *overrides]
-    threads = str(-(-(os.cpu_count() or 1) // ranks))
+    threads = str(-(-cores() // ranks))
     with subprocess.Popen(
         command, env={"OMP_NUM_THREADS": threads, **os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace",

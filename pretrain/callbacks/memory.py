@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks.base import Callback, Record
-from pretrain.plan.memory import host_gradient, offloaded
+from pretrain.plan.memory import gradient_at_rest, offloaded
 from pretrain.run_folder import RunFolder
 from pretrain.run_folder.reader import MEMORY
 from smet import parameter_groups
@@ -61,15 +61,15 @@ def planned(trainer: Trainer) -> dict[str, Any]:
     config, layout = trainer.config, trainer.layout
     layers = sparse_layers(trainer.engine.model)
     stage, half = config.parallel.zero_stage, config.train.precision == "bf16"
-    sharded, away = config.sparsity.mask_residency == "sharded", host_gradient(config, layout.dp_size)
+    sharded, gradient = config.sparsity.mask_residency == "sharded", gradient_at_rest(config, layout.dp_size)
     state = trainer.store.optimizer.formula.width()
     total = sum(layer.grid.rows * layer.grid.cols for layer in layers.values())
     parts = _parts(trainer, layers)
     return {
         "sparse_weights": total,
         "active_weights": sum(layer.active * layer.grid.tile_size for layer in layers.values()),
-        "planned": {n: plan(part, stage, layout.dp_size, half, sharded, away, state) for n, part in parts.items()},
-        "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half, host_gradient=away),
+        "planned": {n: plan(part, stage, layout.dp_size, half, sharded, gradient, state) for n, part in parts.items()},
+        "planned_if_dense": plan(Part(groups=(((total,), False),)), stage, layout.dp_size, half, gradient=gradient),
     }
 
 

@@ -28,7 +28,7 @@ from pretrain.data.loader import BatchLoader
 from pretrain.errors import ConfigError
 from pretrain.layout import Layout
 from pretrain.run_folder import RunFolder
-from smet import named
+from smet import named, wanted
 from smet.errors import require_all
 
 
@@ -99,16 +99,13 @@ def classes_of(config: RunConfig) -> list[type[Callback]]:
     found: list[type[Callback]] = []
 
     def look_up(where: str, spec: CallbackConfig) -> None:
-        kind: type[Callback] = named.find(f"{where}.name", spec.name, {}, _is_callback)
-        named.require_fit(where, spec.name, kind, **spec.options)
+        kind: type[Callback] = named.find(f"{where}.name", spec.name, {}, wanted.derived_from(Callback))
+        wanted.require_methods(f"{where}.name", spec.name, kind, Callback)
+        wanted.require_fit(where, spec.name, kind, **spec.options)
         found.append(kind)
 
     require_all(partial(look_up, f"callbacks[{position}]", spec) for position, spec in enumerate(config.callbacks))
     return found
-
-
-def _is_callback(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, Callback)
 
 
 def own_callbacks(config: RunConfig) -> list[Callback]:

@@ -107,11 +107,14 @@ def read_manifest(folder: Path, option: str | None = "checkpoint.resume=") -> di
     if folder.is_file():
         raise CheckpointError(f"checkpoint {folder} is a file, expected a folder{_others(folder.parent)}")
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {folder} does not exist{_others(folder.parent)}")
+        is_word = option == "checkpoint.resume=" and len(folder.parts) == 1
+        words = ", expected auto, never or the path of a checkpoint" if is_word else ""
+        raise CheckpointError(f"checkpoint {folder} does not exist{words}{_others(folder.parent)}")
     if not path.is_file():
         if step_of(folder) >= 0 and (folder / STATE).is_file():
             raise CheckpointError(f"checkpoint is damaged: {path} is missing{remedy(folder, option)}")
-        others = _others(folder, "inside it") or _others(folder.parent)
+        inside = _others(folder, "inside it") or _others(folder / "checkpoints", "inside its folder checkpoints")
+        others = inside or _others(folder.parent)
         raise CheckpointError(f"{folder} holds no {MANIFEST}, so it is no published checkpoint of this program{others}")
     try:
         return parse(path)

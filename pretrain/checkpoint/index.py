@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from pretrain import outside
 from pretrain.errors import CheckpointError
+from smet.optim.formula import DTYPES
 
 INDEX = ".metadata"
 LIMIT = 4 << 30
@@ -97,10 +98,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("pathlib", "PosixPath"): _Ignored,
     ("pathlib._local", "PosixPath"): _Ignored,
     ("torch", "Size"): torch.Size,
-    **{("torch", str(kind).removeprefix("torch.")): kind for kind in (
-        torch.float32, torch.uint8, torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.int32, torch.int64,
-    )},
-}  # fmt: skip
+    **{("torch", str(kind).removeprefix("torch.")): kind for kind in DTYPES},
+}
 """What an index may name, and what stands for it here: immutable values, and classes that hold data."""
 
 

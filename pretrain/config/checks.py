@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.layouts import LAYOUT_CHECKS
-from pretrain.errors import nearest
+from pretrain.config.passed_on import PASSED_ON_CHECKS
 from pretrain.models import FAMILIES, inventory_of
 from pretrain.models.soundness import contradictions
 
@@ -19,37 +19,6 @@ if TYPE_CHECKING:
     from pretrain.config.optimizer import OptimizerConfig
     from pretrain.config.schema import DataConfig, EvaluationConfig, TrainConfig
     from pretrain.models.family import FamilyConfig
-
-DEEPSPEED_OWNED = {
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size",
-    "gradient_clipping": "optimizer.gradient_clipping",
-    "optimizer": "the optimizer section",
-    "scheduler": "optimizer.schedule",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-}
-"""Keys of the DeepSpeed JSON that are derived from other sections, and where to set them instead."""
-
-MONITORS = {
-    "tensorboard": "set logging.writers: [tensorboard]",
-    "wandb": "set logging.writers: [wandb]",
-    "csv_monitor": "metrics.jsonl in the run folder has every figure of every step, and logging.writers takes more",
-    "comet": "set logging.writers to tensorboard, wandb, trackio, or a writer of your own (package.module:function)",
-}
-"""DeepSpeed's own monitors, which know neither of topology nor of resuming, and what takes their place."""
-
-DEEPSPEED_KEYS = (
-    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comms_logger", "communication_data_type",
-    "compile", "data_efficiency", "data_types", "dataloader_drop_last",
-    "disable_allgather", "disable_python_gc", "dump_state", "elasticity", "expert_parallel", "flops_profiler",
-    "gradient_allreduce_op", "gradient_predivide_factor", "log_level", "managed_gradient_accumulation",
-    "memory_breakdown", "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print",
-    "tensor_parallel", "timers", "torch_autocast", "wall_clock_breakdown",
-    "weight_quantization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
-)  # fmt: skip
-"""The other keys that deepspeed 0.19.8 reads; it passes over any that it does not know without a word."""
 
 
 def cross_problems(sections: dict[str, Any], world: int | None = None) -> list[str]:
@@ -131,28 +100,6 @@ def _prompts_have_room(data: DataConfig, evaluation: EvaluationConfig) -> list[s
     ]
 
 
-def _deepspeed_is_known_and_not_derived(deepspeed: dict[str, Any]) -> list[str]:
-    found = [
-        f"deepspeed.{key} is derived, expected no such key here; set {instead}"
-        for key, instead in DEEPSPEED_OWNED.items()
-        if key in deepspeed
-    ]
-    found += [
-        f"deepspeed.{key} is DeepSpeed's own monitor, expected no such key here; {instead}"
-        for key, instead in MONITORS.items()
-        if key in deepspeed
-    ]
-    found += [
-        f"deepspeed.{key} is not a known key of DeepSpeed{nearest(str(key), DEEPSPEED_KEYS)}"
-        for key in deepspeed
-        if key not in DEEPSPEED_KEYS and key not in DEEPSPEED_OWNED and key not in MONITORS
-    ]
-    zero = deepspeed.get("zero_optimization")
-    if isinstance(zero, dict) and "stage" in zero:
-        found.append("deepspeed.zero_optimization.stage is derived, expected no such key here; set parallel.zero_stage")
-    return found
-
-
 _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _sequence_fits,
     _eos_id_is_a_token,
@@ -161,5 +108,5 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _evaluation_has_data,
     _prompts_have_a_tokenizer,
     _prompts_have_room,
-    _deepspeed_is_known_and_not_derived,
+    *PASSED_ON_CHECKS,
 )

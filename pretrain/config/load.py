@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.checks import cross_problems
+from pretrain.config.optimizer import note_rate_of_other_formula, without_other_formula
 from pretrain.config.retired import without_retired
 from pretrain.config.run import NO_DATACLASS, RunConfig
 from pretrain.config.schema import CallbackConfig
@@ -34,7 +35,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), world_size: int
         ConfigError: a file is missing or no YAML, or with every problem of the settings at once.
     """
     problems: list[str] = []
-    merged = merge(_read_with_bases(_expanded(str(path), "run file"), ()), _from_overrides(overrides, problems))
+    layers: list[Layer] = []
+    below = _read_with_bases(_expanded(str(path), "run file"), (), layers)
+    above = _from_overrides(overrides, problems)
+    merged = merge(below, above)
+    note_rate_of_other_formula([*(layer.content.get("optimizer") for layer in layers), above.get("optimizer")])
     return _checked(merged, problems, (named_family(merged),), world_size)
 
 
@@ -72,6 +77,24 @@ def from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested mappings; empty ones are values."""
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def names_given(overrides: Iterable[str]) -> set[str]:
+    """Dotted names of the keys that overrides set; what is null is left at its default.
+
+    Raises:
+        ConfigError: an override is malformed.
+    """
+    return {name for name, value in leaves(from_overrides(overrides)) if value is not None}
+
+
 def config_from_dict(given: dict[str, Any], families: Collection[str] = ()) -> RunConfig:
     """Build and check the settings from plain dicts, as ``RunConfig.to_dict`` makes them.
 
@@ -96,17 +119,25 @@ def merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Return ``lower`` with ``upper`` on top, mapping by mapping.
 
     A layer that names a ``sparsity.method`` also outdoes what lower layers say about that method's keys, and one
-    with ``data.train`` a ``data.curriculum`` below it, and the other way round.
+    with ``data.train`` a ``data.curriculum`` below it, and the other way round. One that names another
+    ``optimizer.name`` outdoes the options of the formula below it, and says which.
     """
     method = upper.get("sparsity", {}).get("method") if isinstance(upper.get("sparsity"), dict) else None
     if method is not None and isinstance(lower.get("sparsity"), dict):
         lower = {**lower, "sparsity": _without_presets(lower["sparsity"], method)}
     if isinstance(lower.get("data"), dict) and isinstance(upper.get("data"), dict):
         lower = {**lower, "data": _without_rivals(lower["data"], upper["data"])}
+    if isinstance(lower.get("optimizer"), dict) and isinstance(upper.get("optimizer"), dict):
+        lower = {**lower, "optimizer": without_other_formula(lower["optimizer"], upper["optimizer"])}
+    return _laid_over(lower, upper)
+
+
+def _laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """``lower`` with ``upper`` on top key by key, both of one layer: nothing outdoes anything."""
     merged = dict(lower)
     for key, value in upper.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = _laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -173,11 +204,12 @@ def _from_overrides(overrides: Iterable[str], problems: list[str]) -> dict[str, 
         try:
             nested: Any = parse_yaml(value, f"override '{text}'")
         except ConfigError as error:
-            problems += error.problems
+            torn = value.strip()[0] in "[{" and value.strip()[-1] not in "]}"
+            problems += [text + "; quote an override that has spaces in it" * torn for text in error.problems]
             continue
         for key in reversed(keys):
             nested = {key: nested}
-        layer = merge(layer, nested)
+        layer = _laid_over(layer, nested)
     return layer
 
 

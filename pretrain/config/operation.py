@@ -59,6 +59,11 @@ class OperationConfig:
             for name in ("time_limit", "time_margin", "stuck_after", "start_within")
             if not getattr(self, name) >= 0
         ]
+        if 0 < 60 * self.time_limit <= self.time_margin:
+            found.append(
+                f"operation.time_limit is {self.time_limit:g} minutes with time_margin {self.time_margin:g} seconds,"
+                " expected more than the margin: the run would end before its first step"
+            )
         for name in ("heartbeat", "meet_within"):
             if not getattr(self, name) > 0:
                 found.append(f"operation.{name} is {getattr(self, name)}, expected a positive number of seconds")

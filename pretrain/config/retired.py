@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from smet.say import say
+from pretrain.config.once import note_once
 
 
 class Meaning(NamedTuple):
@@ -63,13 +61,8 @@ def without_retired(section: str, given: dict[str, Any], problems: list[str]) ->
             continue
         found = meaning(value)
         if found.harmless:
-            _say_once(f"note: {section}.{key} {found.text}")
+            note_once(f"{section}.{key} {found.text}")
             kept = {**found.instead, **kept}
         else:
             problems.append(f"{section}.{key} {found.text}")
     return kept
-
-
-@lru_cache(maxsize=64)
-def _say_once(text: str) -> None:
-    say(text, logging.INFO)

@@ -7,6 +7,7 @@ expected and what to change. What concerns two sections at once is in ``pretrain
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,7 +49,17 @@ class Stage:
         found = [] if self.blend else [f"{where}.blend is empty, expected a prefix or a list of {{path, weight}}"]
         for position, source in enumerate(self.blend):
             found += source.problems(f"{where}.blend[{position}]")
-        return found
+        return found + twice(f"{where}.blend", self.blend)
+
+
+def twice(where: str, blend: tuple[Source, ...]) -> list[str]:
+    """Corpora that stand twice in a blend: both would give the same samples, one behind the other."""
+    counts = Counter(os.path.normpath(source.path) for source in blend)
+    return [
+        f"{where} has {path} {count} times, expected each corpus once; give it the sum of the weights"
+        for path, count in counts.items()
+        if count > 1
+    ]
 
 
 @dataclass(kw_only=True)
@@ -84,6 +95,7 @@ class DataConfig:
         for name in ("train", "validation"):
             for position, source in enumerate(getattr(self, name)):
                 found += source.problems(f"data.{name}[{position}]")
+            found += twice(f"data.{name}", getattr(self, name))
         for position, stage in enumerate(self.curriculum):
             found += stage.problems(f"data.curriculum[{position}]")
         return found + self._stage_problems()

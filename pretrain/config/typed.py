@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pretrain.errors import ConfigError, nearest
@@ -35,7 +36,7 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
     excused = set()  # required keys that were given, though wrongly: they are reported once
     for key, value in given.items():
         if key not in known:
-            hint = nearest(str(key), known) or f"; known keys: {', '.join(known)}"
+            hint = _without_space(str(key), known) or nearest(str(key), known) or f"; known keys: {', '.join(known)}"
             problems.append(f"{where}.{key} is not a known key{hint}")
             excused |= {name for name in known if f"'{name}'" in hint}
         elif value is not None:
@@ -52,6 +53,12 @@ def build(cls: type[T], given: dict[str, Any], where: str, problems: list[str]) 
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     return made, len(problems) == before
+
+
+def _without_space(key: str, known: Collection[str]) -> str:
+    """For ``{path:data/a}``, which is one key in YAML."""
+    name, colon, _ = key.partition(":")
+    return f" (did you mean '{name}'? its colon needs a space behind it)" if colon and name in known else ""
 
 
 def problems_of(section: str, config: Any) -> list[str]:

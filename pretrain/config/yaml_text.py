@@ -79,6 +79,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ours = _shipped(path)
         where = f"; the one that comes with SMET is {ours}" if ours else nearest(path.name, siblings)
         raise ConfigError(f"{path} does not exist, expected a YAML run file{where}") from None
+    except IsADirectoryError:
+        inside = f"; the run in it has {path / 'config.yaml'}" if (path / "config.yaml").is_file() else ""
+        raise ConfigError(f"{path} is a folder, expected a YAML run file{inside}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}), expected a YAML run file") from None
     content = parse_yaml(text, str(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pretrain.data.corpus import Corpus
 
 MANY = 4.0
@@ -44,3 +46,30 @@ def too_many(corpus: Corpus, steps: int, batch: int) -> list[str]:
                 f"and less (arXiv 2305.16264); {fewer}give it more text"
             )
     return found
+
+
+def of_validation(training: Corpus, validation: Corpus | None, samples: int) -> list[str]:
+    """Warnings about text that is validated on: one that is trained on, too, and one that has fewer than ``samples``.
+
+    Args:
+        samples: of an evaluation.
+    """
+    if validation is None:
+        return []
+    trained = {os.path.realpath(prefix) for prefix in training.sizes()}
+    found = [
+        f"warning: {prefix} is trained on and validated on, so that validation losses tell nothing of other text"
+        for prefix in validation.sizes()
+        if os.path.realpath(prefix) in trained
+    ]
+    if told := repeated(validation, samples):
+        alone = f"; evaluation.samples={validation.num_samples} is all of it" if len(validation.sizes()) == 1 else ""
+        found.append(f"warning: evaluation.samples is {samples:,}, and {told}{alone}")
+    return found
+
+
+def repeated(corpus: Corpus, samples: int) -> str:
+    """Which source an evaluation of ``samples`` goes through more than once, the one it does most; empty where none."""
+    each, sizes = epochs_of_each(corpus, samples), corpus.sizes()
+    prefix = max(each, key=lambda name: each[name])
+    return "" if each[prefix] <= 1 else f"{prefix} has {sizes[prefix]:,}, which are counted {each[prefix]:.3g} times"

@@ -59,6 +59,15 @@ def tokens_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.bin")
 
 
+def named_by_file(prefix: str | Path) -> str:
+    """What to say where ``prefix`` is one of a corpus's own files; empty where it is none."""
+    for suffix in (".bin", ".idx", ".manifest.json"):
+        short = str(prefix).removesuffix(suffix)
+        if short != str(prefix) and index_path(short).is_file():
+            return f"and this is a file of the corpus {short}: leave out {suffix}"
+    return ""
+
+
 class IndexedDataset:
     """Documents and the flat token stream of one corpus, memory-mapped.
 
@@ -75,9 +84,10 @@ class IndexedDataset:
         index, data = index_path(prefix), tokens_path(prefix)
         for path in (index, data):
             if not path.is_file():
+                made = f"as written by {told('corpus', 'make', '--output', self.prefix)}"
                 raise DataError(
                     f"corpus file {path} {why_no_file(path)}; expected {self.prefix}.bin and {self.prefix}.idx, "
-                    f"as written by {told('corpus', 'make', '--output', self.prefix)}"
+                    f"{named_by_file(self.prefix) or made}"
                 )
         self.dtype, sequences, boundaries = self._read_header(index)
         self._check_index_size(index, sequences, boundaries)

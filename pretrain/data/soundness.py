@@ -9,23 +9,20 @@ ends the run at the next step, or at the end: no run ends well on a damaged inde
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from pretrain.data.indexed import HEADER, IndexedDataset, index_path
 from pretrain.errors import DataError
+from pretrain.files import sha256_of
 
 AT_ONCE = 16 << 20
 """Bytes of an index that are checked before the corpus opens."""
 ENTRIES = 1 << 20
 """Index entries looked at together."""
-BLOCK = 8 << 20
-"""Bytes hashed together."""
 
 
 def index_problems(data: IndexedDataset) -> Iterator[str]:
@@ -60,15 +57,6 @@ def index_problems(data: IndexedDataset) -> Iterator[str]:
                 yield f"{path}: document {start + int(back[0]) - 1} ends before it starts"
                 return
             last = int(ends[-1])
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _problem(data: IndexedDataset, checksum: str | None) -> str:

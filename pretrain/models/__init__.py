@@ -13,12 +13,14 @@ from pretrain.models.family import Family, FamilyConfig
 from pretrain.models.inventory import Inventory
 from smet.errors import ConfigError
 from smet.named import find, problem
+from smet.wanted import Wanted
 
 FAMILIES = {
     "llama": "pretrain.models.llama",
 }
 """Name in a run file to the folder, which holds ``FAMILY``."""
 DEFAULT = "llama"
+_FAMILY = Wanted("a pretrain.models.family.Family", lambda found: isinstance(found, Family))
 
 
 def family(name: str) -> Family:
@@ -30,7 +32,7 @@ def family(name: str) -> Family:
     if name in FAMILIES:
         found: Family = import_module(FAMILIES[name]).FAMILY
         return found
-    return find("model.family", name, {}, lambda found: isinstance(found, Family))
+    return find("model.family", name, {}, _FAMILY)
 
 
 def known_family(name: Any, families: Collection[str] = ()) -> Family:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config import RunConfig
+from pretrain.config.passed_on import summed_in
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Place
 from pretrain.plan.compute import is_over_tiles
@@ -41,20 +42,23 @@ def width_of(config: RunConfig) -> int:
     return 2 if config.train.precision == "bf16" else 4
 
 
-def host_gradient(config: RunConfig, ranks: int) -> int:
-    """Bytes per weight of gradients in host memory: fp32 ones for the step, beside those that are added up.
+def gradient_at_rest(config: RunConfig, ranks: int) -> int:
+    """Bytes per weight of a rank's partition of gradients at the end of a step.
 
-    Stage 1 adds up on the GPU, stage 2 in host memory if there is more than one micro-batch. What two ranks share of
-    a parameter is left out at stage 2; it is small where parameters are many.
+    ZeRO-Offload has fp32 ones for the step in host memory, beside those that are summed. Stage 1 sums on the GPU, stage
+    2 in host memory if there is more than one micro-batch, or other numbers than the weights' are asked for. What two
+    ranks share of a parameter is left out at stage 2; it is small where parameters are many.
 
     Args:
         ranks: data-parallel ranks.
     """
+    stage, precision = config.parallel.zero_stage, config.train.precision
+    numbers = summed_in(config.deepspeed, precision)
+    summed = 4 if numbers == "fp32" else 2
     if not offloaded(config):
-        return 0
-    stage = config.parallel.zero_stage
-    adding = stage == 3 or (stage == 2 and config.accumulation(ranks) > 1)
-    return 4 + width_of(config) if adding else 4
+        return summed
+    summing = stage == 3 or (stage == 2 and (config.accumulation(ranks) > 1 or numbers != precision))
+    return 4 + summed if summing else 4
 
 
 def dense_model_bytes(config: RunConfig) -> int:
@@ -117,11 +121,6 @@ class Activations:
     """One decoder layer while it is computed again; 0 without activation checkpointing."""
     ends: int
     """Final norm, head and loss, where this rank has them; they live for one micro-batch at a time."""
-
-    @property
-    def per_micro_batch(self) -> int:
-        """What one micro-batch keeps while others are in flight."""
-        return self.layers
 
 
 def activations(config: RunConfig, blocks: Sequence[Block], checkpointing: bool, sequence: bool) -> Activations:

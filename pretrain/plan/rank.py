@@ -15,7 +15,7 @@ from pretrain.plan.memory import (
     Activations,
     activations,
     dense_model_bytes,
-    host_gradient,
+    gradient_at_rest,
     offloaded,
     parts_of,
     transients,
@@ -149,7 +149,7 @@ def plan_rank(
     half = config.train.precision == "bf16"
     state = ADAMW_STATE if dense else state_width(config)
     at_rest = {
-        part: plan(sizes, parallel.zero_stage, ranks, half, sharded, host_gradient(config, ranks), state)
+        part: plan(sizes, parallel.zero_stage, ranks, half, sharded, gradient_at_rest(config, ranks), state)
         for part, sizes in parts_of(rank).items()
     }
     choices = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pretrain.errors import ConfigError
 from pretrain.writers.base import Run, Writer
-from smet import named
+from smet import named, wanted
 from smet.errors import require_all
 
 __all__ = ["WRITERS", "Kind", "Run", "Spec", "Writer", "make", "require_installed", "require_there"]
@@ -72,15 +72,32 @@ def require_there(writers: Iterable[Spec]) -> None:
 
 
 def _require_fit(where: str, spec: Spec) -> None:
-    named.require_fit(where, spec.name, _maker(where, spec.name), None, **spec.options)
+    maker = _maker(where, spec.name)
+    wanted.require_fit(where, spec.name, maker, None, **spec.options)
+    if isinstance(maker, type):
+        wanted.require_methods(where, spec.name, maker, Writer)
+
+
+def _makes_one(found: object) -> bool:
+    """Whether it is a writer's class, or some function, of which nobody knows what it gives before it is called."""
+    return issubclass(found, Writer) if isinstance(found, type) else callable(found)
+
+
+_MAKER = wanted.Wanted("a class derived from pretrain.writers.Writer, or a function that gives a writer", _makes_one)
 
 
 def make(spec: Spec, run: Run) -> Writer:
-    """The writer that ``spec`` names, open."""
-    made: Writer = _maker("logging.writers", spec.name)(run, **spec.options)
+    """The writer that ``spec`` names, open.
+
+    Raises:
+        ConfigError: it is none; and whatever its own code raises.
+    """
+    made = _maker("logging.writers", spec.name)(run, **spec.options)
+    if not isinstance(made, Writer):
+        raise ConfigError(f"{spec.name} gives a {type(made).__name__}, expected a pretrain.writers.Writer")
     return made
 
 
 def _maker(where: str, name: str) -> Any:
     kind = WRITERS.get(name)
-    return named.find(where, kind.address if kind else name, {})
+    return named.find(where, kind.address if kind else name, {}, _MAKER)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from smet import named
+from smet import named, wanted
 from smet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,10 +116,13 @@ def _of(entry: str | Compute, what: str = "compute") -> Compute:
 def _made(address: str, what: str) -> Compute:
     if address in _backends:
         return _backends[address]
-    found: Any = named.find(what, address, {}, lambda _: True)
-    if lacking := [method for method in METHODS if not callable(getattr(found, method, None))]:
+    found: Any = named.find(what, address, {})
+    lacking = [method for method in METHODS if not callable(getattr(found, method, None))]
+    lacking += [] if isinstance(getattr(found, "name", None), str) else ["name"]
+    if lacking:
         raise ConfigError(f"{what} is {address.partition(':')[2]}, which lacks {', '.join(lacking)} (see smet.compute)")
-    _backends[address] = found() if isinstance(found, type) else found
+    wanted.require_methods(what, address, found if isinstance(found, type) else type(found), Compute)
+    _backends[address] = wanted.make(what, address, found) if isinstance(found, type) else found
     return _backends[address]
 
 

@@ -22,6 +22,7 @@ from smet.criteria import grow, masks, prune, schedules
 from smet.criteria.needs import AT_START, AT_UPDATE, DENSE, declared, needs
 from smet.errors import require_all
 from smet.named import find, is_own
+from smet.wanted import Wanted, function_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +65,9 @@ TABLES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Setting of ``SmetConfig`` to the table that it names an entry of."""
 
+_PRUNE, _GROW, _MASK = function_of("site"), function_of("site", "count"), function_of("start", "active")
+_SCHEDULE = function_of("progress", "start", "end")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -73,22 +77,22 @@ def prune_of(config: SmetConfig) -> Prune:
     Raises:
         ConfigError: it cannot be had, or needs what there is not.
     """
-    return _found("prune", config.prune, PRUNE)
+    return _found("prune", config.prune, PRUNE, _PRUNE)
 
 
 def grow_of(config: SmetConfig) -> Grow:
     """The growth that ``config`` names; see ``prune_of``."""
-    return _found("growth", config.growth, GROW)
+    return _found("growth", config.growth, GROW, _GROW)
 
 
 def mask_of(config: SmetConfig) -> Mask:
     """The mask initialisation that ``config`` names; see ``prune_of``."""
-    return _found("mask_init", config.mask_init, MASKS)
+    return _found("mask_init", config.mask_init, MASKS, _MASK)
 
 
 def schedule_of(config: SmetConfig, setting: str = "prune_schedule") -> Schedule:
     """The schedule that a setting of ``config`` names; see ``prune_of``."""
-    return find(setting, getattr(config, setting), SCHEDULES)
+    return find(setting, getattr(config, setting), SCHEDULES, _SCHEDULE)
 
 
 def update_needs(config: SmetConfig) -> frozenset[str]:
@@ -119,7 +123,7 @@ def has_own(config: SmetConfig) -> bool:
     return any(is_own(name) for name in asked)
 
 
-def _found(setting: str, name: str, table: dict[str, F]) -> F:
-    function = find(setting, name, table)
+def _found(setting: str, name: str, table: dict[str, F], wanted: Wanted) -> F:
+    function = find(setting, name, table, wanted)
     declared(function, f"{setting} '{name}'", AT_START if setting == "mask_init" else AT_UPDATE)
     return function

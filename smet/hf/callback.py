@@ -19,6 +19,8 @@ from smet.update import UpdateReport
 
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
 """Values of ``optim`` that mean AdamW, whoever implements it."""
+TRANSFORMERS_BETAS = (0.9, 0.999)
+"""Those of ``TrainingArguments`` where nobody gave any; 8-bit moments have a default of their own."""
 
 
 class SmetCallback(TrainerCallback):
@@ -71,7 +73,7 @@ class SmetCallback(TrainerCallback):
         if optim not in ADAMW:
             found.append(
                 f"optim is '{optim}', which does not know ages of regrown weights; leave it out, or name a formula of"
-                " smet's: SmetCallback(trainer, formula='lion')"
+                f" smet's: SmetCallback(trainer, formula='{'adamw_8bit' if '8bit' in optim else 'lion'}')"
             )
         given = self.trainer.optimizer_cls_and_kwargs
         if given is not None and not isinstance(given[0], _Factory):
@@ -86,10 +88,12 @@ class SmetCallback(TrainerCallback):
             raise ConfigError("train() was called again under DeepSpeed; make a new model and Trainer, and resume")
         args = self.trainer.args
         optimizer: ModelOptimizer
+        betas = (args.adam_beta1, args.adam_beta2)
         if self._formula != "adamw":
-            optimizer = ModelOptimizer(model, self._formula, args.learning_rate, args.weight_decay, **self._options)
+            told = self._formula == "adamw_8bit" and betas != TRANSFORMERS_BETAS
+            options = {**({"betas": betas} if told else {}), **self._options}
+            optimizer = ModelOptimizer(model, self._formula, args.learning_rate, args.weight_decay, **options)
         else:
-            betas = (args.adam_beta1, args.adam_beta2)
             optimizer = AdamW(model, args.learning_rate, betas, args.adam_epsilon, args.weight_decay, **self._options)
         if self.trainer.is_fsdp_enabled:
             optimizer.attach_late = self._attach_late

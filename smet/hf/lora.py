@@ -24,7 +24,7 @@ def beside_sparse(config: Any) -> Any:
 
     Raises:
         ConfigError: it is something else, or begins by taking something out of the base's weight (PiSSA and others),
-            which a sparse layer cannot give.
+            which a sparse layer cannot give, or has "all-linear" as its ``target_modules``.
     """
     start = getattr(config, "init_lora_weights", None)
     if not hasattr(config, "_register_custom_module"):
@@ -34,6 +34,11 @@ def beside_sparse(config: Any) -> Any:
             f"init_lora_weights is '{start}', expected true, false, or one of {', '.join(BESIDE)}: others may write"
             " into the base's weight, and a sparse layer's is computed; or make the model dense first:"
             " smet.hf.dense(model)"
+        )
+    if config.target_modules == "all-linear":  # as peft counts, a sparse layer is none
+        raise ConfigError(
+            "target_modules is 'all-linear', with which peft passes over sparse layers, expected names of layers or a"
+            " pattern, such as ['q_proj', 'down_proj']"
         )
     lora: Any = import_module("peft.tuners.lora")  # who has a configuration has it; nothing else here needs it
 

@@ -163,11 +163,6 @@ def sample(a: Tensor, b: Tensor, lists: Lists, groups: dict[int, Groups], rows: 
     return out
 
 
-def drop_scratch() -> None:
-    """Give back what this thread keeps from call to call."""
-    _kept.__dict__.clear()
-
-
 def _scratch(name: str, words: int) -> int:
     """Address of at least ``words`` 32-bit words, at the beginning of a cache line."""
     found: Tensor | None = getattr(_kept, name, None)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smet import named
+from smet import named, wanted
 
 if TYPE_CHECKING:
     from smet.optim.formula import Formula
 
-FORMULAS = {"adamw": "smet.optim.adamw:AdamWFormula", "lion": "smet.optim.lion:Lion"}
+FORMULAS = {
+    "adamw": "smet.optim.adamw:AdamWFormula",
+    "adamw_8bit": "smet.optim.adamw_8bit:AdamW8bit",
+    "lion": "smet.optim.lion:Lion",
+}
 """Name to where it is: whoever only checks a name imports nothing."""
 
 
@@ -31,8 +35,9 @@ def find(what: str, name: str) -> Formula:
     Raises:
         ConfigError: there is none, or it is no class derived from ``Formula`` that declares what it should.
     """
-    from smet.optim.formula import made_of
+    from smet.optim.formula import Formula, made_of
 
     if (wrong := problem(what, name)) is not None:
         raise named.ConfigError(wrong)
-    return made_of(what, named.find(what, FORMULAS.get(name, name), {}, lambda found: isinstance(found, type)))
+    kind: type[Formula] = named.find(what, FORMULAS.get(name, name), {}, wanted.derived_from(Formula))
+    return made_of(what, kind)

@@ -229,8 +229,8 @@ class AgedOptimizer(torch.optim.Optimizer):
             rate, group, self.ages, self.steps_done + 1, shape,
         )  # fmt: skip
         size = CHUNK if self.formula.in_chunks and not self.formula.requires else max(1, flat.numel())
-        for begin in range(0, flat.numel() or 1, size):
-            self.formula.update(whole if size >= flat.numel() else whole.part(slice(begin, begin + size)))
+        for part in whole.parts(size):
+            self.formula.update(part)
         if not master.is_contiguous():
             master.copy_(flat.view_as(master))
         if "master" in state:

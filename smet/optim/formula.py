@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from smet import wanted
 from smet.errors import ConfigError
 from smet.optim.ages import AgeTable, Averages
 
@@ -16,6 +17,11 @@ KEPT = ("birth", "master")
 """State that ``AgedOptimizer`` keeps itself; no formula's may be called so."""
 MATRICES = "matrices"
 """What a formula may require: parameters in their own shape, of two dimensions."""
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+"""What state may be of: what topology updates can move, and checkpoints store and read again."""
 CHUNK = 1 << 20
 """Weights of one ``update`` at most, so that its temporaries stay small beside the state."""
 
@@ -27,7 +33,7 @@ class State:
     name: str
     """As checkpoints call it: a weight ``w`` has ``w/name``."""
     dtype: torch.dtype | None = None
-    """None = that of the master weights: fp32, or fp64 for fp64 weights."""
+    """One of ``DTYPES``; None = that of the master weights: fp32, or fp64 for fp64 weights."""
 
     @property
     def width(self) -> int:
@@ -62,6 +68,15 @@ class Values:
         state = {name: vector[here] for name, vector in self.state.items()}
         birth = None if self.birth is None else self.birth[here]
         return replace(self, weight=self.weight[here], grad=self.grad[here], state=state, birth=birth)
+
+    def parts(self, size: int) -> Iterator[Values]:
+        """All of them, ``size`` weights at a time; this itself where it is no more."""
+        count = self.weight.numel()
+        if count <= size:
+            yield self
+            return
+        for begin in range(0, count, size):
+            yield self.part(slice(begin, begin + size))
 
     def by_age(self, factor: Callable[[float, float], float]) -> Tensor:
         """``factor(age, warmup)`` of each weight: ``(n,)``, or ``()`` where all are of one age; in the master dtype.
@@ -147,7 +162,11 @@ def made_of(what: str, found: Any) -> Formula:
         problems.append("computes nothing: it has no method update")
     problems += [f"calls a state '{name}', expected a name of its own, such as 'momentum'" for name in names
                  if not name.isidentifier() or name in KEPT or names.count(name) > 1]  # fmt: skip
+    problems += [f"keeps its state '{state.name}' in {state.dtype}, expected one of {', '.join(map(str, DTYPES))}"
+                 for state in kind.state if state.dtype not in (None, *DTYPES)]  # fmt: skip
     problems += [f"requires '{need}', expected {MATRICES}" for need in kind.requires if need != MATRICES]
     if problems:
         raise ConfigError([f"{what}: {kind.__module__}.{kind.__qualname__} {problem}" for problem in problems])
-    return found() if isinstance(found, type) else found
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    wanted.require_methods(what, name, kind, Formula)
+    return wanted.make(what, name, found) if isinstance(found, type) else found

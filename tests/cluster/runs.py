@@ -83,6 +83,10 @@ class Run:
         except ValueError:
             return 0  # just being written
 
+    def published(self) -> set[str]:
+        """Names of the checkpoints that are there whole."""
+        return {path.name for path in (self.output / "checkpoints").glob("step-*")}
+
     def until(self, condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400.0) -> None:
         """Wait while the run goes on; tell its screen if that does not come."""
         deadline = time.monotonic() + seconds

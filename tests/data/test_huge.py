@@ -15,7 +15,7 @@ TOKENS = 10**11
 DOCUMENTS = 10**8
 
 OPEN = """
-import json, resource, sys, time
+import json, resource, sys
 from pretrain.data.corpus import open_corpus
 from pretrain.data.loader import BatchLoader
 from pretrain.errors import DataError
@@ -23,18 +23,22 @@ from pretrain.errors import DataError
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-before, started = peak(), time.thread_time()  # of this thread: what the run waits for
+def faults():  # of this thread: the pages that the run waits for; what time they take depends on who else computes
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_minflt + used.ru_majflt
+
+before, started = peak(), faults()
 corpus = open_corpus([{"path": sys.argv[1]}, {"path": sys.argv[1], "weight": 0.5}], seq_length=4096, seed=1)
 loader = BatchLoader(corpus, micro_batch_size=8, accumulation=4, dp_rank=1, dp_size=2)
 batch = loader.batches(10**7)
-seconds = time.thread_time() - started
+pages = faults() - started
 try:
     corpus.settle()
     said = ""
 except DataError as error:
     said = str(error)
 grown = peak() - before
-found = {"seconds": seconds, "grown": grown, "samples": corpus.num_samples, "shape": list(batch[0].shape)}
+found = {"pages": pages, "grown": grown, "samples": corpus.num_samples, "shape": list(batch[0].shape)}
 print(json.dumps({**found, "said": said}))
 """
 
@@ -69,12 +73,12 @@ def opened(prefix: Path) -> str:
     found = json.loads(done.stdout)
     assert found["shape"] == [8, 4097]
     assert found["samples"] == 2 * ((TOKENS - 1) // 4096)
-    assert found["seconds"] < 1.0
+    assert found["pages"] < 4000  # some 400; the check behind the run, which reads all of the index, takes 50,000
     assert found["grown"] < 300e6
     return str(found["said"])
 
 
-def test_a_hundred_billion_tokens_open_in_a_second_and_damage_is_found_behind(tmp_path: Path) -> None:
+def test_a_hundred_billion_tokens_open_without_being_read_and_damage_is_found_behind(tmp_path: Path) -> None:
     write_sparse(tmp_path / "huge")
     assert opened(tmp_path / "huge") == ""
     with (tmp_path / "huge.idx").open("r+b") as file:

@@ -74,7 +74,7 @@ def test_layouts_are_checked_by_the_familys_names_and_sizes(path: str) -> None:
         ("lama", "model.family is 'lama', expected one of llama, or package.module:name (did you mean 'llama'?)"),
         ("tests.families.missing:FAMILY", "module tests.families.missing cannot be imported (ModuleNotFoundError"),
         ("tests.families.tiny:FAMILIE", "tests.families.tiny has no 'FAMILIE' (did you mean 'FAMILY'?)"),
-        ("tests.families.tiny:TinyConfig", "a type, which cannot be used here"),
+        ("tests.families.tiny:TinyConfig", "a class, expected a pretrain.models.family.Family"),
         ("[1]", "model.family is '[1]', expected one of llama"),
     ],
 )
@@ -232,7 +232,7 @@ def test_tools_import_no_family_that_only_a_checkpoint_names(tmp_path: Path, too
     other = run("--family", "llama")
     assert other.returncode == 2 and "--family is llama, expected that of checkpoint" in other.stderr
     assert not mark.exists()
-    assert "a int, which cannot be used here" in run("--family", "planted:FAMILY").stderr
+    assert "an int, expected a pretrain.models.family.Family" in run("--family", "planted:FAMILY").stderr
     assert mark.exists(), "who names it on the command line means it"
 
 

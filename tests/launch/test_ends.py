@@ -26,7 +26,7 @@ folder, run_folder = test_supervisor.folder, run  # fixtures
 @pytest.mark.parametrize(
     ("code", "reached", "asked", "said"),
     [
-        (DONE, Reached(10**6, 10**6), False, "done: step "),
+        (DONE, Reached(10**6, 10**6), False, "done: step 1,000,000, beyond train.steps "),
         (DONE, Reached(3, 3), False, "stopped at train.stop_at: step 3 of "),
         (STOPPED, Reached(3, 3), False, "stopped as asked: step 3 of "),
         (1, Reached(3, 3), True, "stopped as asked: step 3 of "),
@@ -48,9 +48,7 @@ def test_the_last_line_says_what_is_saved_and_goes_on(
     supervise(cluster, monkeypatch)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(said) and f"saved in {folder}/checkpoints/step-{reached.checkpoint:08d}; " in line
-    then = {"done: step ": told("plot"), "stopped at train.stop_at: step 3 of ": "train.stop_at=0"}.get(
-        said, "the same com"
-    )
+    then = {DONE: "train.stop_at=0" if reached.step == 3 else told("plot")}.get(code, "the same com")
     assert then in line
 
 

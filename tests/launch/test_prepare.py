@@ -187,3 +187,20 @@ def test_a_pipe_or_a_huge_file_in_place_of_a_hostfile_does_not_hold_a_start_up(t
         with pytest.raises(LaunchError, match=f"hostfile .*/{name} cannot be read .*{said}") as caught:
             read_hostfile(tmp_path / name)
         assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--max-restarts", "-1"], "argument --max-restarts: is '-1', expected a whole number of 0 or more"),
+        (["--back-off", "-5"], "argument --back-off: is -5, expected a number of seconds, 0 or more"),
+        (["--patience", "-1"], "argument --patience: is -1, expected a number of seconds, 0 or more"),
+        (["--nodes", "two"], "argument --nodes: is 'two', expected a whole number of 1 or more"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run.yaml", *words, "--dry-run"])
+    assert ended.value.code == 2 and expected in capsys.readouterr().err

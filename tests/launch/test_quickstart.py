@@ -71,12 +71,14 @@ def test_what_is_there_is_used_again(folder: Path, capfd: pytest.CaptureFixture[
 
 
 def test_overrides_reach_both_trainings_and_the_second_goes_to_the_end(folder: Path) -> None:
-    given = ["train.steps=20", "train.stop_at=8", "train.output_dir=runs/other"]
+    given = ["train.steps=40", "train.output_dir=runs/other"]
     assert quickstart.main(given) == 0
     first, second = trainings(folder)
-    assert first[-4:] == [*given, "train.stop_at=8"] and second[-4:] == [*given, "train.stop_at=0"]
+    assert first[-3:] == [*given, "train.stop_at=20"] and second[-3:] == [*given, "train.stop_at=0"]
     *_, plot, text = (folder / "calls").read_text().splitlines()
     assert plot == "python -m tools.plot_run runs/other" and text.startswith("python -m tools.generate runs/other ")
+    assert quickstart.main([*given, "train.stop_at=8"]) == 0
+    assert [words[-1] for words in trainings(folder)[2:]] == ["train.stop_at=8", "train.stop_at=0"]
 
 
 @pytest.mark.parametrize(("gpus", "ranks"), [("0", "2"), ("1", "1"), ("2", "2"), ("8", "2")])
@@ -97,10 +99,11 @@ def test_a_training_that_fails_ends_it(
     assert "4/5" not in screen and "step 1 of this program" in screen
 
 
-def test_an_argument_that_is_no_override_is_refused_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert quickstart.main(["steps"]) == 2
-    said = "error: 'steps' is no override, expected section.key=value, such as train.steps=100\n"
-    assert capfd.readouterr().err == said
+def test_a_mistake_is_refused_before_a_corpus_is_made(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.main(["steps"]) == quickstart.main(["sparsity.densty=0.5", "train.steps=20"]) == 2
+    first, *others = capfd.readouterr().err.splitlines()
+    assert first == "error: override 'steps' is malformed, expected section.key=value, such as train.steps=100"
+    assert "did you mean 'density'" in others[0] and "warmup_steps is 30, expected at most train.steps" in others[1]
     assert not (folder / "calls").exists()
 
 

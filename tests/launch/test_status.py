@@ -11,7 +11,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.status import report, status_of
-from pretrain.numbers import duration
+from pretrain.numbers import duration, so_far
 from pretrain.run_folder import RunReader
 
 NOW = 1_000_000.0
@@ -104,6 +104,16 @@ def test_a_run_that_is_done(run: Path) -> None:
     status = status_of(run, time.time() + 1e6)
     assert (status["state"], status["seconds_left"]) == ("done", 0.0)
     assert "loss not finite" in report(status)
+
+
+def test_a_run_of_more_steps_than_train_steps_says_now_is_not_step_12_of_5(run: Path) -> None:
+    (run / "config.yaml").write_text("train: {steps: 5}\n")
+    status = status_of(run, time.time() + 1e6)
+    first = report(status).splitlines()[0]
+    assert first == f"{run}: done, step 90, beyond train.steps 5"
+    assert " left" not in report(status) and " to go" not in report(status)
+    assert (status["step"], status["steps"]) == (90, 5)
+    assert [so_far(step, 5) for step in (0, 5, 6)] == ["0 of 5", "5 of 5", "6, beyond train.steps 5"]
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -56,4 +56,10 @@ class Nameless(Formula):
     state = (State("birth"),)
 
 
+class Eighths(Sign):
+    """Declares a state that no checkpoint could give back."""
+
+    state = (State("eighth", torch.float8_e4m3fn),)
+
+
 NO_FORMULA = 3

@@ -30,6 +30,12 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         ("checkpoint.resume={0}/run/checkpoints",),
         "holds no manifest.json, so it is no published checkpoint of this program; inside it: step-00000002, step-0000",
     ),
+    "a run folder": (
+        ("checkpoint.resume={0}/run",),
+        "{0}/run holds no manifest.json, so it is no published checkpoint of this program; inside its folder "
+        "checkpoints: step-00000002, step-00000004",
+    ),
+    "a word": (("checkpoint.resume=Latest",), "checkpoint Latest does not exist, expected auto, never or the path of"),
     "of DeepSpeed": (
         ("checkpoint.resume={0}/deepspeed/global_step10",),
         "{0}/deepspeed/global_step10 holds no manifest.json, so it is no published checkpoint of this program",

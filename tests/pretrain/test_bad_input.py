@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from pretrain.config import config_from_dict
+from pretrain.run import _open_data
+from pretrain.run_folder import RunFolder
 from tests.distributed import run_ranks
 from tests.pretrain.attempts import Attempt, attempt_all, corpus_with_manifest, launch, write_run_file
 from tests.pretrain.runs import settings, train_all, write_corpus
@@ -57,6 +60,11 @@ DATA: list[Case] = [
     ("empty corpus", ("data.train={}/empty",), "corpus {}/empty holds no tokens"),
     ("empty file", ("data.train={}/empty_file",), "{}/empty_file.idx is not an index"),
     ("too short for one sample", ("data.train={}/short",), "corpus {}/short has 12 tokens, one sample needs 17"),
+    (
+        "a file of a corpus",
+        ("data.train={}/corpus.bin",),
+        ", and this is a file of the corpus {}/corpus: leave out .bi",
+    ),
     ("a folder as corpus", ("data.train={}",), "corpus file {}.idx does not exist"),
     ("no tokenizer", ("data.tokenizer={}/nowhere.model",), "data.tokenizer {}/nowhere.model does not exist"),
     (
@@ -199,3 +207,13 @@ def test_two_ranks_print_one_line_and_both_end_with_2(folder: Path) -> None:
     )
     assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
     assert not (folder / "two ranks").exists()
+
+
+def test_a_tokenizer_that_nothing_can_be_compared_with_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus_with_manifest(folder / "told", tokenizer=b"another one")
+    (folder / "made.model").write_bytes(b"another one")
+    corpora = {"train": f"{folder}/corpus", "validation": f"{folder}/told", "tokenizer": f"{folder}/made.model"}
+    given = settings(f"{folder}/corpus", folder / "never begins")
+    _open_data(config_from_dict({**given, "data": {**given["data"], **corpora}}), RunFolder(folder / "never begins"))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "smet"]
+    assert said == f"smet: note: {folder}/corpus: no manifest, so nothing tells whether data.tokenizer made it"

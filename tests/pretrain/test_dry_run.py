@@ -14,6 +14,7 @@ import torch.distributed as dist
 import pretrain.dry_run
 from pretrain.__main__ import main
 from pretrain.config import load_config
+from pretrain.idle import idle
 from pretrain.plan import plan_rank
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,6 +92,27 @@ def test_settings_that_decide_nothing_are_named_as_in_the_run_file(caplog: pytes
     assert plan_rank(config, 1).before_training == 0, "no dense model computes for masks that hold every weight"
 
 
+def test_settings_of_other_sections_that_decide_nothing_are_told_too() -> None:
+    given = [
+        "optimizer.decay_fraction=0.5", "data.eos_id=3", "evaluation.prompts_tokens=9", "data.validation=null",
+        "evaluation.interval=0", "guard.enabled=false", "guard.window=64", "guard.norm_deviations=3",
+        "checkpoint.interval=300", "checkpoint.keep_every=1000", "sparsity.compute=tiles",
+    ]  # fmt: skip
+    told = idle(load_config(ROOT / "configs" / "9m.yaml", given))
+    assert told == [
+        "optimizer.decay_fraction decides nothing: optimizer.schedule is cosine, and only wsd reads it",
+        "data.eos_id decides nothing: data.reset_attention is false, and documents see each other",
+        "evaluation.prompts_tokens decides nothing: there are no evaluation.prompts",
+        "evaluation.samples decides nothing: there is no data.validation",
+        "guard.norm_deviations decides nothing: guard.enabled is false, and spikes are left in",
+        "checkpoint.keep_every is 1000, no multiple of checkpoint.interval 300: only checkpoints at multiples of 3000"
+        " are kept for good",
+        "sparsity.compute 'tiles' multiplies tiles from 8 x 8 on: of 1 x 1 all products are dense",
+    ]
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert idle(load_config(path)) == [], path
+
+
 def test_a_plan_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(ROOT / "configs" / "9m.yaml")
     planned = plan_rank(config, 8)
@@ -119,6 +141,22 @@ def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert error.startswith("error: ") and expected in error and error.count("\n") == 1
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--dry-run", "--world-size", "0"], "argument --world-size: is '0', expected a whole number of 1 or more"),
+        (["--world-size", "2", "--json"], "--world-size, --json without --dry-run; a launcher starts several ranks"),
+        (["--rank", "0"], "--rank without --dry-run; a launcher starts several ranks, such as smet launch"),
+    ],
+)
+def test_words_of_a_dry_run_start_no_training(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([dry_run("9m.yaml")[0], *arguments])
+    assert ended.value.code == 2 and expected in capsys.readouterr().err
 
 
 @pytest.mark.slow

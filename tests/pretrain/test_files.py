@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.files import write_atomically
+from pretrain.files import BLOCK, sha256_of, write_atomically
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,3 +59,10 @@ def test_a_device_without_room_is_one_line(page: str, tmp_path: Path) -> None:
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_atomically(tmp_path, "text")
+
+
+def test_a_checksum_is_read_in_blocks_that_are_told(tmp_path: Path) -> None:
+    file, sizes = tmp_path / "large", []
+    file.write_bytes(b"ab" * (BLOCK // 2) + b"c")
+    assert sha256_of(file, sizes.append) == hashlib.sha256(file.read_bytes()).hexdigest() == sha256_of(file)
+    assert sizes == [BLOCK, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from pretrain.errors import CheckpointError
 from pretrain.exit_codes import STUCK
-from pretrain.heartbeat import Heartbeat, require_free
+from pretrain.heartbeat import Heartbeat, _used_by_others, require_free
 from pretrain.laggards import is_deadlock, laggards
 from pretrain.run_folder import RunFolder
 from tests.pretrain.attempts import launch, start, write_run_file
@@ -137,6 +138,45 @@ def test_start_up_that_stands_still_is_told_once(tmp_path: Path, capfd: pytest.C
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: no progress for 0 s in start-up: rank 0 on ")
     assert "in building the model of step 1: does not wait for others; at " in line and "test_heartbeat.py" in line
+
+
+POLLING = {thread: 0.004 for thread in range(40)}
+"""Seconds of processor time that threads which look whether anything has come take in each second."""
+
+
+@pytest.mark.parametrize(
+    ("used", "idle"),
+    [(POLLING, True), ({}, True), ({**POLLING, 40: 0.02}, False), ({**POLLING, 7: 0.011}, False)],
+)
+def test_many_threads_that_poll_are_idle_and_one_that_sends_is_not(
+    tmp_path: Path, used: dict[int, float], idle: bool
+) -> None:
+    heart = Heartbeat(RunFolder(tmp_path), 0, 2, interval=1.0, stuck_after=0, start_within=1.0)
+    for beat in range(5):
+        assert not heart.state(stuck=True)["idle"], "nothing is known before there are five beats"
+        # Thread 40 comes late; all that it has used counts.
+        seconds = {thread: 3.0 + beat * each for thread, each in used.items() if thread != 40}
+        heart._beats.append((float(beat), seconds | ({40: used[40] * beat} if 40 in used and beat > 2 else {})))
+    assert heart.state(stuck=True)["idle"] is idle
+
+
+def test_the_processor_time_of_each_other_thread_is_seen() -> None:
+    stop = threading.Event()
+
+    def compute() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        before = _used_by_others()
+        while _used_by_others()[thread.native_id or 0] < before[thread.native_id or 0] + 0.05:
+            assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
+    assert threading.get_native_id() not in before
 
 
 def lonely_stage() -> None:

@@ -182,9 +182,8 @@ def test_a_port_that_is_taken_is_named_with_its_holder(config: str) -> None:
         assert code == 1  # of this stand-in; the program's is 2
         assert line.startswith(f"error: port {port} of ") and "is held by process " in line and "pytest" in line
         assert "such as `--master_port " in line
-        started = time.monotonic()
         wrong = Member(config, **{**place, "RANK": 1}, overrides=("operation.meet_within=6",))
-        assert "what listens there is no rank 0 of a run" in wrong.end()[2][-1] and time.monotonic() - started < 12
+        assert "what listens there is no rank 0 of a run" in wrong.end()[2][-1]
 
 
 def test_torchruns_store_is_waited_for_with_a_line(config: str) -> None:

@@ -31,6 +31,8 @@ WEIGHTS = sum(rows * columns for rows, columns in LAYERS)
 MASK_BYTES = sum(-(-rows * columns // 8) for rows, columns in LAYERS)
 RANKS = 2
 
+SUMMED, AWAY = {"grad_accum_dtype": "fp32"}, {"offload_optimizer": {"device": "cpu"}}
+
 RUNS: dict[str, dict[str, Any]] = {
     "sparse-1": {"parallel__zero_stage": 1},
     "sparse-2": {"parallel__zero_stage": 2},
@@ -48,6 +50,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "fp32-2": {"parallel__zero_stage": 2, "train__precision": "fp32"},
     "accumulated-1": {"parallel__zero_stage": 1, "train__micro_batch_size": 1},
     "accumulated-3": {"parallel__zero_stage": 3, "train__micro_batch_size": 1},
+    "summed-2": {"parallel__zero_stage": 2, "train__micro_batch_size": 1, "deepspeed__data_types": SUMMED},
+    "summed-3": {"parallel__zero_stage": 3, "deepspeed__data_types": SUMMED},
+    "summed-away": {"deepspeed__data_types": SUMMED, "deepspeed__zero_optimization": AWAY},
 }
 
 
@@ -142,6 +147,12 @@ def test_what_is_not_needed_is_not_there(reports: dict[str, Any]) -> None:
         assert rank["sparse"]["ages"] == 0 and rank["sparse"]["masks"] > 0
     for rank in reports["blocks-2"]["measured_per_rank"]:
         assert rank["sparse"]["masks"] == pytest.approx(MASK_BYTES / 8 / RANKS, abs=RANKS * 3)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_that_are_summed_in_fp32_are_twice_as_wide(reports: dict[str, Any], stage: int) -> None:
+    own, summed = (reports[f"{name}-{stage}"]["measured_per_rank"][0]["sparse"] for name in ("sparse", "summed"))
+    assert summed["gradients"] == 2 * own["gradients"] > 0 and summed["weights"] == own["weights"]
 
 
 def test_accumulation_costs_nothing_at_rest(reports: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def test_a_run_that_had_one_goes_on_without(tmp_path: Path) -> None:
 
     config = load_config(QUICKSTART)
     saved = json.loads(json.dumps(config.to_dict()))
-    saved["deepspeed"] = {"tensorboard": {"enabled": True}}
+    saved["deepspeed"] = {"tensorboard": {"enabled": True}, "dataloader_drop_last": True}
     saved["logging"] = {"interval": 10, "tensorboard": True, "traffic": True}
     found = completed(saved, config.model.family)
     assert found["deepspeed"] == {} and found["logging"]["writers"] == [{"name": "tensorboard", "options": {}}]

@@ -28,6 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def job(corpus: str, output: Path, name: str, options: dict[str, Any], **changes: Any) -> dict[str, Any]:
     optimizer = {"lr": 3e-3, "warmup_steps": 2, "weight_decay": 0.01, "name": name, "options": options}
+    optimizer |= {"beta2": 0.95} if name == "adamw_8bit" else {}
     return {**settings(corpus, output, **changes), "optimizer": optimizer}
 
 
@@ -39,6 +40,8 @@ def job(corpus: str, output: Path, name: str, options: dict[str, Any], **changes
         (3, "fp32", HALVED, {}),
         (2, "fp32", "lion", {"betas": [0.9, 0.95]}),
         (2, "fp32", "tests.pretrain.own_formulas:Sign", {}),
+        (2, "bf16", "adamw_8bit", {}),
+        (3, "fp32", "adamw_8bit", {}),
     ],
 )
 def test_it_trains_and_resumes_exactly_and_the_plan_prices_it(
@@ -103,18 +106,29 @@ def test_another_optimizer_cannot_go_on_with_its_state(
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        ({"name": "adamv"}, "optimizer.name is 'adamv', expected one of adamw, lion, or package.module:name (did"),
+        (
+            {"name": "adamv"},
+            "optimizer.name is 'adamv', expected one of adamw, adamw_8bit, lion, or package.module:name (did",
+        ),
         ({"name": "tests.pretrain.own_formulas:Halfed"}, "has no 'Halfed' (did you mean 'Halved'?)"),
         ({"name": "tests.no_such:Halved"}, "module tests.no_such cannot be imported (ModuleNotFoundError"),
-        ({"name": "tests.pretrain.own_formulas:NO_FORMULA"}, "NO_FORMULA', a int, which cannot be used here"),
-        ({"name": "pathlib:Path"}, "optimizer.name is pathlib.Path, expected a class derived from"),
+        ({"name": "tests.pretrain.own_formulas:NO_FORMULA"}, "NO_FORMULA', an int, expected a class derived from"),
+        ({"name": "pathlib:Path"}, "optimizer.name is 'pathlib:Path', a class, expected a class derived from"),
         ({"name": "tests.pretrain.own_formulas:Nameless"}, "Nameless calls a state 'birth', expected a name of its"),
+        ({"name": "tests.pretrain.own_formulas:Eighths"}, "keeps its state 'eighth' in torch.float8_e4m3fn, expected"),
         ({"name": HALVED, "options": {"momentm": 1}}, "optimizer.options.momentm is no option of halved (did you mean"),
         (
             {"name": "lion", "options": {"betas": [0.9, 2]}},
             "optimizer.options.betas are (0.9, 2), expected two numbers",
         ),
-        ({"name": "lion", "beta1": 0.8}, "optimizer.beta1 is 0.8, which only adamw reads; the options of lion are"),
+        (
+            {"name": "lion", "beta1": 0.8},
+            "optimizer.beta1 is 0.8, which only adamw and adamw_8bit read; the options of lion are",
+        ),
+        (
+            {"name": "adamw_8bit"},
+            "optimizer.beta1, beta2 are (0.9, 0.999), expected a faster second average for 8 bits",
+        ),
         ({"options": {"betas": [0.9, 0.9]}}, "optimizer.options is {'betas': [0.9, 0.9]}, expected none with adamw"),
         ({"name": "lion", "options": 3}, "optimizer.options is 3 (int), expected a mapping"),
         (

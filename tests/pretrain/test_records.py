@@ -11,6 +11,7 @@ import pytest
 
 from pretrain import records
 from pretrain.numbers import byte_size
+from pretrain.outside import read_bytes
 from pretrain.records import Follower, read_rows
 from pretrain.run_folder import RunFolder, RunReader
 from pretrain.run_folder.reader import METRICS
@@ -110,6 +111,8 @@ def test_what_is_planted_is_counted_and_keeps_nobody(tmp_path: Path, monkeypatch
     os.mkfifo(path)
     with pytest.raises(OSError, match="not a regular file"):
         follower.poll()
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}'"):  # by its name, not by a number
+        read_bytes(tmp_path, 10)
 
 
 @pytest.mark.parametrize(

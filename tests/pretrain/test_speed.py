@@ -12,7 +12,7 @@ import torch
 from pretrain.callbacks.logging import _silence
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.data.corpus import open_corpus
-from pretrain.data.epochs import as_epochs, epochs, epochs_of_each, too_many
+from pretrain.data.epochs import as_epochs, epochs, epochs_of_each, of_validation, too_many
 from pretrain.plan.compute import active_flops
 from pretrain.yardstick import Yardstick, peak_of
 from tests.distributed import run_ranks
@@ -107,6 +107,18 @@ def test_more_than_four_epochs_are_worth_a_warning(corpora: tuple[str, str]) -> 
     blend = open_corpus([{"path": long}, {"path": short}], 16, seed=0)
     (warning,) = too_many(blend, steps=11, batch=8)
     assert f"epochs of {short}" in warning and "give it more text" in warning
+
+
+def test_validation_text_that_is_too_short_or_trained_on_is_worth_a_warning(corpora: tuple[str, str]) -> None:
+    long, short = (open_corpus(prefix, 16, seed=0) for prefix in corpora)
+    assert of_validation(long, None, 1000) == of_validation(long, short, short.num_samples) == []
+    (warning,) = of_validation(long, short, 25)
+    assert f"samples is 25, and {corpora[1]} has 10, which are counted 2.5 times; evaluation.samples=10 is" in warning
+    both = open_corpus([{"path": corpora[0]}, {"path": corpora[1]}], 16, seed=0)
+    (trained,) = of_validation(both, short, 10)
+    assert trained.startswith(f"warning: {corpora[1]} is trained on and validated on")
+    _, _, warning = of_validation(both, both, 40)
+    assert warning.endswith(f"evaluation.samples is 40, and {corpora[1]} has 10, which are counted 2 times")
 
 
 def test_a_silence_is_announced() -> None:

@@ -13,8 +13,8 @@ from smet import MaskBank, SmetConfig, SparseLinear, sparse_layers, sparsify
 from smet.bank import bucket_key, window
 from smet.mask import pack, unpack
 from smet.seeds import generator
-from smet.topology import random_mask
 from tests.distributed import run_ranks
+from tests.smet.drawn import random_mask
 
 SIZES = ((9, 5), (7, 11), (3, 3))
 """Layers of one decoder layer: 45, 77 and 9 blocks, 6 + 10 + 2 mask bytes."""

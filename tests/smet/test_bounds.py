@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +83,7 @@ def test_a_constant_gradient_moves_by_one_rate_with_its_own_age_and_by_more_with
 
 def rows(title: str) -> list[list[float]]:
     """Numbers of the page's table whose first heading is ``title``."""
+    assert PAGE.count(f"| {title} |") == 1
     after = PAGE[PAGE.index(f"| {title} |") :].split("\n\n")[0].splitlines()[2:]
     return [[float(cell) for cell in re.findall(r"[\d.]+", row)] for row in after]
 
@@ -98,6 +101,21 @@ def test_the_page_states_what_the_functions_give() -> None:
         for cell, remedies in zip(cells, METHODS.values(), strict=True):
             assert printed(displacement_bound(int(steps), (0.9, 0.999), 10_001, remedies), cell), (steps, cell)
     assert f"{momentum_ratio_bound(10**6, (0.9, 0.999)):.2f}" == "7.27" and "= 7.27, Adam's own worst case" in PAGE
+
+
+def test_the_page_states_what_is_left_at_the_beta2_of_the_run_files() -> None:
+    preset = Path(__file__).parents[2] / "configs" / "presets" / "measured.yaml"
+    b1, b2 = betas = (0.9, yaml.safe_load(preset.read_text())["optimizer"]["beta2"])
+    for steps, *cells in rows(f"first S updates together, b2 = {b2}"):
+        for cell, remedies in zip(cells, METHODS.values(), strict=True):
+            assert printed(displacement_bound(int(steps), betas, 10_001, remedies), cell), (steps, cell)
+    constant = {age: (1 - b1**age) / math.sqrt(1 - b2**age) for age in range(1, 500)}
+    top = max(constant, key=constant.__getitem__)
+    worst = max(update_bound(age, betas, 10_000 + age, remedies) for age in constant for remedies in METHODS.values())
+    page = " ".join(PAGE.split())
+    assert f"The first naive update is {constant[1]:.2f} lr_d;" in page
+    assert f"under a constant gradient the factor peaks at {constant[top]:.2f} at age {top};" in page
+    assert f"(3) is at most {worst:.2f} lr_d at any age" in page
 
 
 def test_naive_adam_needs_a_clock() -> None:

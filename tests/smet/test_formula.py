@@ -40,7 +40,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
     return losses
 
 
-@pytest.mark.parametrize("formula", ["lion", "tests.pretrain.own_formulas:Halved", Sign, Lion()])
+@pytest.mark.parametrize("formula", ["lion", "adamw_8bit", "tests.pretrain.own_formulas:Halved", Sign, Lion()])
 def test_the_front_door_takes_any_formula_and_its_state_dicts_resume_to_the_bit(formula: Any) -> None:
     model = small()
     optimizer = ModelOptimizer(model, formula, lr=1e-2, weight_decay=0.1)
@@ -135,7 +135,9 @@ def test_options_that_a_formula_does_not_have_are_refused() -> None:
         AgedOptimizer([{"params": [weight], "momentun": 0.9}], Halved)
     with pytest.raises(ConfigError, match="formula: smet.optim.formula.Formula has no name"):
         AgedOptimizer([weight], Formula)
-    with pytest.raises(ConfigError, match="formula is 'lio', expected one of adamw, lion, or package.module:name"):
+    with pytest.raises(
+        ConfigError, match="formula is 'lio', expected one of adamw, adamw_8bit, lion, or package.module:name"
+    ):
         find("formula", "lio")
 
 

@@ -58,6 +58,7 @@ HALVES: dict[str, dict[str, Any]] = {
     "a policy": {"policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
     "bf16 weights": {"half": True},
     "lion": {"formula": "lion"},
+    "8-bit moments": {"formula": "adamw_8bit"},
 }
 
 
@@ -232,7 +233,8 @@ def test_less_precision_and_another_formula() -> None:
         assert first["masks"] == second["masks"]
         assert first["losses"][-1] < first["losses"][0]
         weights = "torch.bfloat16" if name == "bf16 weights" else "torch.float32"
-        assert (first["dtypes"]["weights"], first["dtypes"]["moments"]) == (weights, "torch.float32")
+        moments = "torch.uint8" if name == "8-bit moments" else "torch.float32"
+        assert (first["dtypes"]["weights"], first["dtypes"]["moments"]) == (weights, moments)
 
 
 def made(**settings: Any) -> nn.Module:

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from smet.growth import Gradients
 from smet.linear import SparseLinear, sparse_layers
 from smet.seeds import generator
-from smet.topology import random_mask
 from tests.distributed import run_ranks
+from tests.smet.drawn import random_mask
 
 BATCHES = 4
 SHAPES = {"0": (12, 20, (1, 1)), "1": (20, 12, (2, 3)), "2": (6, 7, (1, 1))}

@@ -16,7 +16,7 @@ from smet.linear import SparseLinear
 from smet.mask import unpack
 from smet.optim.adamw import SmetAdamW
 from smet.seeds import generator
-from smet.topology import random_mask
+from tests.smet.drawn import random_mask
 
 BLOCKS = [(1, 1), (1, 4), (2, 3), (4, 1), (12, 8)]
 

@@ -9,6 +9,7 @@ import pytest
 
 from smet.errors import ConfigError
 from smet.named import find, is_own, problem
+from smet.wanted import function_of
 
 TABLE = {"random": len, "gradient": max}
 
@@ -23,8 +24,8 @@ def test_a_name_of_ones_own_is_imported(tmp_path: Path, monkeypatch: pytest.Monk
     assert find("growth", "own_growth:grow", TABLE)() == 3
     with pytest.raises(ConfigError, match=r"own_growth has no 'grwo' \(did you mean 'grow'\?\)"):
         find("growth", "own_growth:grwo", TABLE)
-    with pytest.raises(ConfigError, match="a int, which cannot be used here"):
-        find("growth", "own_growth:NUMBER", TABLE)
+    with pytest.raises(ConfigError, match=r"growth is 'own_growth:NUMBER', an int, expected a function of \(\)"):
+        find("growth", "own_growth:NUMBER", TABLE, function_of())
 
 
 def test_a_check_of_the_spelling_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

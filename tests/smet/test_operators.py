@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import smet
 from smet import ConfigError, SmetAdamW, SmetConfig, SparseLinear, kernels, operators, parameter_groups, sparsify
@@ -66,6 +67,15 @@ def test_operators_compute_what_layers_compute_to_the_bit(kind: str, autocast: b
         ("product", "input_gradient", "values_gradient"), 2
     )
     assert looking.seen["reorder"] == (8 if kind == "permuted" else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchs_counter_of_flops_counts_active_weights(kind: str) -> None:
+    model, x = build(**KINDS[kind]), torch.randn(3, 5, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(x.requires_grad_()).sum().backward()
+    active = sum(layer.values.numel() for layer in smet.sparse_layers(model).values())
+    assert counter.get_total_flops() == 3 * 2 * 15 * active  # forward, gradient of inputs, gradient of values
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,11 +17,11 @@ from smet.topology import (
     grow_random,
     magnitude_mask,
     prune,
-    random_mask,
     replaced,
     smallest,
     tile_scores,
 )
+from tests.smet.drawn import random_mask
 
 
 def change_by_ranges(

@@ -66,6 +66,11 @@ def test_verify_without_a_manifest_checks_what_it_is_told(tmp_path: Path) -> Non
     assert "token 0 is -5" in verify(write_raw(tmp_path / "d", [[-5]]), None, None)[0]
 
 
+def test_a_corpus_by_one_of_its_files_is_told_its_name(corpus: str, capsys) -> None:
+    assert dataset.main(["verify", f"{corpus}.idx"]) == 2
+    assert f"{corpus}.idx.idx, and this is a file of the corpus {corpus}: leave out .idx" in capsys.readouterr().err
+
+
 def test_verify_names_a_wrong_offset(tmp_path: Path) -> None:
     prefix = write_raw(tmp_path / "c", [[5, 9, 2], [7, 2], [8, 1]])
     index = Path(f"{prefix}.idx")

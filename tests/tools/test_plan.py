@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_search_finds_what_fits_fastest_first(capsys: pytest.CaptureFixture[str]
     report = planned(capsys, CONFIG, "--world-size", "16", *overrides)
     assert max(stage["peak"] for stage in report["stages"]) == first["peak"]
     assert report["step_time"]["total"] == pytest.approx(times[0])
+
+
+def test_a_search_keeps_to_the_layout_that_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["parallel.tensor=2", "train.activation_checkpointing=true", "train.micro_batch_size=null"]
+    assert main(["configs/9m.yaml", *given, "--search", "--gpus", "4", "--json"]) == 0
+    found = [one["settings"] for one in json.loads(capsys.readouterr().out)]
+    assert all(one["parallel.tensor"] == 2 and one["train.activation_checkpointing"] for one in found)
+    assert {one["parallel.zero_stage"] for one in found} == {1, 2, 3} and len(found) > 6
+    assert all(one["train.micro_batch_size"] in (1, 2, 4, 8, 16, 32, 64) for one in found)
 
 
 def test_the_machine_given_decides_the_ranking() -> None:
@@ -179,7 +189,7 @@ def test_numbers_of_gpus_that_are_none_are_one_line(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([CONFIG, option, value])
-    assert ended.value.code == 2 and f"'{value}' is not a number of things" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"is '{value}', expected a whole number of 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["inf", "1e999GB", "nan", "0", "-3", "lots"])
@@ -188,6 +198,30 @@ def test_a_memory_that_is_no_size_is_one_line(capsys, size: str) -> None:
         main(["configs/9m.yaml", "--search", "--gpus=2", f"--memory={size}"])
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"--memory: '{size}' is not a size in bytes, expected one such as 500k, 2G or 40GiB")
+
+
+CLUSTERS = sorted(Path("configs/clusters").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_no_neighbour_of_a_layout_that_is_called_the_fastest_is_faster(path: Path) -> None:
+    """The search itself takes long; its neighbours have half or twice as many ranks to a layer, or another stage."""
+    said = re.search(r"The fastest that fits, by\n# .* --search --gpus (\d+) --memory 80GB", path.read_text())
+    own = load_config(path)
+    if said is None:
+        assert "parallel.tensor=4 a step is planned to take a tenth less" in path.read_text()
+        return
+    gpus = int(said[1])
+    assert f"-{gpus}x" in path.name
+    _, time = slowest_stage(own, gpus, Machine(), alike=False)
+    for tensor in {max(1, own.parallel.tensor // 2), own.parallel.tensor, 2 * own.parallel.tensor}:
+        for stage, micro in ((1, 1), (3, 1), (3, 2)):
+            layout = [f"parallel.tensor={tensor}", f"parallel.zero_stage={stage}", f"parallel.sequence={tensor > 1}"]
+            other = load_config(path, [*layout, f"train.micro_batch_size={micro * own.train.micro_batch_size}"])
+            if other.train.global_batch_size % (other.train.micro_batch_size * gpus // tensor):
+                continue
+            plans, took = slowest_stage(other, gpus, Machine(), alike=False)
+            assert took.total >= time.total or max(plan.peak for plan in plans) > 0.9 * 80e9, layout
 
 
 def plan_of(*overrides: str) -> RankPlan:

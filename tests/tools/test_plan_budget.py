@@ -140,12 +140,22 @@ def test_which_models_can_be_trained(capsys: pytest.CaptureFixture[str], monkeyp
     assert screen.count("| no |") == 3
 
 
+def test_the_dense_model_beside_a_sparser_one_is_dense() -> None:
+    runs = dict(which.runs_of("60m", ["sparsity.density=0.1", "train.micro_batch_size=8", "sparsity.method=static"]))
+    dense, sparse = runs["dense"], runs["density 0.1, 32 x 32"]
+    assert (dense.sparsity.method, dense.sparsity.density, sparse.sparsity.method) == ("dense", 1.0, "static")
+    assert dense.train.micro_batch_size == sparse.train.micro_batch_size == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ([], "no run file is given"),
         (["--which"], "give --gpus N"),
         (["configs/9m.yaml", "--which", "--gpus", "1"], "expected no run file, found configs/9m.yaml"),
+        (["configs/9m.yaml", "--memory", "1GB", "--top", "3"], "--memory, --top without --search has no effect"),
+        (["--which", "--gpus", "1", "--world-size", "2"], "--gpus is 1 and --world-size 2, expected one of them"),
+        (["configs/9m.yaml", "--which", "--search", "--gpus", "1"], "--search is about one run file and --which about"),
     ],
 )
 def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

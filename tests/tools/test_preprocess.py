@@ -225,4 +225,4 @@ def test_mistakes_end_in_one_line(tmp_path: Path, model: str, capsys, monkeypatc
     assert main(["--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1", *args]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and said in errors[0]
-    assert not list(tmp_path.glob("c.[bim]*"))
+    assert not list(tmp_path.glob("c.[bimw]*"))

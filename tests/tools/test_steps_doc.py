@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config import load_config
 from pretrain.run_folder.writer import OWN
 from smet import PRESETS
 from tests.distributed import run_ranks
@@ -107,6 +108,11 @@ def test_the_kept_screen_of_a_run_s_state_is_like_the_real_one(told: tuple[Path,
     assert re.fullmatch(r"runs/quickstart: done, step [\d,]+ of [\d,]+ \(100.0%\)", first)
     labels = [line[:12].strip() for line in lines if line[0] != " "]
     real = screens["smet status runs/quickstart"].splitlines()
+    sparsity = load_config(ROOT / "configs" / "quickstart.yaml").sparsity
+    active = 200_704  # as the first lines of the quickstart count them
+    most = max(sparsity.prune_start, sparsity.prune_end) * active
+    (moved,) = re.findall(r"after step \d+: ([\d,]+) tiles moved", kept)
+    assert 0 < int(moved.replace(",", "")) * sparsity.block[0] * sparsity.block[1] <= most
     assert len(labels) == 6 and [label for label in labels if not any(line.startswith(label) for line in real)] == []
 
 

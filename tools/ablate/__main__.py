@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pretrain.files import write_atomically
 from pretrain.paths import path_argument
 from pretrain.screen import on_screen, refuse
 
+from ..cores import cores
 from ..locks import claim
 from ..packages import CONFIGS, shown
 from . import collect, known, pool, text
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--question", action="append", default=[], metavar="NAME", help="only this question of MATRIX; may be repeated"
     )
     made.add_argument("--out", type=path_argument, help="folder of cells and results (default: runs/ablation-NAME)")
-    made.add_argument("--jobs", type=int, default=_cores(), help="cells at a time (default: cores, here %(default)s)")
+    made.add_argument("--jobs", type=int, default=cores(), help="cells at a time (default: cores, here %(default)s)")
     made.add_argument(
         "--launcher", default="", metavar="COMMAND",
         help="what starts a cell on several ranks, such as 'deepspeed --num_gpus 8 --module'",
@@ -68,10 +68,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--collect", action="store_true", help="write the results of what is finished; run nothing")
     made.add_argument("--json", action="store_true", help="print a summary (or the list) as JSON")
     return made
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -126,7 +122,9 @@ def _publish(
     matrix: Matrix, path: Path, out: Path, options: argparse.Namespace, failures: list[pool.Failure]
 ) -> dict[str, Any]:
     command = "python -m tools.ablate" + (f" {options.matrix}" if options.matrix != DEFAULT else "")
-    results = collect.results(matrix, path, out, command + (" --quick" if options.quick else ""))
+    command += " --quick" if options.quick else "".join(f" --question {name}" for name in options.question)
+    command += f" --known {options.known}" if options.known else ""
+    results = collect.results(matrix, path, out, command, [] if options.quick else options.question)
     done, target, document = len(results["cells"]), out / "results.json", out / "results.md"
     if done:
         write_atomically(target, collect.to_text(results))

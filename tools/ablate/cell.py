@@ -77,7 +77,7 @@ def run(folder: Path) -> dict[str, Any] | None:
         from . import plain
 
         layout = plain.alone(config)
-        found = plain.run(config, spec["plain"].get("peer"), layout)
+        found = plain.run(config, spec["plain"].get("peer"), layout, spec["plain"].get("then_dense"))
     else:
         layout = start(config)
         found = _by_the_program(folder, spec, config, layout)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pretrain.command import told
 from pretrain.errors import DataError
+from pretrain.files import sha256_of
 from pretrain.records import read_document
 
 from . import pool
@@ -21,8 +22,11 @@ FORMAT = 2
 Results = dict[str, Any]
 
 
-def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
+def results(matrix: Matrix, path: Path, out: Path, command: str, only: Sequence[str] = ()) -> Results:
     """All that is finished in ``out``, and the names of what is not.
+
+    Args:
+        only: names of the questions that ``matrix`` has cells of; without any, of all.
 
     Raises:
         DataError: a folder holds a cell of the same name with other settings.
@@ -46,13 +50,14 @@ def results(matrix: Matrix, path: Path, out: Path, command: str) -> Results:
         "format": FORMAT,
         "command": command,
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(path),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": describe(device),
         "revisions": sorted({cell["revision"] or "unknown" for cell in cells}),
         "texts": [json.loads(known) for known in texts],
         "cpu_seconds": round(sum(cell["cpu_seconds"] for cell in cells), 1),
         "wall_seconds": round(sum(cell["wall_seconds"] for cell in cells), 1),
+        "not_asked": [name for name in matrix.content.get("questions") or {} if only and name not in only],
         "matrix": matrix.content,
         "missing": missing,
         "cells": cells,

@@ -12,8 +12,8 @@ from ..figures import style
 from ..figures.labels import name_end
 from . import messages
 from .dots import MEANING, Row, draw_rows
-from .kinds import method_looks, variant_looks
-from .statistics import Spread
+from .kinds import kind, method_looks, variant_looks
+from .statistics import Difference, Spread
 from .tables import ratio
 from .view import LATER, View
 
@@ -37,7 +37,7 @@ def draw(view: View, prefix: Path) -> dict[str, Made]:
     """Write every figure for which there are numbers; name of each to its file and its message."""
     makers: dict[str, Callable[[View, Path], str | None]] = {
         "branches": _branches, "update": _around_update, "spikes": _spikes, "changes": _changes,
-        "curves": _curves, "density": _density,
+        "curves": _curves, "density": _density, "losses": _losses,
     }  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
     files = {name: prefix.with_name(f"{prefix.name}-{name}.png") for name in makers}
@@ -242,14 +242,16 @@ def _curves(view: View, path: Path) -> str | None:
         return None
     _, density, _ = chosen
     message = messages.curves(view, density)
-    names = [view.roles.get(role) for role in ("dense", "static", "naive", "remedied")]
-    looks = method_looks(view, [name for name in names if name])
+    names = [name for role in ("dense", "static", "naive", "remedied") if (name := view.roles.get(role))]
+    if not names:
+        return None
+    looks = method_looks(view, names)
     below = "mean over seeds, band: one standard deviation; the first steps, alike for all, lie above the frame"
     with style.picture(path, (4.6 * max(2, len(view.sizes)), 3.9), message, below) as figure:
         axes = figure.subplots(1, len(view.sizes), squeeze=False)[0]
         for axis, size in zip(axes, view.sizes, strict=True):
             late: list[float] = []
-            for name in filter(None, names):
+            for name in names:
                 rate = view.best_dense_rate(size) if name == view.roles.get("dense") else None
                 curves = [cell["loss_curve"] for cell in view.cells(name, size, density, rate)]
                 steps = [point[0] for point in curves[0]] if curves else []
@@ -306,4 +308,25 @@ def _density(view: View, path: Path) -> str | None:
         axes[0].set_ylabel("validation loss minus dense\n(nats per token)")
         handles, labels = _widest(axes)
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return message
+
+
+def _losses(view: View, path: Path) -> str | None:
+    """Where masks stay there is no update to look at: the losses themselves."""
+    chosen = None if view.updated else _sampled(view)
+    if chosen is None:
+        return None
+    size, density, _ = chosen
+    methods: Mapping[str, Any] = view.matrix.get("methods") or {}
+    losses = {name: view.by_seed("validation_loss", name, size, density) for name in view.methods(size, density)}
+    message = messages.losses(losses)
+    with style.picture(path, (8.0, 1.4 + 0.3 * len(losses)), message, MEANING) as figure:
+        axis = figure.subplots()
+        first = next(iter(losses.values()))
+        draw_rows(axis, [
+            Row(name, list(found.values()), style.COLORS[kind(methods.get(name) or {})],
+                bool((over := Difference.of(found, first)) and over.significant and found is not first))
+            for name, found in losses.items()
+        ])  # fmt: skip
+        axis.set_xlabel("validation loss (nats per token)")
     return message

@@ -9,8 +9,8 @@ from typing import Any
 from pretrain.config.typed import build
 from pretrain.errors import nearest
 
+from ..markdown import table
 from .statistics import Difference
-from .tables import markdown
 from .view import View
 
 
@@ -44,6 +44,13 @@ class Hypothesis:
         if self.bound_at_most is None or found.mean > self.mean_at_most:
             return found.mean <= self.mean_at_most
         return None if found.upper is None else found.upper <= self.bound_at_most
+
+    def verdict(self, found: Difference | None) -> str:
+        """In words."""
+        holds = self.holds(found)
+        if holds and found is not None and self.bound_at_most is None and self.mean_at_most < 0:
+            return "holds" if found.significant else "holds by its mean, not significant"
+        return {None: "not measured", False: "**missed**", True: "holds"}[holds]
 
 
 def problems(content: Mapping[str, Any]) -> list[str]:
@@ -80,8 +87,9 @@ def section(view: View) -> list[str]:
     return [
         "## What was expected, and what was found",
         f"Written into the matrix file before its cells ran{said}. A difference is of validation losses, in nats per "
-        "token, paired by seed; the bound is the upper end of its two-sided 90 % interval.",
-        markdown(
+        "token, paired by seed; the bound is the upper end of its two-sided 90 % interval. Where no bound was asked "
+        "for, the mean alone decides, and the verdict says whether the test tells it from 0.",
+        table(
             ["hypothesis", "difference", "bound", "expected at most", "p", "seeds", "verdict"],
             [_row(entry, found) for entry, found in judged],
         ),
@@ -90,7 +98,7 @@ def section(view: View) -> list[str]:
 
 def _row(entry: Hypothesis, found: Difference | None) -> list[str]:
     expected = f"{entry.mean_at_most:+.4g}" + ("" if entry.bound_at_most is None else f", {entry.bound_at_most:+.4g}")
-    verdict = {None: "not measured", False: "**missed**", True: "holds"}[entry.holds(found)]
+    verdict = entry.verdict(found)
     if found is None:
         return [entry.name, "-", "-", expected, "-", "0", verdict]
     bound = "-" if found.upper is None else f"{found.upper:+.4f}"

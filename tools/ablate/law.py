@@ -18,11 +18,11 @@ from pretrain.errors import nearest
 from pretrain.numbers import short_count
 
 from ..figures import style
+from ..markdown import table
 from .answers import Answer, answered
 from .kinds import kind
 from .questions import questions
 from .statistics import SIGNIFICANT, student_p, student_t
-from .tables import markdown
 from .view import View
 
 WIDEST = 0.06
@@ -147,22 +147,22 @@ def section(view: View, prefix: Path) -> tuple[list[str], list[Path]]:
     _draw(view, lines, message, path)
     heads = ["method", "sizes", "points", "nats over the first row for ten times the weights", "standard error", "p",
              "drawn up to"]  # fmt: skip
-    table = markdown(heads, [_row(method, line) for method, line in lines.items()])
+    rows = table(heads, [_row(method, line) for method, line in lines.items()])
     about = (
         "A straight line over the logarithm of active weights, by least squares over seeds. Sizes within a decade fix "
         "no law. The interval counts seeds and not sizes: what all seeds of a size share, such as a learning rate that "
         "is tuned badly, is not in it. Beyond the largest size the line is drawn as far as its two-sided 90 % interval "
         f"is at most {WIDEST:g} nats wide, and no farther than {FARTHEST:g} times that size."
     )
-    return ["## How does the gain move with size?", f"**{message}.** {about}", table,
+    return ["## How does the gain move with size?", f"**{message}.** {about}", rows,
             f"![{message}](images/{path.name})"], [path]  # fmt: skip
 
 
 def _sentence(method: str, line: Line) -> str:
     if line.p >= SIGNIFICANT:
         return (
-            f"{method}: whether the gain moves with size is not known ({line.slope:+.3f} ± {line.slope_error:.3f} nats "
-            f"for ten times the weights, p = {line.p:.2g})"
+            f"{method}: no change of the gain with size shows ({line.slope:+.3f} ± {line.slope_error:.3f} nats for ten "
+            f"times the weights, p = {line.p:.2g})"
         )
     way = "grows" if line.slope < 0 else "falls"
     return f"{method}: the gain {way} by {abs(line.slope):.3f} nats for ten times the weights (p = {line.p:.2g})"
@@ -177,7 +177,7 @@ def _row(method: str, line: Line) -> list[str]:
 def _draw(view: View, lines: Mapping[str, Line], message: str, path: Path) -> None:
     methods: Mapping[str, Any] = view.matrix.get("methods") or {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    below = "points: seeds; line: least squares; band: 90 % interval of its mean"
+    below = "points: seeds; line: least squares, dashed beyond the largest size; band: 90 % interval of its mean"
     with style.picture(path, (8.0, 3.6), message, below) as figure:
         axes = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
         for axis, (method, line) in zip(axes, lines.items(), strict=True):
@@ -191,7 +191,9 @@ def _draw(view: View, lines: Mapping[str, Line], message: str, path: Path) -> No
                 [m + h for m, h in zip(mean, half, strict=True)],
             )
             style.band(axis, [10**x for x in xs], low, high, color)
-            axis.plot([10**x for x in xs], mean, color=color)
+            inside = sum(x <= max(x for x, _ in line.points) for x in xs)
+            for part, dashes in ((slice(0, inside), "-"), (slice(max(0, inside - 1), None), "--")):
+                axis.plot([10**x for x in xs[part]], mean[part], dashes, color=color)
             axis.plot([10**x for x, _ in line.points], [y for _, y in line.points], ".", color=style.MUTED)
             axis.axhline(0.0, color=style.MUTED, linewidth=0.9)
             axis.set_xscale("log")

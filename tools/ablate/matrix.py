@@ -21,9 +21,12 @@ from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.load import beside, load_config, merge, named_family
 from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError, nearest
+from smet.fields import shown
 
 from . import hypotheses, law, peers, questions, sections
 
+PLAIN = ("peer", "then_dense")
+"""Keys of a method that only plain torch knows: who trains it, and the share of a run after which it is dense."""
 FORCED = {"guard": {"enabled": False}, "train": {"consistency_interval": 0}, "logging": {"interval": 50}}
 """The guard would leave out the very spikes that are to be measured."""
 
@@ -44,7 +47,7 @@ class Cell:
     measure: dict[str, Any]
     """What is measured on the way: the file's ``probe`` section, or its ``branches`` section."""
     plain: dict[str, Any] | None = None
-    """Where plain torch trains it: the ``peer`` that does, or nothing; None = the program trains it."""
+    """Where plain torch trains it: the ``peer`` that does, ``then_dense``, or nothing; None = the program trains it."""
     tuned: bool = False
     """Whether ``lr`` is the best of those that were tried at another seed."""
 
@@ -96,7 +99,7 @@ def load_matrix(
     if problems:
         raise ConfigError(problems)
     problems += [f"{path}: methods, {name}: {text}" for name, keys in (content.get("methods") or {}).items()
-                 for text in _peer_problems(keys, content)]  # fmt: skip
+                 for text in [*_peer_problems(keys, content), *_dense_problems(keys, content)]]  # fmt: skip
     asked = _asked(path, content, only, quick)
     groups = [] if only or quick else content.get("cells") or []
     cells = [cell for group in groups for cell in _group(group, content, problems)]
@@ -131,24 +134,39 @@ def _asked(path: Path, content: dict[str, Any], only: Sequence[str], quick: bool
 
 
 def _question_cell(content: dict[str, Any], row: questions.Row, seed: int, lr: float, tuned: bool) -> Cell:
-    sparsity = content["methods"][row.method]
-    density = 1.0 if sparsity.get("method") == "dense" else row.density
-    name = f"{row.size} {row.method}" if density == 1.0 else f"{row.size} d{density:g} {row.method}"
+    name, density = _named(content, row.size, row.method, row.density)
     made = _cell(
-        content, f"{name} lr{lr:g} s{seed}", "run", row.method, density, row.size, seed, lr, sparsity,
-        dict(content.get("probe") or {}),
+        content, f"{name} lr{lr:g} s{seed}", "run", row.method, density, row.size, seed, lr,
+        content["methods"][row.method], dict(content.get("probe") or {}),
     )  # fmt: skip
     return dataclasses.replace(made, tuned=tuned)
+
+
+def _named(content: dict[str, Any], size: str, method: str, density: float) -> tuple[str, float]:
+    """The beginning of a cell's name, and its density: a dense model has but one."""
+    density = 1.0 if content["methods"][method].get("method") == "dense" else density
+    return (f"{size} {method}" if density == 1.0 else f"{size} d{density:g} {method}"), density
 
 
 def _peer_problems(keys: dict[str, Any], content: dict[str, Any]) -> list[str]:
     if "peer" not in keys:
         return []
-    found = peers.problems(keys["peer"])
-    if keys.get("method") != "dense":
-        found.append(f"method is {keys.get('method')!r} with a peer, expected dense")
+    found = peers.problems(keys["peer"], keys.get("method"))
     if content.get("engine") != "torch":
         found.append("a peer trains in plain torch, expected the section engine: torch")
+    return found
+
+
+def _dense_problems(keys: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    if "then_dense" not in keys:
+        return []
+    share, found = keys["then_dense"], []
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < 1:
+        found.append(f"then_dense is {shown(share)}, expected a share of the run between 0 and 1, such as 0.8")
+    if keys.get("method") == "dense":
+        found.append("method is 'dense' with then_dense, expected a sparse one")
+    if content.get("engine") != "torch":
+        found.append("then_dense is of plain torch, expected the section engine: torch")
     return found
 
 
@@ -164,12 +182,10 @@ def _group(group: dict[str, Any], content: dict[str, Any], problems: list[str]) 
 
 def _run_cells(group: dict[str, Any], content: dict[str, Any], problems: list[str]) -> Iterable[Cell]:
     for size, method, density, seed, lr in _product(group, "methods", content, problems):
-        sparsity = content["methods"][method]
-        density = 1.0 if sparsity.get("method") == "dense" else density
-        name = f"{size} {method}" if density == 1.0 else f"{size} d{density:g} {method}"
+        name, density = _named(content, size, method, density)
         name += f" s{seed}" if lr is None else f" lr{lr:g} s{seed}"
         measure = dict(content.get("probe") or {})
-        yield _cell(content, name, "run", method, density, size, seed, lr, sparsity, measure)
+        yield _cell(content, name, "run", method, density, size, seed, lr, content["methods"][method], measure)
 
 
 def _branch_cells(group: dict[str, Any], content: dict[str, Any], problems: list[str]) -> Iterable[Cell]:
@@ -232,7 +248,7 @@ def _cell(
     settings = merge(settings, own)
     sparsity = dict(sparsity)
     sparsity.pop("tuned_as", None)
-    peer = sparsity.pop("peer", None)
+    own_ways = {key: sparsity.pop(key) for key in PLAIN if sparsity.get(key) is not None}
     settings = merge(settings, sparsity.pop("run", None) or {})
     settings = merge(settings, {"sparsity": {**sparsity, "density": density, "seed": seed}})
     settings = merge(settings, {"train": {"seed": seed}, "data": {"seed": seed}})
@@ -240,5 +256,5 @@ def _cell(
         settings = merge(settings, {"optimizer": {"lr": lr}})
     settings = merge(settings, FORCED)
     lr = float(settings.get("optimizer", {}).get("lr", 0.0))
-    plain = ({"peer": peer} if peer else {}) if content.get("engine") == "torch" else None
+    plain = own_ways if content.get("engine") == "torch" else None
     return Cell(slug(name), kind, method, density, size, seed, lr, settings, measure, plain)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .reading import READ_AT, TIMES
-from .statistics import Difference, Spread
+from .statistics import Difference, Spread, means_over_common
 from .view import LATER, View
 
 
@@ -144,3 +144,12 @@ def over_dense(view: View, method: str | None, size: str, density: float) -> Spr
     own = view.by_seed("validation_loss", method, size, density)
     dense = view.by_seed("validation_loss", view.roles.get("dense"), size, None, rate)
     return Spread.of([own[seed] - dense[seed] for seed in sorted(own.keys() & dense.keys())])
+
+
+def losses(by_seed: Mapping[str, Mapping[int, float]]) -> str:
+    """Which method has the lowest loss, over seeds that all of them have."""
+    common = set.intersection(*(set(found) for found in by_seed.values()))
+    mean = dict(zip(by_seed, means_over_common(list(by_seed.values())), strict=True))
+    best, first = min(mean, key=lambda name: mean[name]), next(iter(mean))
+    seeds = f"{len(common)} seeds that all have" if common else "seeds of their own"
+    return f"{best} is lowest, {mean[first] - mean[best]:.3f} nats below {first} over {seeds}"

@@ -12,7 +12,9 @@ from pretrain.errors import DataError
 from pretrain.files import write_atomically
 from pretrain.records import misfit
 
-from . import answers, defaults, figures, hypotheses, law, reading, tables, text, winners
+from ..markdown import table
+from . import answer_page, defaults, figures, hypotheses, law, reading, sentences, tables, text, winners
+from .answers import answered as answers_of
 from .figures import Made
 from .view import LATER, View
 
@@ -23,17 +25,20 @@ CAPTIONS = {
     "spikes": f"The rise of the held-out loss within {LATER} steps of an update, over the static run, by method.",
     "changes": "Change of regrown weights in a step over that of all others, by their age.",
     "curves": "Training loss, mean and standard deviation over seeds; the dense model at its best learning rate.",
+    "losses": "Final validation losses; small dots are seeds, a full circle differs from the first row at p < 5 %.",
     "density": "Final validation loss less that of the dense model at its best learning rate, by density.",
 }
 """What is drawn; what it says stands above it."""
 
 
 ELSEWHERE = (
-    "What else was measured: [what this page left open](results-afterwards.md), [what causes the spikes of naive Adam]"
-    "(results-spikes.md), [what tiles cost]"
-    "(results-tiles.md) through the whole program, and [what they save in time](performance-tiles.md). The same "
-    "questions at 60m and 130m, for one GPU: `python -m tools.ablate configs/ablations/gpu.yaml --jobs 1` (not "
-    "measured yet)."
+    "What else was measured: [what this page left open](results-afterwards.md); "
+    "[densities, permutations, updates and schedules](results-settings.md) at the better initial weights, and 8-bit "
+    "Adam on both sides; [rules of rewiring at tiles](results-rewiring.md); [moments of one byte](results-moments.md) "
+    "in the program's own AdamW; [what causes the spikes of naive Adam](results-spikes.md); "
+    "[what tiles cost](results-tiles.md) through the whole program, and [what they save in time]"
+    "(performance-tiles.md). Some of these questions at 60m and 130m, for one GPU: `python -m tools.ablate "
+    "configs/ablations/gpu.yaml --jobs 1` (not measured yet)."
 )
 """Below the overview of the page that is made of ``BUDGET``."""
 BUDGET = "budget.yaml"
@@ -44,7 +49,7 @@ def write(results: dict[str, Any], target: Path) -> list[Path]:
     try:
         view = View(results)
         prefix = target.parent / "images" / target.stem
-        answered = answers.write(view, prefix)
+        answered = answer_page.write(view, prefix)
         fitted, drawn = law.section(view, prefix)
         images = figures.draw(view, prefix) if view.branch_groups() or not answered.sections else {}
         write_atomically(target, render(view, images, [*answered.sections, *fitted]))
@@ -70,10 +75,10 @@ def render(view: View, images: Mapping[str, Made], answered: Sequence[str] = ())
         *_branches(view, images),
         *([] if answered else [*_finals(view, images), *_methods(view, images)]),
     ]
-    parts += winners.section(view)
     chosen = defaults.sentences(view)
-    if chosen:
-        parts += ["## What follows for the defaults", reading.bullets(chosen)]
+    follows = [*winners.section(view), *([reading.bullets(chosen)] if chosen else [])]
+    if follows:
+        parts += ["## What follows for the defaults", *follows]
     return "\n\n".join([*parts, _settings(view)]) + "\n"
 
 
@@ -88,17 +93,24 @@ def _head(view: View) -> str:
     results, machine = view.results, view.results["machine"]
     texts = " or ".join(map(text.describe, results["texts"])) or "unknown"
     revisions = ", ".join(revision[:12] for revision in results["revisions"])
+    own = bool(view.matrix.get("text"))
+    shifts = "; another Python has another standard library, on which all losses shift" if own else ""
+    minutes = results["cpu_seconds"] / 60
+    spent = f"{minutes:.0f} CPU minutes, {minutes / 2:.0f} minutes of two quiet cores"
+    if view.device == "cuda":
+        spent = f"{results['wall_seconds'] / 3600:.1f} hours of one GPU"
+    left = results.get("not_asked") or []
+    unasked = f" Questions of the file that were not asked: {', '.join(left)}." if left else ""
+    branched = " (in the branch experiment: over branches)" if view.branch_groups() else ""
     return (
         f"# {view.matrix.get('title') or 'Results: which remedy removes the spikes, at what cost'}\n\n"
         f"Made by `{results['command']}` on {results['written']}, from revision {revisions}, on {machine['processor']} "
         f"({machine['cores']} cores, torch {machine['torch']}, deepspeed {machine['deepspeed']}); rendered by "
-        "`python -m tools.ablate render`. No number on this page is typed by hand, and its sentences are chosen "
-        f"by the numbers. It took {results['cpu_seconds'] / 60:.0f} CPU minutes, {results['cpu_seconds'] / 120:.0f} "
-        f"minutes of two quiet cores. Text: {texts}; another Python has another "
-        "standard library, on which all losses shift.\n\n"
-        "Losses are in nats per token; `±` is one standard deviation over seeds (in the branch experiment: over "
-        "branches). Differences are tested seed by seed with a paired two-sided t-test at 5 %, not adjusted for their "
-        "number: with three seeds such a test finds only what is large against the noise."
+        "`python -m tools.ablate render`. Numbers are those of its `results.json`, which also choose the sentences; "
+        f"notes are the matrix file's own. It took {spent}. Text: {texts}{shifts}.{unasked}\n\n"
+        f"Losses are in nats per token; `±` is one standard deviation over seeds{branched}. Differences are tested "
+        "seed by seed with a paired two-sided t-test at 5 %, not adjusted for their number: one of twenty that are "
+        "none is called significant."
     )
 
 
@@ -109,7 +121,11 @@ def _summary(view: View) -> list[str]:
 
 def _overview(view: View) -> list[str]:
     elsewhere = [ELSEWHERE] if view.results["file"] == BUDGET else []
-    return ["## When it pays, and when not", reading.bullets(answers.overview(view)), *elsewhere]
+    return [
+        "## When it pays, and when not",
+        reading.bullets(sentences.overview(answers_of(view), view.dense_methods)),
+        *elsewhere,
+    ]
 
 
 def _branches(view: View, images: Mapping[str, Made]) -> list[str]:
@@ -124,6 +140,7 @@ def _branches(view: View, images: Mapping[str, Made]) -> list[str]:
         "remedy can undercut but by learning. The *neutral* state is that of a run whose topology never changed, so "
         "that all weights are of one age; the *SMET* state is in the middle of SMET training. Warm-up of *all* weights "
         "is no variant here: those active from the start are older than W.",
+        *filter(None, [reading.of_run_files(view)]),
         reading.bullets(reading.branch_claims(view)),
     ]
     for group in groups:
@@ -167,14 +184,16 @@ def _finals(view: View, images: Mapping[str, Made]) -> list[str]:
     claims = reading.final_claims(view)
     if claims:
         parts.append(reading.bullets(claims))
-    return [*parts, *_image(images, "density"), *_image(images, "curves")]
+    return [*parts, *(part for name in ("density", "curves", "losses") for part in _image(images, name))]
 
 
 def _methods(view: View, images: Mapping[str, Made]) -> list[str]:
     if view.main_density is None:
         return []
-    parts = [
-        f"## Every method at {view.sizes[0]}, d = {view.main_density:g}",
+    parts = [f"## Every method at {view.sizes[0]}, d = {view.main_density:g}"]
+    if not view.updated:
+        return [*parts, tables.methods(view)]
+    parts += [
         "*Jump*: loss of a fixed held-out batch right behind an update minus that right before it, averaged over the "
         f"updates of a run. *Rise*: the same {LATER} steps later, where a cold start peaks; the loss falls all the "
         "while, so the rise over the static run on the same batches is the better spike metric. *Step of regrown / "
@@ -189,40 +208,49 @@ def _methods(view: View, images: Mapping[str, Made]) -> list[str]:
 
 
 def _counted(view: View) -> list[str]:
-    """What the numbers say of where rates were tuned, and of tokens, beside what the notes say."""
-    sizes, run = view.matrix["sizes"], view.matrix["run"]
-
-    def steps(size: str) -> int:
-        return int((sizes[size].get("train") or {}).get("steps", run["train"]["steps"]))
-
-    shares = [f"{size} in {steps(own['tuned_at'])} steps for {steps(size)}" for size, own in sizes.items()
-              if "tuned_at" in own]  # fmt: skip
-    if not shares:
+    """What stands beside the notes where rates were tuned in shorter runs."""
+    if not any("tuned_at" in own for own in view.matrix["sizes"].values()):
         return []
     return [
-        f"Rates of longer runs were tuned in shorter ones: {', '.join(shares)}. Longer runs tend to want lower rates.",
-        "Tokens per active weight are counted in the tables; where a note gives another number, theirs is true.",
+        "Rates of longer runs were tuned in shorter ones, as the tables say. Longer runs tend to want lower rates.",
+        "The notes give tokens per active weight of the sparse rows; the tables count those of each row.",
     ]
 
 
 def _settings(view: View) -> str:
-    content = {key: view.matrix[key] for key in ("run", "sizes", "methods", "branches") if key in view.matrix}
+    matrix = view.matrix
+    content = {key: matrix[key] for key in ("run", "sizes", "branches") if key in matrix}
     text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())
-    lone = not view.matrix.get("questions")  # of whose methods only the remedies differ
-    source = "dictionaries of Debian and " if (view.matrix.get("text") or {}).get("debian") else ""
+    named = [[name, _plainly(keys)] for name, keys in (matrix.get("methods") or {}).items()]
     return (
         "## Settings, cost and limits\n\n"
+        f"{_limits(view)}\n\n"
+        f"{''.join(f'- {note}{chr(10)}' for note in [*matrix.get('notes', []), *_counted(view)])}\n"
+        f"{tables.cost(view)}\n\n"
+        f"{table(['method', 'its settings'], named)}\n\n"
+        f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"
+    )
+
+
+def _plainly(keys: Mapping[str, Any]) -> str:
+    """Settings of a method in one line, as a run file would say them."""
+    return f"`{json.dumps(keys)[1:-1]}`".replace('"', "")
+
+
+def _limits(view: View) -> str:
+    own = view.matrix.get("text")
+    source = "dictionaries of Debian and " if (own or {}).get("debian") else ""
+    tiny = (
         f"The models are tiny and see little text: {source}Python's own standard library. What holds here need not "
         "hold at larger scale, and what does not show here may show there. "
-        + (
-            "Effective fan-in initialisation is on for every sparse method, so that only the remedies differ; the "
-            "guard that skips spikes is off. "
-            if lone
-            else ""
-        )
+    )
+    lone = (
+        "Effective fan-in initialisation is on for every sparse method, so that only the remedies differ; the guard "
+        "that skips spikes is off. "
+    )
+    return (
+        (tiny if own else "")
+        + (lone if view.updated and not view.matrix.get("questions") else "")
         + "A seed decides initial weights, masks, growth and the order of the text. The same text, order and initial "
-        "weights serve every method of a seed.\n\n"
-        f"{''.join(f'- {note}{chr(10)}' for note in [*view.matrix.get('notes', []), *_counted(view)])}\n"
-        f"{tables.cost(view)}\n\n"
-        f"From `{view.results['file']}`, as each cell resolves it:\n\n```\n{text}\n```"
+        "weights serve every method of a seed."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import nn
 from pretrain.config import RunConfig
 from pretrain.errors import DataError, nearest
 from smet.fields import shown
+from smet.linear import sparse_layers
 
 Groups = list[dict[str, Any]]
 Made = Callable[[Groups, Mapping[str, Any], RunConfig], torch.optim.Optimizer]
 
 
 def optimizer_of(model: nn.Module, peer: Mapping[str, Any], config: RunConfig) -> torch.optim.Optimizer:
-    """The optimizer of a peer over a dense model.
+    """The optimizer of a peer over a dense model; one of ``OF_ANY`` also over a sparse one whose masks stay.
 
     Args:
         peer: ``name``, and what ``OPTIONS`` lists for it.
@@ -29,20 +30,25 @@ def optimizer_of(model: nn.Module, peer: Mapping[str, Any], config: RunConfig) -
     Raises:
         DataError: its package is not installed.
     """
+    values = {id(layer.values) for layer in sparse_layers(model).values()}
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (matrices if _is_projected(name, parameter) else others).append(parameter)
+        projected = id(parameter) in values or _is_projected(name, parameter)
+        (matrices if projected else others).append(parameter)
     options = {**OPTIONS[peer["name"]], **{key: value for key, value in peer.items() if key != "name"}}
-    return PEERS[peer["name"]]([{"params": matrices}, {"params": others}], options, config)
+    return PEERS[peer["name"]](_decayed([{"params": matrices}, {"params": others}], values, config), options, config)
 
 
-def problems(peer: Any) -> list[str]:
-    """What is wrong with the entry ``peer`` of a method."""
+def problems(peer: Any, method: Any) -> list[str]:
+    """What is wrong with the entry ``peer`` of a method of ``smet``."""
     if not isinstance(peer, dict) or peer.get("name") not in list(PEERS):
         return [f"peer is {shown(peer)}, expected a mapping whose name is one of {', '.join(PEERS)}"]
     known = OPTIONS[peer["name"]]
+    allowed = ("dense", "static") if peer["name"] in OF_ANY else ("dense",)
     found = []
+    if method not in allowed:
+        found.append(f"method is {method!r} with the peer {peer['name']}, expected {' or '.join(allowed)}")
     for key, value in peer.items():
         if key != "name" and key not in known:
             found.append(f"peer.{key} is not known{nearest(str(key), known)}")
@@ -76,7 +82,7 @@ def _is_projected(name: str, parameter: nn.Parameter) -> bool:
 def _adamw8bit(groups: Groups, options: Mapping[str, Any], config: RunConfig) -> torch.optim.Optimizer:
     found = _imported("torchao.optim", "torchao")
     made: torch.optim.Optimizer = found.AdamW8bit(
-        _decayed(groups, config), lr=config.optimizer.lr, betas=_betas(config), eps=config.optimizer.eps,
+        groups, lr=config.optimizer.lr, betas=_betas(config), eps=config.optimizer.eps,
         bf16_stochastic_round=options["stochastic_rounding"],
     )  # fmt: skip
     return made
@@ -86,7 +92,7 @@ def _galore(groups: Groups, options: Mapping[str, Any], config: RunConfig) -> to
     found = _imported("galore_torch", "galore-torch bitsandbytes")
     groups[0].update(options)
     made: torch.optim.Optimizer = found.GaLoreAdamW(
-        _decayed(groups, config), lr=config.optimizer.lr, betas=_betas(config), no_deprecation_warning=True
+        groups, lr=config.optimizer.lr, betas=_betas(config), no_deprecation_warning=True
     )
     return made
 
@@ -96,17 +102,17 @@ def _apollo(groups: Groups, options: Mapping[str, Any], config: RunConfig) -> to
     front = options["scale_front"]
     groups[0].update({key: value for key, value in options.items() if key != "scale_front"})
     made: torch.optim.Optimizer = found.APOLLOAdamW(
-        _decayed(groups, config), lr=config.optimizer.lr, betas=_betas(config), scale_front=front
+        groups, lr=config.optimizer.lr, betas=_betas(config), scale_front=front
     )
     return made
 
 
-def _decayed(groups: Groups, config: RunConfig) -> Groups:
-    """Weight decay for matrices, none for vectors, as in ``smet.parameter_groups``."""
+def _decayed(groups: Groups, values: Collection[int], config: RunConfig) -> Groups:
+    """Weight decay for matrices and what is stored of them, none for other vectors, as ``smet.parameter_groups``."""
     made = []
     for group in groups:
         for decay, wanted in ((config.optimizer.weight_decay, True), (0.0, False)):
-            params = [parameter for parameter in group["params"] if (parameter.dim() > 1) == wanted]
+            params = [one for one in group["params"] if (one.dim() > 1 or id(one) in values) == wanted]
             if params:
                 made.append({**group, "params": params, "weight_decay": decay})
     return made
@@ -132,6 +138,8 @@ def _imported(module: str, packages: str) -> Any:
 
 
 PEERS: Mapping[str, Made] = {"adamw8bit": _adamw8bit, "galore": _galore, "apollo": _apollo}
+OF_ANY = ("adamw8bit",)
+"""Those that take vectors as well as matrices."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adamw8bit": {"stochastic_rounding": True},
     "galore": {"rank": 32, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"},

@@ -21,7 +21,7 @@ Key = tuple[str, str, float]
 """(size, method, density): what has one best learning rate."""
 EQUAL = {
     "bytes": "bytes at rest",
-    "flops": "FLOPs of products per token",
+    "flops": "FLOPs of active weights in a run",
     "seconds": "time of a run",
     "tokens": "tokens",
 }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pretrain.config.yaml_text import read_yaml
+
+from ..packages import CONFIGS
 from .statistics import Difference, Spread
-from .view import Group, View
+from .view import LATER, Group, View
 
 READ_AT = 30
 """Steps behind an update at which the branch experiment is judged."""
@@ -123,10 +126,7 @@ def _below_zero(floor: Spread) -> str:
 
 def late_branches(view: View) -> list[str]:
     """How naive Adam's excess depends on the step at which the topology changes, beside what theory says of it."""
-    name = (view.roles.get("branches") or {}).get("naive", "")
-    betas = [
-        float((view.matrix["run"].get("optimizer") or {}).get(k, d)) for k, d in (("beta1", 0.9), ("beta2", 0.999))
-    ]
+    name, betas = (view.roles.get("branches") or {}).get("naive", ""), _betas(view)
     found = []
     for group, branches in view.branch_groups().items():
         size, base, density = group
@@ -138,6 +138,25 @@ def late_branches(view: View) -> list[str]:
         if len(parts) > 1:
             found.append(f"{size}, d = {density:g}, {base}: {', '.join(parts)}.")
     return found
+
+
+def _betas(view: View) -> tuple[float, float]:
+    given = view.matrix["run"].get("optimizer") or {}
+    return float(given.get("beta1", 0.9)), float(given.get("beta2", 0.999))
+
+
+def of_run_files(view: View) -> str:
+    """Whether what was measured of cold starts is what the run files of this project would see; nothing if it is."""
+    (beta1, own), preset = _betas(view), CONFIGS / "presets" / "measured.yaml"
+    theirs = float(read_yaml(preset).get("optimizer", {}).get("beta2", own))
+    if theirs == own:
+        return ""
+    factors = [cold_start(1_000_000, beta1, beta2) for beta2 in (own, theirs)]
+    return (
+        f"All of it is at beta2 {own:g}, where naive Adam moves a regrown weight up to {factors[0]:.1f} times too far "
+        f"under a constant gradient. At {theirs:g}, which the run files in `configs/` have, that factor is "
+        f"{factors[1]:.1f} ([theory.md](theory.md#with-the-beta2-of-the-run-files)), and the experiment was not made."
+    )
 
 
 def cold_start(step: int, beta1: float, beta2: float) -> float:
@@ -242,7 +261,7 @@ def spike_claims(view: View) -> list[str]:
             spread = view.spread(key, roles.get(role), size, density)
             if spread is None:
                 continue
-            words = what or "12 steps later has risen, over the static run on the same batches, by"
+            words = what or f"{LATER} steps later has risen, over the static run on the same batches, by"
             found.append(f"{roles[role]} {words} {spread.text(4)} nats on average (seeds: {spread.count}).")
     naive, cured = (view.by_seed(view.rise_over_static(), roles.get(r), size, density) for r in ("naive", "remedied"))
     gap = Difference.of(naive, cured)

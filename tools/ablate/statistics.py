@@ -65,6 +65,12 @@ class Difference:
         return f"{seeds}: {'significant' if self.significant else 'not significant'}"
 
 
+def means_over_common(losses: Sequence[Mapping[int, float]]) -> list[float]:
+    """Mean of each over the seeds that all of them have, or over its own where they have none in common."""
+    common = set.intersection(*(set(found) for found in losses))
+    return [fmean(loss for seed, loss in found.items() if seed in common or not common) for found in losses]
+
+
 def _upper(gaps: Sequence[float]) -> float | None:
     if len(gaps) < 2:
         return None

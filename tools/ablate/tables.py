@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..markdown import table
 from .statistics import Spread
 from .view import LATER, View
 
 BRANCH_STEPS = (1, 3, 10, 30, 100)
-
-
-def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """A table whose columns but the first are right-aligned."""
-    lines = [heads, ["---", *(["---:"] * (len(heads) - 1))], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _text(spread: Spread | None, digits: int = 3, percent: bool = False) -> str:
@@ -40,7 +35,7 @@ def final_losses(view: View) -> str:
             else:
                 rows.append([f"{size}: {method}", "-", *(_text(spread) for spread in spreads), str(seeds)])
         rows += _tuned_dense(view, size)
-    return markdown(["size: method", "d = 1", *(f"d = {density:g}" for density in view.densities), "seeds"], rows)
+    return table(["size: method", "d = 1", *(f"d = {density:g}" for density in view.densities), "seeds"], rows)
 
 
 def _tuned_dense(view: View, size: str) -> list[list[str]]:
@@ -59,7 +54,7 @@ def dense_sweep(view: View) -> str:
         for rate, spread in view.by_rate(view.roles["dense"], size, None).items():
             mark = "**" if rate == best else ""
             rows.append([f"{size}: lr {rate:g}", f"{mark}{_text(spread)}{mark}", str(spread.count)])
-    return markdown(["size: learning rate", "validation loss", "seeds"], rows)
+    return table(["size: learning rate", "validation loss", "seeds"], rows)
 
 
 def density_sweep(view: View) -> str:
@@ -73,7 +68,7 @@ def density_sweep(view: View) -> str:
         cells = [f"**{_text(one.get(rate))}**" if rate == lowest else _text(one.get(rate))
                  for one, lowest in zip(losses, best, strict=True)]  # fmt: skip
         rows.append([f"{rate:g}", *cells])
-    return markdown(["learning rate", "dense", *(f"d = {density:g}" for density in view.densities)], rows)
+    return table(["learning rate", "dense", *(f"d = {density:g}" for density in view.densities)], rows)
 
 
 def methods(view: View) -> str:
@@ -107,7 +102,8 @@ def methods(view: View) -> str:
                 str(len(view.cells(method, size, density))),
             ]
         )
-    return markdown(heads, rows)
+    measured = [place for place in range(len(heads)) if any(row[place] != "-" for row in rows)]
+    return table([heads[place] for place in measured], [[row[place] for place in measured] for row in rows])
 
 
 def ratio(cell: dict[str, Any], age: int) -> float | None:
@@ -125,7 +121,7 @@ def branches(view: View, group: tuple[str, str, float]) -> str:
     steps = [step for step in BRANCH_STEPS if step in measured]
     names = list(dict.fromkeys(name for branch in found for name in branch["excess"]))
     rows = [[name, *(_text(view.branch_spread(found, name, step), 4) for step in steps)] for name in names]
-    return markdown(["continued with", *(f"after {step}" for step in steps)], rows)
+    return table(["continued with", *(f"after {step}" for step in steps)], rows)
 
 
 def cost(view: View) -> str:
@@ -140,4 +136,4 @@ def cost(view: View) -> str:
     ]  # fmt: skip
     rows.append(["total", str(len(view.results["cells"])), "", f"{view.results['cpu_seconds'] / 60:.1f}",
                  f"{view.results['wall_seconds'] / 60:.1f}"])  # fmt: skip
-    return markdown(["cells", "number", "CPU seconds each", "CPU minutes", "wall minutes, one after another"], rows)
+    return table(["cells", "number", "CPU seconds each", "CPU minutes", "wall minutes, one after another"], rows)

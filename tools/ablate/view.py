@@ -47,6 +47,20 @@ class View:
         """Methods without sparse layers."""
         return {m for m, keys in (self.matrix.get("methods") or {}).items() if keys.get("method") == "dense"}
 
+    @property
+    def device(self) -> str:
+        """What trained the cells."""
+        return str(self.runs[0].get("device", "cpu")) if self.runs else "cpu"
+
+    @property
+    def updated(self) -> bool:
+        """Whether the topology of any run changed."""
+        return any(cell.get("topology_updates") for cell in self.runs)
+
+    def steps(self, size: str) -> int:
+        """Optimizer steps of runs of this size."""
+        return int((self.matrix["sizes"][size].get("train") or {}).get("steps", self.matrix["run"]["train"]["steps"]))
+
     def rate(self, size: str) -> float:
         """The learning rate that the file gives to cells of this size."""
         own = (self.matrix["sizes"][size].get("optimizer") or {}).get("lr")
@@ -56,8 +70,8 @@ class View:
         """Runs of a method; at the rate tuned for it, else at the file's own, unless another is asked for."""
         density = 1.0 if method in self.dense_methods else density
         found = [c for c in self.runs if (c["method"], c["size"], c["density"]) == (method, size, density)]
-        if lr is None and (tuned := [cell for cell in found if cell.get("tuned")]):
-            return tuned
+        if lr is None and ((tuned := [cell for cell in found if cell.get("tuned")]) or self.matrix.get("questions")):
+            return tuned  # where questions are asked, other cells are those of the tuning
         wanted = self.rate(size) if lr is None else lr
         return [cell for cell in found if cell["lr"] == wanted]
 

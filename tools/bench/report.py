@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..markdown import table
 from ..planner.timing import Machine
 from .figures import PARTS
 
@@ -35,12 +36,6 @@ def figure_rows(result: Result) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown; all columns but the first are right-aligned."""
-    lines = [heads, ["---", *(["---:"] * (len(heads) - 1))], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def breakdown_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -89,7 +84,8 @@ def quickstart_line(result: Result) -> str:
     """A step of the quickstart against that of its dense twin, and how much of either the linear layers take."""
     own, dense = result["quickstart"]["SMET"], result["quickstart"]["dense"]
     line = (
-        f"A step of the quickstart takes {own['step_seconds'] / dense['step_seconds']:.3f} of the dense run's"
+        "A step of the quickstart, set as `configs/quickstart.yaml` was at that revision, takes"
+        f" {own['step_seconds'] / dense['step_seconds']:.3f} of the dense run's"
         f" ({own['step_seconds']:.3f} s against {dense['step_seconds']:.3f} s, medians)."
     )
     if "linear_layers" in own:  # older results lack it

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.manifest import read_manifest
 from pretrain.data.tokenizers import load_tokenizer
 from pretrain.errors import DataError
-from pretrain.files import write_synced
+from pretrain.files import sha256_of, write_synced
 
 _SPACE = "\u2581"
 _PROBES = (
@@ -40,6 +43,31 @@ def export_tokenizer(path: Path, folder: Path, vocab_size: int) -> dict[str, int
             "with --tokenizer, or export without one: --tokenizer none"
         )
     return _export_json(path, folder) if path.suffix == ".json" else _export_sentencepiece(path, folder)
+
+
+def not_of_the_data(path: Path, data: dict[str, Any]) -> list[str]:
+    """A note where the file at ``path`` is not the one that made the run's corpora, as far as these lie here.
+
+    Args:
+        data: that section of the run's settings.
+    """
+    own = sha256_of(path)
+    for prefix in _corpora(data):
+        with suppress(DataError, OSError):
+            known = read_manifest(prefix)
+            if known is not None and known.tokenizer_sha256 != own:
+                made = f"{prefix} was made with {known.tokenizer_sha256[:12]}"
+                return [f"tokenizer {path} (sha256 {own[:12]}) is not the run's: {made}"]
+    return []
+
+
+def _corpora(data: dict[str, Any]) -> Iterator[str]:
+    """Prefixes in settings that anybody may have written."""
+    stages = [stage for stage in data.get("curriculum") or () if isinstance(stage, dict)]
+    for blend in (data.get("train"), data.get("validation"), *(stage.get("blend") for stage in stages)):
+        for source in blend if isinstance(blend, list) else ():
+            if isinstance(source, dict) and isinstance(source.get("path"), str):
+                yield source["path"]
 
 
 def _export_json(path: Path, folder: Path) -> dict[str, int | None]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.load import from_overrides, layers_of, merge
+from pretrain.config.load import from_overrides, layers_of, merge, names_given
 from pretrain.config.yaml_text import read_yaml, to_yaml
 from pretrain.data.corpus import VOCAB_PADDING
-from pretrain.data.indexed import tokens_path
+from pretrain.data.indexed import named_by_file, tokens_path
 from pretrain.data.manifest import read_manifest
 from pretrain.errors import ConfigError, nearest
 from pretrain.numbers import duration, short_count
@@ -23,7 +23,7 @@ from ..packages import CONFIGS, ROOT
 from ..planner.budget import Budget, weights_of
 from ..planner.host import waiting
 from ..planner.machines import Named
-from ..planner.search import Found, fastest, search, share_evenly
+from ..planner.search import Found, fastest, held, search, share_evenly
 from ..planner.which import TOKENS_PER_WEIGHT, layout, model_sizes
 
 EPOCHS = 4
@@ -77,22 +77,26 @@ def plan(wanted: Wanted) -> New:
     _, content = layers_of(CONFIGS / ("tiles" if wanted.tiles else "") / f"{wanted.size}.yaml")
     content = merge(content, read_yaml(CONFIGS / "presets" / f"{wanted.preset}.yaml"))
     remarks: list[str] = []
-    _set_data(content, wanted, remarks)
+    said = _given(wanted)
+    _set_data(content, wanted, remarks, said)
     content["train"]["output_dir"] = f"runs/{Path(wanted.data).name}-{wanted.size}"
     if wanted.named.is_cpu:
         content["train"]["device"] = "cpu"
     content = merge(content, from_overrides(wanted.overrides))
+    _shorten_warmup(content, said)
     config = _shared(content, config_from_dict(content), wanted.gpus, remarks)
-    found = search(config, wanted.gpus, wanted.memory, wanted.named.machine, thorough=False)
+    own = held(config, wanted.overrides)
+    found = search(config, wanted.gpus, wanted.memory, wanted.named.machine, thorough=False, held=own)
     best = fastest(config, wanted.gpus, found)
     for name, value in best.settings.items():
-        section, _, key = name.partition(".")
-        content.setdefault(section, {})[key] = value
-    _set_length(content, config, wanted, best.time.total)
+        _put(content, name, value)
+    _set_length(content, config, wanted, best.time.total, said)
     made = config_from_dict(content)
     budget = Budget.of(made, wanted.gpus, best.time.total, None)
     waits = waiting(made, wanted.gpus, best.time.total)
-    return New(content, made, best, budget, [*remarks, *_epochs(wanted.data, budget), *([waits] if waits else [])])
+    return New(
+        content, made, best, budget, [*remarks, *_epochs(wanted.data, budget, said), *([waits] if waits else [])]
+    )
 
 
 def presets() -> list[str]:
@@ -100,13 +104,15 @@ def presets() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml"))
 
 
-def _set_data(content: dict[str, Any], wanted: Wanted, remarks: list[str]) -> None:
+def _set_data(content: dict[str, Any], wanted: Wanted, remarks: list[str], given: Collection[str]) -> None:
+    if why := named_by_file(wanted.data):
+        raise ConfigError(f"--data is {wanted.data}, expected the prefix of a corpus, {why}")
     data = content["data"]
     data |= {"train": wanted.data, "validation": wanted.validation, "tokenizer": wanted.tokenizer}
     for key in ("validation", "tokenizer"):
         if data[key] is None:
             del data[key]
-    if wanted.validation is None:
+    if wanted.validation is None and "data.validation" not in given:
         content.pop("evaluation", None)
         remarks.append("no validation corpus is given: the run will not be evaluated")
     manifest = read_manifest(wanted.data)
@@ -131,23 +137,62 @@ def _shared(content: dict[str, Any], config: RunConfig, gpus: int, remarks: list
     return shared
 
 
-def _set_length(content: dict[str, Any], config: RunConfig, wanted: Wanted, seconds: float) -> None:
-    """Steps, and what is laid out over them: warm-up, evaluations, saves."""
+def _given(wanted: Wanted) -> set[str]:
+    """Dotted names of what overrides say, which nothing here may say otherwise.
+
+    Raises:
+        ConfigError: the length of the run is said twice.
+    """
+    given = names_given(wanted.overrides)
+    if "train.steps" in given and (wanted.tokens or wanted.hours):
+        option = "--tokens" if wanted.tokens else "--hours"
+        raise ConfigError(f"{option} and train.steps both say how long the run is, expected one of them")
+    return given
+
+
+def _shorten_warmup(content: dict[str, Any], given: Collection[str]) -> None:
+    """Where steps are given and the warm-up is not: that of the size's own file may be longer than the run."""
+    train, optimizer = content["train"], content["optimizer"]
+    if "train.steps" not in given or not isinstance(optimizer, dict):
+        return
+    steps, warmup = train["steps"], optimizer.get("warmup_steps")
+    if isinstance(steps, int) and isinstance(warmup, int) and "optimizer.warmup_steps" not in given:
+        optimizer["warmup_steps"] = min(warmup, steps // 10)
+
+
+def _set_length(
+    content: dict[str, Any], config: RunConfig, wanted: Wanted, seconds: float, given: Collection[str]
+) -> None:
+    """Steps, and what is laid out over them, unless ``given``: warm-up, evaluations, saves."""
     per_step = config.train.global_batch_size * config.data.seq_length
     tokens = wanted.tokens or TOKENS_PER_WEIGHT * weights_of(config)[0]
     steps = max(1, int(wanted.hours * 3600 / seconds) if wanted.hours else -(-int(tokens) // per_step))
-    content["train"]["steps"] = steps
-    content["optimizer"]["warmup_steps"] = min(config.optimizer.warmup_steps, steps // 10)
-    if "evaluation" in content:
-        content["evaluation"]["interval"] = max(1, steps // 10)
-    saving = content.setdefault("checkpoint", {})
-    saving["interval"] = max(1, min(round(BETWEEN_SAVES / seconds), steps // 10))
-    saving.pop("keep_every", None)
+    if "train.steps" in given:
+        steps = config.train.steps
+    tenth = max(1, steps // 10)
+    laid_out = {
+        "train.steps": steps,
+        "optimizer.warmup_steps": min(config.optimizer.warmup_steps, steps // 10),
+        **({"evaluation.interval": tenth} if content.get("evaluation") else {}),
+        "checkpoint.interval": max(1, min(round(BETWEEN_SAVES / seconds), tenth)),
+    }
+    for name, value in laid_out.items():
+        if name not in given:
+            _put(content, name, value)
+    if "checkpoint.keep_every" not in given:
+        content["checkpoint"].pop("keep_every", None)
 
 
-def _epochs(prefix: str, budget: Budget) -> list[str]:
+def _put(content: dict[str, Any], name: str, value: Any) -> None:
+    """Set the key with the dotted ``name``, in a section that may be null."""
+    section, _, key = name.partition(".")
+    content[section] = {**(content.get(section) or {}), key: value}
+
+
+def _epochs(prefix: str, budget: Budget, given: Collection[str]) -> list[str]:
     manifest = read_manifest(prefix)
-    if manifest is None or not manifest.tokens:
+    others = {"data.train", "data.curriculum"} & {*given}  # of a blend that is given the run itself will tell
+    if manifest is None or not manifest.tokens or others:
         return []
     epochs = budget.tokens / manifest.tokens
     told = f"the corpus has {short_count(manifest.tokens)} tokens: {epochs:.3g} epochs"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, load_config
-from pretrain.config.load import Layer, layers_of
+from pretrain.config.load import Layer, layers_of, leaves
 from pretrain.config.yaml_text import key_lines
 from pretrain.errors import ConfigError
 from pretrain.run_folder.reader import SETTINGS
@@ -72,15 +72,6 @@ def resolve(path: Path, overrides: Iterable[str] = ()) -> Resolved:
     layers, merged = layers_of(file, overrides)
     values = dict(leaves(config.to_dict()))
     return Resolved(file, config, values, _Search(layers, merged, config).all(values))
-
-
-def leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in nested mappings; empty ones are values."""
-    for key, value in plain.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class _Search:

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from pretrain.config.checks import DEEPSPEED_KEYS
+from pretrain.config.passed_on import DEEPSPEED_KEYS, ZERO_INSTEAD
 from pretrain.config.retired import RETIRED
 from pretrain.config.schema import CallbackConfig, Source, WriterConfig
 from pretrain.config.typed import build, problems_of
@@ -54,8 +54,8 @@ def schema() -> Node:
 
 def _section(section: str) -> Node:
     if section == "deepspeed":
-        stage = {"zero_optimization": {"type": ["object", "null"], "properties": {"stage": False}}}
-        return _mapping({**dict.fromkeys(DEEPSPEED_KEYS, True), **stage})
+        refused = {"type": ["object", "null"], "properties": dict.fromkeys(ZERO_INSTEAD, False)}
+        return _mapping({**dict.fromkeys(DEEPSPEED_KEYS, True), "zero_optimization": refused})
     if section == "callbacks":
         return _list_of(sections()["callbacks"], section)
     if section == "model":

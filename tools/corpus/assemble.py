@@ -15,6 +15,10 @@ from pretrain.errors import DataError
 from .chunks import Chunk
 
 
+class EmptySplitError(DataError):
+    """One of several corpora would get no document."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """One corpus to write: its prefix, and the range of document digests that it takes."""
@@ -54,7 +58,7 @@ def assemble(
         allow_empty: accept an output without documents.
 
     Raises:
-        DataError: an output would be empty; nothing is published then.
+        EmptySplitError: an output would be empty; nothing is published then.
     """
     with ExitStack() as stack:
         writers = [IndexedWriter(output.prefix, dtype) for output in outputs]
@@ -71,7 +75,7 @@ def assemble(
         for output, writer in zip(outputs, writers, strict=True):
             if not writer.num_tokens and not allow_empty:
                 made = sum(other.num_documents for other in writers)
-                raise DataError(
+                raise EmptySplitError(
                     f"the {output.split} split got none of the {made} documents, so nothing was written; choose "
                     "another --validation-fraction or give more documents"
                 )

@@ -37,11 +37,6 @@ class InlineExecutor(Executor):
         return future
 
 
-def default_workers() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def mpi_ranks() -> int:
     """Processes that ``mpirun`` started, by the environment it sets; 1 without it."""
     return max(int(os.environ.get(name) or 1) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))

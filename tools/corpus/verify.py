@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.indexed import IndexedDataset, index_path, tokens_path
+from pretrain.data.indexed import IndexedDataset, index_path, named_by_file, tokens_path
 from pretrain.data.manifest import Manifest, manifest_path, read_manifest
-from pretrain.data.soundness import BLOCK, index_problems
+from pretrain.data.soundness import index_problems
 from pretrain.errors import DataError
+from pretrain.files import sha256_of
 
 from .progress import progress
 
@@ -31,7 +31,8 @@ def verify(prefix: str, vocab_size: int | None, eos_id: int | None) -> list[str]
         DataError: the corpus is missing.
     """
     if not index_path(prefix).exists() and not tokens_path(prefix).exists():
-        raise DataError(f"corpus {prefix} does not exist; expected {prefix}.bin and {prefix}.idx")
+        why = f", {named}" if (named := named_by_file(prefix)) else ""
+        raise DataError(f"corpus {prefix} does not exist; expected {prefix}.bin and {prefix}.idx{why}")
     try:
         manifest, data = read_manifest(prefix), IndexedDataset(prefix, allow_empty=True)
     except DataError as error:
@@ -95,19 +96,7 @@ def _checksums(prefix: str, manifest: Manifest | None) -> Iterator[str]:
         return
     for suffix, expected in manifest.checksums.items():
         path = Path(f"{prefix}.{suffix}")
-        found = _sha256(path)
+        with progress(path.name, total=path.stat().st_size, unit="B", unit_scale=True) as bar:
+            found = sha256_of(path, bar.update)
         if found != expected:
             yield f"{path} was changed: its sha256 is {found[:12]}, its manifest says {expected[:12]}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with (
-        path.open("rb") as file,
-        progress(path.name, total=size, unit="B", unit_scale=True) as bar,
-    ):
-        while block := file.read(BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()

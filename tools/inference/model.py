@@ -18,7 +18,7 @@ from pretrain.errors import CheckpointError, LaunchError
 from pretrain.models import DEFAULT, family, inventory_of
 from pretrain.models.family import FamilyConfig
 from pretrain.models.inventory import Role
-from pretrain.precision import DTYPES
+from pretrain.precision import DTYPES, widen_products
 from smet.compute import AUTO, TABLE
 from smet.errors import ConfigError
 from smet.linear import SparseLinear, sparse_layers
@@ -113,6 +113,7 @@ def load(
     loaded.precision = precision or loaded.precision
     run, kind = loaded.run, family(loaded.settings.family)
     loaded.device = device_of(device, run.train.device if run else None)
+    widen_products(loaded.device)
     with torch.device("meta"):
         eos_id = run.data.eos_id if documents and run and run.data.reset_attention else None
         model: Any = kind.model.Model(loaded.settings, eos_id=eos_id)

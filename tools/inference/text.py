@@ -34,7 +34,9 @@ def bytes_of(
             raise
         return _by_manifest(corpus, samples, paths), str(error)
     if found.sha256 != corpus.tokenizer_sha256:
-        return _by_manifest(corpus, samples, paths), "the model's tokenizer is not the one that made the data"
+        known = "the model's tokenizer is not the one that made the data"
+        none = "the data has no manifest, which would tell what tokenizer made it"
+        return _by_manifest(corpus, samples, paths), known if corpus.tokenizer_sha256 else none
     end = corpus.eos_id if corpus.eos_id is not None else found.eos_id
     return sum(predicted_bytes(corpus.sample(n).tolist(), found.decode, end) for n in range(samples)), ""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pretrain import outside
 from pretrain.data.tokenizers import Tokenizer, load_tokenizer
 from pretrain.errors import DataError
+from pretrain.files import sha256_of
 from pretrain.models import inventory_of
 from pretrain.paths import why_no_file
 
@@ -67,7 +67,7 @@ def _beside_corpora(loaded: Loaded) -> str | None:
     for folder, manifest in manifests(loaded):
         for path in sorted([*folder.glob("*.model"), *folder.glob("*.json")]):
             small = path.is_file() and path.stat().st_size <= LARGEST
-            if small and hashlib.sha256(path.read_bytes()).hexdigest() == manifest.tokenizer_sha256:
+            if small and sha256_of(path) == manifest.tokenizer_sha256:
                 return str(path)
     return None
 

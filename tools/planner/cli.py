@@ -25,10 +25,19 @@ from .budget import Budget
 from .budget import table as budget_table
 from .host import waiting
 from .machines import Named, machine_of
-from .search import Found, applied, search
+from .search import RESERVE, Found, applied, held, search
 from .timing import Machine, StepTime, products_by_backend, slower_over_tiles, slowest_stage
 from .which import HONEST, which
 from .which import table as which_table
+
+TOP = 10
+
+
+def _fraction(text: str) -> float:
+    value = finite(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected a fraction in [0, 1)")
+    return value
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -44,7 +53,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. parallel.tensor=2 sparsity.density=0.1")
     parser.add_argument("--world-size", type=count, metavar="N", help="ranks; default parallel.tensor x pipeline")
     parser.add_argument("--json", action="store_true", help="print JSON: every stage, dense and as set")
-    parser.add_argument("--search", action="store_true", help="rank the layouts that fit --gpus of --memory")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="rank the layouts that fit --gpus of --memory; overrides are kept",
+    )
     parser.add_argument(
         "--which", action="store_true", help="which of the models in configs/ --gpus can train, dense and sparse"
     )
@@ -56,8 +69,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=byte_size, help="memory of one GPU, such as 80GB or 40GiB; default that of --gpu, else 80GB"
     )
-    parser.add_argument("--reserve", type=finite, default=0.1, help="fraction of it to leave free; default 0.1")
-    parser.add_argument("--top", type=count, default=10, help="layouts to print; default 10")
+    parser.add_argument("--reserve", type=_fraction, help=f"fraction of it to leave free; default {RESERVE}")
+    parser.add_argument("--top", type=count, help=f"layouts to print; default {TOP}")
     for option in fields(Machine):
         flag = "--" + option.name.replace("_", "-")
         kind = finite if isinstance(option.default, float) else type(option.default)
@@ -166,10 +179,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        _refuse_idle(options)
         show(_which(options) if options.which else _plan(options))
     except UserError as error:
         return refuse(error)
     return 0
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Options that would have no effect.
+
+    Raises:
+        LaunchError: there are some.
+    """
+    if None not in (options.gpus, options.world_size) and options.gpus != options.world_size:
+        raise LaunchError(f"--gpus is {options.gpus} and --world-size {options.world_size}, expected one of them")
+    if options.search and options.which:
+        raise LaunchError("--search is about one run file and --which about all sizes, expected one of them")
+    idle = [] if options.search else ["top"] if options.which else ["memory", "reserve", "top"]
+    if given := [f"--{name}" for name in idle if getattr(options, name) is not None]:
+        raise LaunchError(f"{', '.join(given)} without --search has no effect")
 
 
 def _plan(options: argparse.Namespace) -> str:
@@ -185,12 +214,13 @@ def _plan(options: argparse.Namespace) -> str:
         return report(config, ranks, named, _price(options), options.json)
     if world is None:
         raise LaunchError("--search needs to know how many GPUs there are; give --gpus N")
-    found = search(config, world, options.memory or named.memory, named.machine, options.reserve)
+    memory, own = options.memory or named.memory, held(config, options.overrides)
+    found = search(config, world, memory, named.machine, _reserve(options), held=own)
     budgets = [Budget.of(config, world, one.time.total, _price(options)) for one in found]
     if options.json:
         both = zip(found, budgets, strict=True)
         return json.dumps([{**one.to_json(), "budget": budget.to_json()} for one, budget in both])
-    return ranking(found, options.top, config, named, budgets[0])
+    return ranking(found, options.top or TOP, config, named, budgets[0])
 
 
 def _which(options: argparse.Namespace) -> str:
@@ -201,7 +231,7 @@ def _which(options: argparse.Namespace) -> str:
     if files := [text for text in overrides if "=" not in text]:
         raise LaunchError(f"--which is about all sizes in configs/, expected no run file, found {files[0]}")
     named = _machine(options, gpus, None)
-    answers = which(gpus, named, options.memory or named.memory, options.reserve, _price(options), overrides)
+    answers = which(gpus, named, options.memory or named.memory, _reserve(options), _price(options), overrides)
     if options.json:
         return json.dumps([one.to_json() for one in answers])
     return "\n".join([which_table(answers), "", f"{named.describe()} {HONEST}"])
@@ -211,6 +241,10 @@ def _machine(options: argparse.Namespace, ranks: int, config: RunConfig | None) 
     names = [option.name for option in fields(Machine)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return machine_of(options.gpu, given, ranks, config)
+
+
+def _reserve(options: argparse.Namespace) -> float:
+    return RESERVE if options.reserve is None else options.reserve
 
 
 def _price(options: argparse.Namespace) -> float | None:

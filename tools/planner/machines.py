@@ -14,6 +14,7 @@ from pretrain.plan import blocks_of
 from pretrain.plan.compute import layer_flops
 from pretrain.plan.devices import DEVICES
 
+from ..cores import cores
 from .timing import Machine
 
 PRODUCTS, MEMORY, LINKS = 0.4, 0.6, 0.67
@@ -98,8 +99,10 @@ def machine_of(
 def _this_cpu(given: Mapping[str, float], processes: int, config: RunConfig | None) -> Named:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, before = max(1, cores // processes), torch.get_num_threads()
+    from pretrain.precision import widen_products
+
+    widen_products(torch.device("cpu"))  # as a run here would
+    threads, before = max(1, cores() // processes), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         what, flops = _large_products() if config is None else _one_layer(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,14 @@ from tqdm import tqdm
 
 from pretrain.config import RunConfig
 from pretrain.config.layouts import candidates, works
+from pretrain.config.load import names_given
 from pretrain.errors import ConfigError
 
 from .host import host_seconds
 from .timing import Machine, StepTime, slowest_stage
+
+RESERVE = 0.1
+"""Fraction of a GPU's memory to leave free, unless told."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,29 @@ class Found:
         return {**vars(self), "time": {**vars(self.time), "total": self.time.total}}
 
 
-def variants(config: RunConfig, gpus: int, machine: Machine) -> Iterator[RunConfig]:
-    """Every layout worth pricing: tensor parallelism within a machine, micro-batches of powers of two."""
+def held(config: RunConfig, given: Iterable[str]) -> dict[str, Any]:
+    """What the overrides ``given`` say of the layout of ``config``, by dotted name: a search looks at no other.
+
+    Raises:
+        ConfigError: an override is malformed.
+    """
+    names = names_given(given)
+    return {name: value for name, value in overrides(config).items() if name in names}
+
+
+def variants(config: RunConfig, gpus: int, machine: Machine, held: Mapping[str, Any]) -> Iterator[RunConfig]:
+    """Every layout worth pricing: tensor parallelism within a machine, micro-batches of powers of two; of those with
+    the settings that are held."""
+    micro_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    if "train.micro_batch_size" in held:
+        micro_batches = (held["train.micro_batch_size"],)
+    for one in _variants(config, gpus, machine, micro_batches):
+        settings = overrides(one)
+        if all(settings[name] == value for name, value in held.items()):
+            yield one
+
+
+def _variants(config: RunConfig, gpus: int, machine: Machine, micro_batches: tuple[int, ...]) -> Iterator[RunConfig]:
     for parallel in candidates(config.parallel, gpus):
         if parallel.tensor > machine.gpus_per_node:
             continue
@@ -46,7 +71,7 @@ def variants(config: RunConfig, gpus: int, machine: Machine) -> Iterator[RunConf
             if not works(config.model, config.data, config.sparsity, layout, gpus):
                 continue
             data = gpus // (layout.tensor * layout.pipeline)
-            for micro in (1, 2, 4, 8, 16, 32, 64):
+            for micro in micro_batches:
                 if config.train.global_batch_size % (micro * data):
                     continue
                 for again in (False, True):
@@ -66,20 +91,22 @@ def share_evenly(config: RunConfig, gpus: int) -> RunConfig:
 
 
 def search(
-    config: RunConfig, gpus: int, memory: float, machine: Machine, reserve: float = 0.1, thorough: bool = True
-) -> list[Found]:
+    config: RunConfig, gpus: int, memory: float, machine: Machine, reserve: float = RESERVE, thorough: bool = True,
+    held: Mapping[str, Any] | None = None,
+) -> list[Found]:  # fmt: skip
     """Layouts of ``gpus`` GPUs of ``memory`` bytes whose peak leaves ``reserve`` of it free, fastest first.
 
     Args:
         thorough: False passes over micro-batches that are smaller than one that fits, where there is no pipeline, which
             would have to wait for more of them: they are slower.
+        held: settings that every layout has to have (``held``).
 
     Raises:
         ConfigError: none fits.
     """
     found = []
     smallest: tuple[int, RunConfig] | None = None
-    layouts = list(variants(config, gpus, machine))
+    layouts = list(variants(config, gpus, machine, held or {}))
     passed_over: set[tuple[str, bool]] = set()
     if not thorough:  # the smallest micro-batch first: where it does not fit, no other does
         layouts.sort(key=lambda one: (one.train.micro_batch_size > 1, -one.train.micro_batch_size))
@@ -100,7 +127,7 @@ def search(
         if not thorough and fits != alone and (alone or candidate.parallel.pipeline == 1):
             passed_over.add(kind)
     if not found:
-        raise ConfigError(_nothing_fits(config, gpus, memory, reserve, smallest))
+        raise ConfigError(_nothing_fits(config, gpus, memory, reserve, smallest, held or {}))
     return sorted(found, key=lambda one: one.time.total)
 
 
@@ -132,17 +159,19 @@ def overrides(config: RunConfig) -> dict[str, Any]:
 
 
 def _nothing_fits(
-    config: RunConfig, gpus: int, memory: float, reserve: float, smallest: tuple[int, RunConfig] | None
-) -> str:
+    config: RunConfig, gpus: int, memory: float, reserve: float, smallest: tuple[int, RunConfig] | None,
+    held: Mapping[str, Any],
+) -> str:  # fmt: skip
+    asked = f" with {' '.join(f'{name}={str(value).lower()}' for name, value in held.items())}" if held else ""
     if smallest is None:
         return (
-            f"no layout of {gpus} GPUs divides train.global_batch_size {config.train.global_batch_size} and the model;"
-            " choose another number of GPUs or another batch"
+            f"no layout of {gpus} GPUs{asked} divides train.global_batch_size {config.train.global_batch_size} and the"
+            f" model; choose another number of GPUs{', other settings' if held else ''} or another batch"
         )
     peak, best = smallest
     words = " ".join(f"{name}={value}" for name, value in overrides(best).items())
     return (
-        f"no layout of {gpus} GPUs fits {memory * (1 - reserve) / 1e9:.1f} GB ({memory / 1e9:.0f} GB less a reserve of"
-        f" {reserve:.0%}); the smallest takes {peak / 1e9:.1f} GB ({words}); use more GPUs, a shorter data.seq_length,"
-        " or a smaller deepspeed.zero_optimization.reduce_bucket_size"
+        f"no layout of {gpus} GPUs{asked} fits {memory * (1 - reserve) / 1e9:.1f} GB ({memory / 1e9:.0f} GB less a"
+        f" reserve of {reserve:.0%}); the smallest takes {peak / 1e9:.1f} GB ({words}); use more GPUs, a shorter"
+        " data.seq_length, or a smaller deepspeed.zero_optimization.reduce_bucket_size"
     )

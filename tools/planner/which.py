@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..packages import CONFIGS
 from .budget import Budget, amount, weights_of
 from .host import host_seconds
 from .machines import Named
-from .search import Found, applied, fastest, search, share_evenly
+from .search import Found, applied, fastest, held, search, share_evenly
 
 TOKENS_PER_WEIGHT = 20
 """What is about best for a dense model of a given cost (Hoffmann et al. 2022, arXiv 2203.15556)."""
@@ -56,8 +56,9 @@ def model_sizes(configs: Path = CONFIGS) -> list[str]:
 
 
 def runs_of(size: str, overrides: Sequence[str], configs: Path = CONFIGS) -> Iterator[tuple[str, RunConfig]]:
-    """The dense and the sparse run of one size; ``overrides`` are put to both."""
-    yield "dense", load_config(configs / f"{size}.yaml", ["sparsity.method=dense", *overrides])
+    """The dense and the sparse run of one size; ``overrides`` are put to both, those of sparsity to the sparse one."""
+    others = [text for text in overrides if text.partition("=")[0].strip().partition(".")[0] != "sparsity"]
+    yield "dense", load_config(configs / f"{size}.yaml", [*others, "sparsity.method=dense"])
     sparse = load_config(configs / "tiles" / f"{size}.yaml", overrides)
     rows, cols = sparse.sparsity.block
     yield f"density {sparse.sparsity.density:g}, {rows} x {cols}", sparse
@@ -73,18 +74,18 @@ def which(
         for kind, config in runs_of(size, overrides):
             if named.is_cpu:
                 config = replace(config, train=replace(config.train, device="cpu"))
-            found.append(_answer(size, kind, config, gpus, named, memory, reserve, price))
+            found.append(_answer(size, kind, config, gpus, named, memory, reserve, price, held(config, overrides)))
     return found
 
 
 def _answer(
     size: str, kind: str, config: RunConfig, gpus: int, named: Named, memory: float, reserve: float,
-    price: float | None,
+    price: float | None, own: Mapping[str, Any],
 ) -> Answer:  # fmt: skip
     config = share_evenly(config, gpus)
     total, active = weights_of(config)
     try:
-        best = fastest(config, gpus, search(config, gpus, memory, named.machine, reserve, thorough=False))
+        best = fastest(config, gpus, search(config, gpus, memory, named.machine, reserve, False, own))
     except ConfigError as error:
         return Answer(size, kind, total, active, None, str(error), None)
     tokens = config.train.global_batch_size * config.data.seq_length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from pretrain.config import RunConfig, config_from_dict
-from pretrain.config.checks import DEEPSPEED_KEYS
 from pretrain.config.names import in_run_file
+from pretrain.config.passed_on import DEEPSPEED_KEYS, INSTEAD, ZERO_INSTEAD, still_known, summed_in
 from pretrain.config.run import NO_DATACLASS
 from pretrain.errors import ConfigError
+from pretrain.summary import numbers
 from smet.config import SmetConfig
 
 
@@ -57,8 +59,20 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ({"model": {"mlp_bias": True}}, "model.mlp_bias is true, expected false"),
         ({"data": {"seq_length": 257}}, "data.seq_length is 257, expected at most model.max_position_embeddings 256"),
         ({"data": {"train": [{"path": "a", "weight": 0}]}}, "data.train[0].weight is 0.0, expected a positive number"),
+        (
+            {"data": {"train": [{"path": "a/b", "weight": 2}, {"path": "c"}, {"path": "a//b"}]}},
+            "data.train has a/b 2 times, expected each corpus once; give it the sum of the weights",
+        ),
+        (
+            {"data": {"train": [], "curriculum": [{"blend": [{"path": "a"}, {"path": "a"}]}]}},
+            "data.curriculum[0].blend has a 2 times, expected each corpus once",
+        ),
         ({"data": {"eos_id": 512}}, "data.eos_id is 512, expected a token id below model.vocab_size 512"),
         ({"optimizer": {"warmup_steps": 101}}, "optimizer.warmup_steps is 101, expected at most train.steps 100"),
+        (
+            {"operation": {"time_limit": 1}},
+            "operation.time_limit is 1 minutes with time_margin 120 seconds, expected more than the margin",
+        ),
         ({"evaluation": {"interval": 10}}, "evaluation.interval is 10 without data.validation"),
         ({"parallel": {"zero_stage": 0}}, "parallel.zero_stage is 0, expected 1, 2 or 3: without a partition"),
         ({"parallel": {"zero_stage": 4}}, "parallel.zero_stage is 4, expected 1, 2 or 3: ZeRO ends at stage 3"),
@@ -69,6 +83,55 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ({"deepspeed": {"fp16": {}}}, "deepspeed.fp16 is derived, expected no such key here; set train.precision"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "set parallel.zero_stage"),
         ({"deepspeed": {"comms_loger": {}}}, "is not a known key of DeepSpeed (did you mean 'comms_logger'?)"),
+        (
+            {"deepspeed": {"activation_checkpointing": {"partition_activations": True}}},
+            "decides nothing here, expected no such key here; set train.activation_checkpointing",
+        ),
+        (
+            {"deepspeed": {"managed_gradient_accumulation": False}},
+            "would make a step of each micro-batch, expected no such key here; steps are of train.global_batch_size",
+        ),
+        (
+            {"deepspeed": {"torch_autocast": {"enabled": True}}},
+            "deepspeed.torch_autocast would compute in other numbers than the weights have, expected no such key here;"
+            " set train.precision",
+        ),
+        (
+            {"deepspeed": {"data_types": {"param_dtype": "fp32"}}},
+            "deepspeed.data_types.param_dtype is derived, expected no such key here; set train.precision",
+        ),
+        (
+            {"deepspeed": {"data_types": {"grad_accum_dtype": "fp16"}}},
+            "deepspeed.data_types.grad_accum_dtype is 'fp16', expected fp32, or no such key",
+        ),
+        (
+            {"deepspeed": {"data_types": {"grad_accum_dtype": "bf16"}}, "train": {"precision": "fp32"}},
+            "deepspeed.data_types.grad_accum_dtype is 'bf16', expected fp32, or no such key",
+        ),
+        (
+            {"deepspeed": {"data_types": {"grad_accum_dtype": "float32"}}, "parallel": {"zero_stage": 1}},
+            "grad_accum_dtype is 'float32' with parallel.zero_stage 1, expected zero_stage 2 or 3: below them DeepSp",
+        ),
+        ({"deepspeed": {"data_types": "fp32"}}, "deepspeed.data_types is 'fp32', expected a mapping of keys such as"),
+        ({"deepspeed": {"elasticity": None}}, "deepspeed.elasticity is no key of DeepSpeed any more, expected no such"),
+        ({"deepspeed": {"zero_optimization": 3}}, "is 3, expected a mapping of keys; the stage is parallel.zero_stage"),
+        ({"deepspeed": {"zero_optimization": {"cpu_offload": True}}}, "; set offload_optimizer.device to cpu"),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": "cpu"}}},
+            "deepspeed.zero_optimization.offload_optimizer is 'cpu', expected a mapping such as {device: cpu}",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}},
+            "offload_optimizer.device is 'nvme', expected cpu or none: topology updates change master weights",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}}},
+            "offload_optimizer.ratio is 0.5, expected 1",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_param": {"device": "cpu"}}}, "parallel": {"zero_stage": 1}},
+            "offload_param.device is 'cpu' with parallel.zero_stage 1, expected zero_stage 3",
+        ),
     ],
 )
 def test_misfits(sections: dict[str, Any], expected: str) -> None:
@@ -127,8 +190,9 @@ def test_the_known_deepspeed_keys_are_deepspeeds() -> None:
     assert package is not None and package.origin is not None
     sources = [*Path(package.origin).parent.glob("**/config*.py"), *Path(package.origin).parent.glob("**/constants.py")]
     text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
-    missing = [key for key in DEEPSPEED_KEYS if f'"{key}"' not in text and f"'{key}'" not in text]
-    assert missing == []
+    missing = [key for key in (*DEEPSPEED_KEYS, *INSTEAD) if f'"{key}"' not in text and f"'{key}'" not in text]
+    assert missing == [] and not set(DEEPSPEED_KEYS) & set(INSTEAD)
+    assert [key for key in ZERO_INSTEAD if not re.search(rf"^    {key}:", text, re.MULTILINE)] == []
 
 
 def numeric_keys() -> list[tuple[str, str]]:
@@ -181,3 +245,20 @@ def test_words_that_are_no_settings_stay_as_they_are() -> None:
         "my_seed is 3", "path/growth is a folder", "mask_initial 'x'", "warmup_steps_of 3",
     ):  # fmt: skip
         assert in_run_file(text) == text
+
+
+def test_what_gradients_are_summed_in_follows_from_the_settings() -> None:
+    told = [(word, summed_in({"data_types": {"grad_accum_dtype": word}}, "bf16")) for word in ("float", "bf16", None)]
+    assert told == [("float", "fp32"), ("bf16", "bf16"), (None, "bf16")]
+    assert summed_in({}, "fp32") == summed_in({"data_types": None}, "fp32") == "fp32"
+    make(deepspeed={"data_types": {"grad_accum_dtype": "bfloat16"}})
+    summed = make(deepspeed={"data_types": {"grad_accum_dtype": "fp32"}})
+    assert numbers(summed) == "bf16 weights, gradients summed in fp32, fp32 master and moments"
+    assert numbers(make()) == "bf16 weights and gradients, fp32 master and moments"
+
+
+def test_numbers_that_are_refused_now_are_left_out_of_saved_settings() -> None:
+    before = {"torch_autocast": {"enabled": True}, "data_types": {"param_dtype": "bf16", "grad_accum_dtype": "fp16"}}
+    assert still_known(before) == {"data_types": {}}
+    kept = {"data_types": {"grad_accum_dtype": "float32", "buffer_dtype": "fp32"}}
+    assert still_known(kept) == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from pretrain.config import RunConfig, Source, Stage, config_from_dict, load_config
+from pretrain.config.once import note_once
 from pretrain.errors import ConfigError
 
 RUN: dict[str, Any] = {
@@ -153,6 +155,54 @@ def test_every_problem_of_a_curriculum_is_told_at_once(tmp_path: Path) -> None:
     ], found
 
 
+def test_another_formula_leaves_out_the_options_of_the_one_below_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "below.yaml"
+    load(tmp_path, "optimizer.beta2=0.9375", "optimizer.eps=1e-8").save(path)
+    lion = load_config(path, ["optimizer.name=lion", "optimizer.options={betas: [0.9, 0.98]}"])
+    assert lion == load(tmp_path, "optimizer.name=lion", "optimizer.options={betas: [0.9, 0.98]}")
+    said = "note: optimizer.beta2 0.9375 is left out: an option of adamw, and optimizer.name is lion now"
+    rate = "note: optimizer.lr 0.003 is that of adamw, and optimizer.name is lion now, whose rate may be quite another"
+    assert [record.getMessage() for record in caplog.records] == [said, f"{rate}; set optimizer.lr beside it"]
+    assert load_config(path, ["optimizer.name=adamw", "optimizer.lr=1"]).optimizer.beta2 == 0.9375
+    assert load_config(path, ["optimizer.name=adamw_8bit"]).optimizer.beta2 == 0.9375, "which reads it too"
+    lion.save(path)
+    for back in ("adamw", "null"):  # which is the default
+        assert load_config(path, [f"optimizer.name={back}"]).optimizer.options == {}
+    for given in (["optimizer.beta2=0.5", "optimizer.name=lion"], ["optimizer.name=lion", "optimizer.beta2=0.5"]):
+        with pytest.raises(ConfigError, match=r"optimizer.beta2 is 0.5, which only adamw and adamw_8bit read"):
+            load_config(path, given)  # one start says both: neither is below the other
+
+
+@pytest.mark.parametrize(
+    ("base", "file", "overrides", "told"),
+    [
+        ({"lr": 0.5}, {}, ["optimizer.name=lion"], "optimizer.lr 0.5 is that of adamw, and optimizer.name is lion now"),
+        ({"lr": 0.5}, {"name": "lion"}, [], "optimizer.lr 0.5 is that of adamw, and optimizer.name is lion now"),
+        ({"lr": 0.5, "name": "lion"}, {}, ["optimizer.name=null"], "optimizer.lr 0.5 is that of lion, and optimizer"),
+        ({"lr": 0.5}, {"name": "lion"}, ["optimizer.lr=0.1"], None),  # given at last, whoever named the formula
+        ({"lr": 0.5}, {}, ["optimizer.lr=0.5", "optimizer.name=lion"], None),
+        ({"lr": 0.5}, {"name": "lion"}, ["optimizer.name=adamw"], None),
+        ({"lr": 0.5}, {}, ["optimizer.name=adamw_8bit"], None),
+    ],
+)
+def test_a_rate_that_was_given_for_another_formula_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, base: dict[str, Any], file: dict[str, Any], overrides: list[str],
+    told: str | None,
+) -> None:  # fmt: skip
+    note_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    write(tmp_path, "base.yaml", {**RUN, "optimizer": base})
+    path = write(tmp_path, "file.yaml", {"base": "base.yaml", "optimizer": file})
+    if "adamw_8bit" in str(overrides):
+        overrides = [*overrides, "optimizer.beta2=0.95"]
+    load_config(path, overrides)
+    said = [record.getMessage() for record in caplog.records if "optimizer.lr" in record.getMessage()]
+    assert len(said) == (told is not None) and all(str(told) in text for text in said)
+
+
 def test_a_preset_yields_to_keys_given_beside_it_and_outdoes_those_below(tmp_path: Path) -> None:
     write(tmp_path, "run.yaml", RUN)
     path = write(
@@ -277,5 +327,5 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, "quickstart.yaml", RUN)
     with pytest.raises(ConfigError, match=r"quickstat\.yaml does not exist.*did you mean 'quickstart\.yaml'"):
         load_config(tmp_path / "quickstat.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder, expected a YAML run file"):
         load_config(tmp_path)

@@ -31,13 +31,14 @@ def test_every_path_of_a_run_file(tmp_path: Path, home: Path) -> None:
     run["data"] = {"train": "~/a", "validation": [{"path": "~/b"}], "tokenizer": "~/t.model", "seq_length": 256}
     run["checkpoint"] = {"resume": "~/step-00000001"}
     run["train"] = {**RUN["train"], "output_dir": "~/runs/x"}
-    run["deepspeed"] = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "~/nvme"}}}
+    run["parallel"] = {"zero_stage": 3}
+    run["deepspeed"] = {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "~/nvme"}}}
     write(home, "run.yaml", run)
     config = load_config("~/run.yaml")
     assert config.data.train[0].path == f"{home}/a" and config.data.validation[0].path == f"{home}/b"
     assert config.data.tokenizer == f"{home}/t.model" and config.checkpoint.resume == f"{home}/step-00000001"
     assert config.train.output_dir == f"{home}/runs/x"
-    assert config.deepspeed["zero_optimization"]["offload_optimizer"]["nvme_path"] == f"{home}/nvme"
+    assert config.deepspeed["zero_optimization"]["offload_param"]["nvme_path"] == f"{home}/nvme"
     assert config.model.vocab_size == 4096
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import config_from_dict, load_config
-from pretrain.config.retired import _say_once
+from pretrain.config.once import note_once
 from pretrain.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
@@ -18,7 +18,7 @@ OLD = "sparsity.row_parallel=['*o_proj', '*down_proj']"
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    _say_once.cache_clear()
+    note_once.cache_clear()
 
 
 def test_the_default_of_an_old_file_is_a_notice_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

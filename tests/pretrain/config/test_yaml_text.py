@@ -91,12 +91,28 @@ def test_a_surprise_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
         ("optimizer.lr=1,5", "optimizer.lr is '1,5' (str), expected a finite number"),
         ("train.output_dir='a\0b'".replace("'", '"').replace("\0", "\\0"), "train.output_dir is 'a\\x00b', expected a"),
         ("train.3=4", "train.3 is not a known key"),
+        (
+            "data.train=[{path:data/a}]",
+            "data.train[0].path:data/a is not a known key (did you mean 'path'? its colon needs a space behind it)",
+        ),
         ("data.train={{ DATA }}", "override 'data.train={{ DATA }}' line 1 is no valid YAML"),
     ],
 )
 def test_an_override_of_another_shape_is_one_line(tmp_path: Path, override: str, expected: str) -> None:
     found = problems_of(tmp_path, override)
     assert len(found) == 1 and found[0].startswith(expected), found
+
+
+def test_an_override_that_the_shell_took_apart_and_a_folder_say_what_to_do(tmp_path: Path) -> None:
+    first, second = problems_of(tmp_path, "sparsity.block=[1,", "1]")
+    assert first.endswith("; quote an override that has spaces in it") and second.startswith("override '1]' is malf")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run")
+    assert caught.value.problems == [
+        f"{tmp_path}/run is a folder, expected a YAML run file; the run in it has {tmp_path}/run/config.yaml"
+    ]
 
 
 LOOKALIKES = ("2026-11-27", "1e-3", "0129", "1:30", "0b1", "yes", "1_0", "0x1", "null", "{{a}}")

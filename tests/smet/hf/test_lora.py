@@ -60,3 +60,8 @@ def test_beginnings_that_take_from_the_base_are_refused(start: str) -> None:
         smet.hf.beside_sparse(LoraConfig(init_lora_weights=start))
     with pytest.raises(ConfigError, match="was given a dict, expected a peft.LoraConfig"):
         smet.hf.beside_sparse({"init_lora_weights": start})
+
+
+def test_the_targets_among_which_peft_counts_no_sparse_layer_are_refused() -> None:
+    with pytest.raises(ConfigError, match="target_modules is 'all-linear', with which peft passes over sparse layers"):
+        smet.hf.beside_sparse(LoraConfig(target_modules="all-linear"))

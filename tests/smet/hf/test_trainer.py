@@ -343,6 +343,15 @@ def test_a_checkpoint_without_the_optimizers_state_is_not_gone_on_from(tmp_path:
                 trainer.train(resume_from_checkpoint=resume)
 
 
+def test_moments_of_a_byte_take_the_arguments_betas_where_somebody_gave_them(tmp_path: Path) -> None:
+    for given, expected in (({}, (0.9, 0.95)), ({"adam_beta2": 0.97}, (0.9, 0.97))):
+        trainer = small(str(tmp_path), **given)
+        optimizer = smet.hf.SmetCallback(trainer, formula="adamw_8bit").make_optimizer(trainer.model)
+        assert {group["betas"] for group in optimizer.param_groups} == {expected}
+    with pytest.raises(ConfigError, match=r"optim is 'adamw_bnb_8bit'.*SmetCallback\(trainer, formula='adamw_8bit'\)"):
+        smet.hf.SmetCallback(small(str(tmp_path), optim="adamw_bnb_8bit"))
+
+
 def test_a_second_train_goes_on_with_the_clock_and_an_own_optimizer_is_used(tmp_path: Path) -> None:
     model = model_of(0, "smet")
     trainer = small(str(tmp_path), model, optimizers=(smet.AdamW(model, lr=1e-2), None), logging_strategy="no")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError
 from tests.tools.ablate import matrices
 from tools.ablate.matrix import Matrix, load_matrix, slug
@@ -22,8 +23,17 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
 
 
 def test_every_file_has_cells():
-    assert [path.stem for path in FILES] == ["afterwards", "budget", "gpu", "llama-quick", "llama", "tiles"]
+    names = ["afterwards", "budget", "gpu", "llama-quick", "llama", "moments", "rewiring", "settings", "tiles"]
+    assert [path.stem for path in FILES] == names
     assert all(load_matrix(path).cells for path in FILES)
+
+
+def test_pages_of_one_text_have_the_same_text_and_rates():
+    """Matrix files are frozen once their cells ran, so none can be made of another."""
+    known = {path.stem: read_yaml(path) for path in FILES}
+    for name in ("afterwards", "settings", "rewiring", "moments"):
+        for read in (lambda file: file["text"], lambda file: file["tune"], lambda file: file["run"]["data"]):
+            assert read(known[name]) == read(known["budget"]), name
 
 
 def test_masks_alone_tell_the_methods_of_tiles_apart():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.errors import DataError
-from smet import MaskBank
+from smet import MaskBank, SparseLinear
 from tests.tools.ablate import matrices
 from tools.ablate import peers, plain
 from tools.ablate.live import bytes_of, layer_flops
@@ -19,8 +19,11 @@ METHODS = {
     "dense": {"method": "dense"},
     "SMET": {"method": "smet"},
     "8-bit": {"method": "dense", "peer": {"name": "adamw8bit"}},
+    "8-bit, static": {"method": "static", "peer": {"name": "adamw8bit"}},
     "GaLore": {"method": "dense", "peer": {"name": "galore", "rank": 6}},
     "APOLLO": {"method": "dense", "peer": {"name": "apollo", "rank": 6}},
+    "then dense": {"method": "static", "then_dense": 0.75},
+    "GMP": {"method": "gmp", "update_interval": 2},
 }
 
 
@@ -36,7 +39,7 @@ def trained(cell: Cell, steps: int = 20, precision: str = "bf16") -> dict[str, A
     config = cell.config(Path("unused"))
     config.train.steps, config.train.precision = steps, precision
     assert cell.plain is not None
-    found = plain.run(config, cell.plain.get("peer"))
+    found = plain.run(config, cell.plain.get("peer"), then_dense=cell.plain.get("then_dense"))
     assert found is not None
     return found
 
@@ -63,8 +66,23 @@ def test_every_way_to_train_learns_on_a_gpu(cells: dict[str, Cell], name: str) -
 
 @pytest.mark.slow
 def test_eight_bits_learn(cells: dict[str, Cell]) -> None:
-    found = trained(cells["8-bit"], steps=6)
-    assert found["validation_loss"] < found["loss_curve"][0][1]
+    for name in ("8-bit", "8-bit, static"):
+        found = trained(cells[name], steps=6)
+        assert found["validation_loss"] < found["loss_curve"][0][1]
+
+
+def test_what_is_stored_of_a_matrix_decays_as_a_matrix_does(cells: dict[str, Cell]) -> None:
+    config = cells["8-bit, static"].config(Path("unused"))
+    config.optimizer.weight_decay = 0.1
+    model = plain.build(config).model
+    made: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(peers.PEERS, "adamw8bit", lambda groups, *_: made.extend(groups))  # type: ignore[arg-type]
+        peers.optimizer_of(model, {"name": "adamw8bit"}, config)
+    decays = {id(parameter): group["weight_decay"] for group in made for parameter in group["params"]}
+    assert len(decays) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.1 if name.endswith("values") or parameter.dim() > 1 else 0.0), name
 
 
 def test_bytes_are_those_of_live_tensors(cells: dict[str, Cell]) -> None:
@@ -86,6 +104,25 @@ def test_flops_are_those_of_active_weights_and_the_head(cells: dict[str, Cell]) 
     found = layer_flops(plain.build(config).model, config.sparsity)
     layers = 4 * 24 * 24 + 3 * 24 * 36
     assert found == {"active_weights": layers // 4, "flops_per_token": 6 * (layers // 4 + 24 * matrices.VOCABULARY)}
+
+
+def test_a_run_that_ends_dense_trains_every_weight_from_there_on(cells: dict[str, Cell]) -> None:
+    found, layers = trained(cells["then dense"]), 4 * 24 * 24 + 3 * 24 * 36
+    assert found["mean_density"] == 0.75 * 0.25 + 0.25 == found["active_weights"] / layers
+    assert found["bytes"] == trained(cells["dense"], steps=2)["bytes"]
+    assert found["validation_loss"] < found["loss_curve"][0][1] - 0.1
+    config = cells["then dense"].config(Path("unused"))
+    subject = plain.build(config)
+    tokens = torch.randint(matrices.VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    before = subject.loss(tokens)
+    full = plain.filled(subject, config)
+    assert full.loss(tokens) == pytest.approx(before, rel=1e-2) and full.density() == 1.0
+    assert not any(isinstance(module, SparseLinear) for module in full.model.modules())
+
+
+def test_the_mean_density_is_that_of_what_is_open(cells: dict[str, Cell]) -> None:
+    found = trained(cells["GMP"])
+    assert 0.25 < found["mean_density"] < 0.6 and trained(cells["SMET"], 2)["mean_density"] == pytest.approx(0.25, 0.01)
 
 
 def test_a_run_that_diverges_ends_there(cells: dict[str, Cell]) -> None:

@@ -53,6 +53,13 @@ def test_excess_below_zero_has_no_ratio_and_does_not_count_against_the_claim():
     assert "the factor of 10" in sentence and "The claim holds" not in sentence
 
 
+def test_a_page_at_another_beta2_than_the_run_files_says_so():
+    view = view_of_branches(0.1, 0.0036)
+    assert "at beta2 0.999, where" in reading.of_run_files(view) and "6.6 times" in reading.of_run_files(view)
+    view.matrix["run"]["optimizer"] = {**view.matrix["run"].get("optimizer", {}), "beta2": 0.95}
+    assert reading.of_run_files(view) == ""
+
+
 def test_the_products_own_warmup_is_judged_too():
     view = view_of_branches(0.1, 0.0136)
     view.roles["branches"] = {**view.roles["branches"], "default": "remedied"}

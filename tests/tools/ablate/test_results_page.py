@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain.config.load import load_config
+from pretrain.config.optimizer import OptimizerConfig
 from pretrain.config.yaml_text import read_yaml
 from tools.ablate import winners
 from tools.ablate.__main__ import main
@@ -22,6 +24,9 @@ RESULTS = DOCS / "results-spikes.json"
 PAGES = {
     "results": "budget.yaml",
     "results-afterwards": "afterwards.yaml",
+    "results-settings": "settings.yaml",
+    "results-rewiring": "rewiring.yaml",
+    "results-moments": "moments.yaml",
     "results-spikes": "llama-quick.yaml",
     "results-tiles": "tiles.yaml",
 }
@@ -70,4 +75,21 @@ def test_the_results_are_those_of_the_matrix_as_it_is_now(name: str, matrix: str
 
 def test_defaults_are_what_the_measurements_speak_for():
     measured = read_yaml(ROOT / "configs" / "presets" / "measured.yaml")
-    assert measured == winners.preset(View(read(DOCS / "results.json")))
+    assert measured == winners.preset(View(read(DOCS / f"{name}.json")) for name in PAGES)
+    for path in [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "tiles").glob("*.yaml")]:
+        config = load_config(path).to_dict()
+        for section, keys in measured.items():
+            assert {key: config[section][key] for key in keys} == keys, path
+
+
+def test_sizes_that_have_weight_decay_are_those_that_the_page_names():
+    decay = {path.stem: load_config(path).optimizer.weight_decay for path in (ROOT / "configs").glob("*b.yaml")}
+    assert {size for size, value in decay.items() if value} == {"3b", "7b", "13b", "70b"} == decay.keys() - {"1b"}
+    assert "0 (but 0.1 from 3b up," in (DOCS / "results-afterwards.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["llama.yaml", "llama-quick.yaml"])
+def test_cold_starts_are_looked_for_where_there_are_some(name: str):
+    """The run files that the larger experiment stands on have another beta2."""
+    given = read_yaml(ROOT / "configs" / "ablations" / name)["run"]["optimizer"]
+    assert given.get("beta2", OptimizerConfig.beta2) == 0.999

@@ -12,9 +12,10 @@ import tokenizers
 import transformers
 
 from pretrain.errors import DataError
+from tests.pretrain.attempts import corpus_with_manifest
 from tests.tools.texts import make_documents, write_jsonl
 from tools import export_hf
-from tools.checkpoints.tokenizer import export_tokenizer
+from tools.checkpoints.tokenizer import export_tokenizer, not_of_the_data
 from tools.train_tokenizer import main as train_tokenizer
 
 TEXTS = [
@@ -138,3 +139,14 @@ def test_the_export_takes_the_runs_tokenizer_or_another_or_none(
     assert export_hf.main([str(runs / "grouped"), str(tmp_path / "gone"), "--tokenizer", "gone.model"]) == 2
     assert "error: tokenizer gone.model does not exist" in capsys.readouterr().err
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_tokenizer_that_did_not_make_the_runs_corpora_is_told(tmp_path: Path) -> None:
+    """Such as one that was trained anew under the same name. Settings of a checkpoint may hold anything."""
+    path, prefix = tmp_path / "it.model", corpus_with_manifest(tmp_path / "known", tokenizer=b"this one")
+    path.write_bytes(b"this one")
+    data = {"train": [7, {"path": 7}, {"path": f"{tmp_path}/gone"}], "curriculum": [3, {"blend": [{"path": prefix}]}]}
+    assert not_of_the_data(path, data) == [] == not_of_the_data(path, {"train": "x", "curriculum": [{"blend": None}]})
+    path.write_bytes(b"another one")
+    (note,) = not_of_the_data(path, data)
+    assert f"it.model (sha256 08518b71617e) is not the run's: {prefix} was made with" in note

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from pretrain.config import load_config
+from pretrain.config.load import leaves
 from pretrain.config.yaml_text import read_yaml
 from pretrain.data.manifest import Manifest
 from pretrain.plan import plan_rank
@@ -68,6 +69,9 @@ def test_a_preset_is_one_word_away(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_corpus_decides_about_vocabulary_and_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = manifest(tmp_path / "text", tokens=1_000_000)
     given = [*GIVEN, "--data", prefix]
+    (tmp_path / "text.idx").touch()
+    assert main(["new", str(tmp_path / "run.yaml"), *given, "--data", f"{prefix}.bin"]) == 2
+    assert f"and this is a file of the corpus {prefix}: leave out .bin" in capsys.readouterr().err
     assert main(["new", str(tmp_path / "run.yaml"), *given, "--tokens", "50M"]) == 0
     said = capsys.readouterr().out
     assert load_config(tmp_path / "run.yaml").model.vocab_size == 4096
@@ -84,6 +88,25 @@ def test_hours_give_the_steps_and_odd_numbers_of_gpus_a_batch(
     config = load_config(tmp_path / "run.yaml")
     assert config.train.global_batch_size % 3 == 0 and min(config.sparsity.block) >= 16
     assert any("which 3 GPUs can share" in remark for remark in report["remarks"])
+
+
+def test_what_overrides_say_stays_and_the_layout_is_searched_among_the_rest(tmp_path: Path) -> None:
+    given = {
+        "train.steps": 100, "optimizer.warmup_steps": 50, "evaluation.interval": 7, "checkpoint.interval": 9,
+        "checkpoint.keep_every": 5, "parallel.zero_stage": 3, "train.micro_batch_size": 6,
+        "train.global_batch_size": 480,
+    }  # fmt: skip
+    words = [f"{name}={value}" for name, value in given.items()]
+    assert main(["new", str(tmp_path / "run.yaml"), *GIVEN, "--validation", "data/other", *words]) == 0
+    assert dict(leaves(read_yaml(tmp_path / "run.yaml"))).items() >= given.items()
+    other = ["data.validation=data/other", "train.steps=50"]
+    assert main(["new", str(tmp_path / "other.yaml"), *GIVEN, *other]) == 0
+    assert load_config(tmp_path / "other.yaml").evaluation.interval == 5
+    assert "no validation corpus" not in (tmp_path / "other.yaml").read_text()
+    short = ["train.steps=50", "checkpoint=null", "parallel=null"]  # the size's own warm-up takes 500
+    assert main(["new", str(tmp_path / "short.yaml"), *GIVEN, *short]) == 0
+    config = load_config(tmp_path / "short.yaml")
+    assert (config.train.steps, config.optimizer.warmup_steps, config.checkpoint.interval) == (50, 5, 5)
 
 
 def test_what_is_left_out_is_asked_for_until_it_is_understood(
@@ -109,6 +132,9 @@ def test_what_is_left_out_is_asked_for_until_it_is_understood(
         ([*GIVEN, "--hours", "-1"], "--hours is -1"),
         ([*GIVEN, "--memory", "1GB"], "no layout of 2 GPUs fits"),
         ([*GIVEN, "train.stesp=3"], "did you mean 'steps'"),
+        ([*GIVEN, "train=3", "optimizer=null"], "train is 3 (int), expected a mapping of keys"),
+        ([*GIVEN, "--tokens", "1M", "train.steps=3"], "--tokens and train.steps both say how long the run is"),
+        ([*GIVEN, "parallel.tensor=2", "train.micro_batch_size=5"], "GPUs with parallel.tensor=2 train.micro_batch_si"),
     ],
 )
 def test_refusals_leave_nothing_behind(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import http.client
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -46,12 +45,6 @@ class Watch:
         status, _, content = self.ask(f"/news?have={quote(json.dumps(have or {}))}")
         assert status == 200, content
         return dict(json.loads(content))
-
-    def cpu_seconds(self) -> float:
-        """Processor time that it has had so far."""
-        with open(f"/proc/{self.process.pid}/stat") as file:
-            user, system = file.read().rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def end(self, how: int = signal.SIGINT) -> tuple[int, str, str]:
         """(exit code, rest of stdout, stderr) after Ctrl-C."""

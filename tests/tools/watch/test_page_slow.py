@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,18 +43,16 @@ def test_losses_are_the_same_bit_for_bit_with_the_page_open(tmp_path: Path, brow
     assert len(losses[0]) == STEPS and losses[0] == losses[1]
 
 
-def test_a_hundred_thousand_steps_and_a_thousand_ranks_load_in_seconds(tmp_path: Path, browser: Browser) -> None:
-    """Under 2 s on two idle cores. Where others compute too, that takes longer, in processor time as well."""
+def test_a_hundred_thousand_steps_and_a_thousand_ranks_are_as_little_to_send_and_draw_as_a_screen_shows(
+    tmp_path: Path, browser: Browser
+) -> None:
+    """Bytes and elements are counted: seconds hang on who else computes."""
     run = make_run(tmp_path / "long", 100_000, 200_000, ranks=1000)
     watch, page = Watch(run), browser.page()
-    page.send("Performance.enable", timeDomain="threadTicks")
-    before, begin = watch.cpu_seconds(), time.monotonic()
     page.open(watch.url)
     page.sees("step 100,000", "#chart-loss")
     page.sees("1,000 ranks on 125 hosts", "#ranks")
-    seconds, server = time.monotonic() - begin, watch.cpu_seconds() - before
-    metrics = {one["name"]: one["value"] for one in page.send("Performance.getMetrics")["metrics"]}
-    print(f"loaded in {seconds:.2f} s; computed: server {server:.2f} s, page {metrics['ThreadTime']:.2f} s")
-    assert server + metrics["ThreadTime"] < 3.0 and seconds < 6.0
+    assert len(watch.ask("/news?have=%7B%7D")[2]) < (run / "metrics.jsonl").stat().st_size / 20
+    assert page.js("document.querySelectorAll('*').length") < 1000  # some 430; fewer than there are ranks
     assert page.errors() == []
     watch.end()

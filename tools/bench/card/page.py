@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..report import table
+from ...markdown import table
 
 SECTIONS = ("kernels", "products", "formulas", "training", "resume", "tests")
 """Of a result, in the order in which they are measured."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from smet.compute.tiles import Tiles
 from smet.kernels import tuning
 from smet.mask import TileGrid, pack
 
+from ...cores import cores
 from ..spread import quartiles, ratios
 from .clock import Action, seconds
 from .settings import Case, Sizes
@@ -34,7 +34,7 @@ def compile_ahead(sizes: Sizes) -> None:
         return
     tiles = dict.fromkeys(tile for *_, tile, _ in sizes.cases)
     jobs = [(tile, which) for tile in tiles for which in range(len(PRODUCTS))]
-    workers = min(len(jobs), os.cpu_count() or 1)
+    workers = min(len(jobs), cores())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, jobs))
 

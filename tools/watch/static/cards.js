@@ -90,11 +90,16 @@ function progress(step, steps, tint) {
   );
 }
 
+// As `so_far` of pretrain/numbers.py: train.steps may have been lowered below what is done.
+function soFar(step, steps) {
+  return step <= steps ? `${count(step)} of ${count(steps)}` : `${count(step)}, beyond ${count(steps)}`;
+}
+
 function facts(run) {
   const { status, metrics } = run;
   const found = [];
   const step = reached(run);
-  if (status?.steps) found.push(["step", `${count(step || status.step)} of ${count(status.steps)}`]);
+  if (status?.steps) found.push(["step", soFar(step || status.step, status.steps)]);
   else if (metrics.rows) found.push(["step", count(step)]);
   const losses = metrics.columns.loss?.mid;
   if (losses) found.push(["loss", figure(last(run, "loss"))]);
