@@ -36,6 +36,8 @@ ALIVE = 60.0
 """Seconds, at least, between two signs of life of a rank on a busy host, other hosts' clocks included."""
 IDLE = 0.01
 """Share of a processor that each thread of a rank without anything to do stays below, and a slow network's does not."""
+ALL_IDLE = 0.25
+"""The same of all its threads together: many that take little each are at work all the same."""
 TRAINING = "training"
 """The phase of forward and backward passes and the optimizer's step."""
 
@@ -164,13 +166,14 @@ class Heartbeat:
     def _is_idle(self) -> bool:
         """Whether no thread of this process does anything; sending and adding up gradients is something.
 
-        Each by itself: every group of ranks has a thread that looks a hundred times a second whether anything has come,
-        and those of many groups together take as much as one that sends.
+        Each by itself as well: every group of ranks has a thread that looks a hundred times a second whether anything
+        has come, and those of many groups together take as much as one that sends.
         """
         if len(self._beats) < 5:
             return False
         (begin, before), (end, now) = self._beats[0], self._beats[-1]
-        return all(used - before.get(thread, 0.0) < IDLE * (end - begin) for thread, used in now.items())
+        used = [after - before.get(thread, 0.0) for thread, after in now.items()]
+        return max(used, default=0.0) < IDLE * (end - begin) and sum(used) < ALL_IDLE * (end - begin)
 
     def _stack(self) -> traceback.StackSummary:
         frame = sys._current_frames().get(self._main or 0)

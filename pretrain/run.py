@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,44 +53,54 @@ def run(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> T
     """Train, from the beginning or from a checkpoint. Collective over all ranks.
 
     Raises:
-        UserError: as ``prepare``; or what stops a run that had begun.
+        UserError: as ``prepared``; or what stops a run that had begun.
     """
-    trainer = prepare(config, layout, stop)
-    first = trainer.step
-    try:
-        trainer.fit()
-    except BaseException:
-        if layout.is_main:
-            print(broken_line(trainer), flush=True)
-        raise
-    finally:
-        trainer.heartbeat.close()
-        stop_listening()
+    with prepared(config, layout, stop) as trainer:
+        first = trainer.step
+        try:
+            trainer.fit()
+        except BaseException:
+            if layout.is_main:
+                print(broken_line(trainer), flush=True)
+            raise
     if layout.is_main:
         trainer.folder.append_event("end", trainer.step, why=why_ended(trainer, first))
         print(last_line(trainer, first), flush=True)
     return trainer
 
 
-@settings_by_run_file()
-def prepare(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Trainer:
-    """Set a run up to its first step: data, model, engine, checkpoint, run folder. Collective.
+@contextmanager
+def prepared(config: RunConfig, layout: Layout, stop: StopRequest | None = None) -> Iterator[Trainer]:
+    """A run that is set up to its first step: data, model, engine, checkpoint, run folder. Collective.
+
+    What watches and logs it ends with the block, and where setting up fails: a watchdog that stayed would one day end
+    a process in which another run is at work.
 
     Raises:
         UserError: bad data, a folder or checkpoint of another run; raised on every rank.
     """
+    operation = config.operation
+    limits = (operation.heartbeat, operation.stuck_after, operation.start_within)
+    heartbeat = Heartbeat(RunFolder(config.train.output_dir), layout.rank, layout.world_size, *limits)
+    with ExitStack() as ending:
+        ending.callback(stop_listening)
+        ending.callback(heartbeat.close)
+        trainer = _prepare(config, layout, stop or StopRequest(), heartbeat)
+        ending.callback(trainer.close)
+        yield trainer
+
+
+@settings_by_run_file()
+def _prepare(config: RunConfig, layout: Layout, stop: StopRequest, heartbeat: Heartbeat) -> Trainer:
+    """The order in which a run is set up."""
     layout.agree(lambda: require_found(config))
     asked = config.sparsity.balance
-    operation = config.operation
-    stop = stop or StopRequest()
-    stop.limit(operation.time_limit, operation.time_margin)
-    folder = RunFolder(config.train.output_dir)
+    stop.limit(config.operation.time_limit, config.operation.time_margin)
+    folder = heartbeat.folder
     log = listen(folder.path / LOGS, layout.rank)
     accumulation = config.accumulation(layout.dp_size)
     train_data, validation_data = layout.agree(lambda: _open_data(config, folder))
     layout.agree(lambda: require_free(folder) if layout.is_main else None)
-    limits = (operation.heartbeat, operation.stuck_after, operation.start_within)
-    heartbeat = Heartbeat(folder, layout.rank, layout.world_size, *limits)
     heartbeat.start()
     heartbeat.mark("verifying checkpoints", 0)
     origin = origin_of(config, folder, layout, train_data.fingerprint)

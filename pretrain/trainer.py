@@ -56,6 +56,7 @@ class Trainer:
         """Samples (from, to) that are left out, since training did not get over them."""
         self.stop_request, self.heartbeat = stop_request, heartbeat
         self.stop_reason = ""
+        self._is_open = True
         self.yardstick: Yardstick | None = None
         """What a step's time is compared with."""
         self.fullest_rank = 0
@@ -90,6 +91,12 @@ class Trainer:
             self._call("on_end")
             self.layout.agree(self._settle)
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what callbacks and the loader hold; a second time there is nothing left to do."""
+        if self._is_open:
+            self._is_open = False
             for callback in self.callbacks:
                 callback.close()
             self.loader.close()

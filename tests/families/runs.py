@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pretrain.run
-from pretrain.checkpoint.content import vectors_of
 from pretrain.config import load_config
 from pretrain.config.yaml_text import to_yaml
 from tests.pretrain.runs import layout_of, outcome, settings
-from tests.pretrain.test_checkpoint_layouts import whole_vectors
+from tests.pretrain.test_checkpoint_layouts import read_back
 
 FAMILY = "tests.families.tiny:FAMILY"
 MODEL: dict[str, Any] = {
@@ -56,17 +55,5 @@ def go_on(jobs: list[tuple[str, str]]) -> list[tuple[list[str], float]]:
         output = f"train.output_dir={path}-from-{number}"
         config = load_config(path, [f"checkpoint.resume={checkpoint}", "checkpoint.interval=0", output])
         with contextlib.redirect_stdout(io.StringIO()):
-            trainer = pretrain.run.prepare(config, layout_of(config))
-        stored = whole_vectors(Path(checkpoint))
-        live = vectors_of(trainer.engine, trainer.bank, trainer.layout)
-        wrong = [
-            name
-            for name, vector in live.items()
-            if not (stored[name][vector.start : vector.start + vector.local.numel()] == vector.local).all()
-        ]
-        covered = {name for names in trainer.layout.gather_objects(list(live)) for name in names}
-        trainer.topology.before_step()
-        loss = trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
-        trainer.loader.close()
-        found.append((wrong + sorted(set(stored) - covered), loss))
+            found.append(read_back(config, Path(checkpoint)))
     return found

@@ -11,8 +11,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from pretrain.checkpoint.content import vectors_of
-from pretrain.config import config_from_dict
-from pretrain.run import prepare
+from pretrain.config import RunConfig, config_from_dict
+from pretrain.run import prepared
 from smet.mask import unpack
 from tests.distributed import run_ranks
 from tests.pretrain.runs import layout_of, outcome, settings, train_all, write_corpus
@@ -71,20 +71,23 @@ def load(given: dict[str, Any], checkpoint: Path) -> tuple[list[str], float]:
     trial["checkpoint"].update(resume=str(checkpoint), interval=0)
     trial["train"]["output_dir"] += f"-from-{checkpoint.parents[1].name}"
     config = config_from_dict(trial)
-    trainer = prepare(config, layout_of(config))
-    stored = whole_vectors(checkpoint)
-    live = vectors_of(trainer.engine, trainer.bank, trainer.layout)
-    wrong = [
-        name
-        for name, vector in live.items()
-        if not torch.equal(stored[name][vector.start : vector.start + vector.local.numel()], vector.local)
-    ]
-    covered = {name for names in trainer.layout.gather_objects(list(live)) for name in names}
-    wrong += sorted(set(stored) - covered)
-    trainer.topology.before_step()
-    loss = trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
-    trainer.loader.close()
-    return wrong, loss
+    return read_back(config, checkpoint)
+
+
+def read_back(config: RunConfig, checkpoint: Path) -> tuple[list[str], float]:
+    """Go on from ``checkpoint``: vectors that differ from its own on this rank, and the next step's loss."""
+    with prepared(config, layout_of(config)) as trainer:
+        stored = whole_vectors(checkpoint)
+        live = vectors_of(trainer.engine, trainer.bank, trainer.layout)
+        wrong = [
+            name
+            for name, vector in live.items()
+            if not torch.equal(stored[name][vector.start : vector.start + vector.local.numel()], vector.local)
+        ]
+        covered = {name for names in trainer.layout.gather_objects(list(live)) for name in names}
+        wrong += sorted(set(stored) - covered)
+        trainer.topology.before_step()
+        return wrong, trainer.engine.train_step(trainer.loader.batches(trainer.consumed_samples))
 
 
 def by_ranks(function: Any, jobs: dict[str, Any], timeout: float) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.checkpoint.load import read_vectors
 from pretrain.config import config_from_dict
-from pretrain.run import prepare
+from pretrain.run import prepared
 from tests.distributed import run_ranks
 from tests.pretrain.runs import layout_of, settings, train_all, write_corpus
 
@@ -60,11 +60,10 @@ def peaks(given: dict[str, Any], steps: int) -> dict[str, int]:
     layout = layout_of(config)
     begin = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    trainer = prepare(config, layout)
-    for _ in range(steps):
-        trainer.topology.before_step()
-        trainer.engine.train_step(trainer.loader.batches(0))
-    trainer.loader.close()
+    with prepared(config, layout) as trainer:
+        for _ in range(steps):
+            trainer.topology.before_step()
+            trainer.engine.train_step(trainer.loader.batches(0))
     return {"peak": peak() - begin, "added": max(added, default=0)}
 
 

@@ -18,7 +18,7 @@ from pretrain.evaluate import evaluate
 from pretrain.layout import Layout
 from pretrain.models.init import initialize
 from pretrain.models.llama.model import LlamaForCausalLM
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.startup import start
 from tests.distributed import run_ranks
 from tests.pretrain.runs import settings, train_all, write_corpus
@@ -69,13 +69,10 @@ def losses_before_training(jobs: list[dict[str, Any]]) -> list[list[float]]:
     found = []
     for job in jobs:
         config = config_from_dict(job)
-        trainer = prepare(config, start(config))
-        callback = next(callback for callback in trainer.callbacks if callback.name == "evaluation")
-        loader = callback.loader  # type: ignore[attr-defined]
-        found.append([evaluate(trainer.engine, loader, n, trainer.layout)["validation_loss"] for n in COUNTS])
-        for callback in trainer.callbacks:
-            callback.close()
-        trainer.loader.close()
+        with prepared(config, start(config)) as trainer:
+            callback = next(callback for callback in trainer.callbacks if callback.name == "evaluation")
+            loader = callback.loader  # type: ignore[attr-defined]
+            found.append([evaluate(trainer.engine, loader, n, trainer.layout)["validation_loss"] for n in COUNTS])
     return found
 
 

@@ -17,7 +17,7 @@ from pretrain.callbacks.base import Callback
 from pretrain.callbacks.guard import GuardCallback
 from pretrain.config import config_from_dict
 from pretrain.errors import DivergenceError
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.pretrain.runs import layout_of, settings, write_corpus
@@ -74,8 +74,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     config = config_from_dict(case["job"])
     layout = layout_of(config)
     screen = io.StringIO()
-    with contextlib.redirect_stdout(screen), announcements() as announced:
-        trainer = prepare(config, layout)
+    with contextlib.redirect_stdout(screen), announcements() as announced, prepared(config, layout) as trainer:
         (guard,) = (callback for callback in trainer.callbacks if isinstance(callback, GuardCallback))
         if layout.rank == case["rank"]:
             trainer.callbacks.append(Planted(case["factors"], case.get("by", "step")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -9,17 +11,21 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from pretrain.errors import CheckpointError
+from pretrain.config import config_from_dict
+from pretrain.errors import CheckpointError, DataError
 from pretrain.exit_codes import STUCK
 from pretrain.heartbeat import Heartbeat, _used_by_others, require_free
 from pretrain.laggards import is_deadlock, laggards
+from pretrain.run import prepared
 from pretrain.run_folder import RunFolder
+from tests.distributed import run_ranks
 from tests.pretrain.attempts import launch, start, write_run_file
 from tests.pretrain.programs import Program
-from tests.pretrain.runs import write_corpus
+from tests.pretrain.runs import layout_of, settings, write_corpus
 
 
 def state(rank: int, **changes: Any) -> dict[str, Any]:
@@ -142,11 +148,13 @@ def test_start_up_that_stands_still_is_told_once(tmp_path: Path, capfd: pytest.C
 
 POLLING = {thread: 0.004 for thread in range(40)}
 """Seconds of processor time that threads which look whether anything has come take in each second."""
+CROWD = {thread: 0.002 for thread in range(200)}
+"""The same of threads that share what they get of a processor, and are at work."""
 
 
 @pytest.mark.parametrize(
     ("used", "idle"),
-    [(POLLING, True), ({}, True), ({**POLLING, 40: 0.02}, False), ({**POLLING, 7: 0.011}, False)],
+    [(POLLING, True), ({}, True), ({**POLLING, 40: 0.02}, False), ({**POLLING, 7: 0.011}, False), (CROWD, False)],
 )
 def test_many_threads_that_poll_are_idle_and_one_that_sends_is_not(
     tmp_path: Path, used: dict[int, float], idle: bool
@@ -263,3 +271,22 @@ def test_an_old_heartbeat_of_a_process_number_that_others_have_now_does_not_coun
     path.write_text(json.dumps({**old, "alive": time.time()}))
     with pytest.raises(CheckpointError, match="at step 3; let it finish"):
         require_free(folder)
+
+
+def watchdogs_left(given: dict[str, Any], fails: bool) -> tuple[str, list[str]]:
+    """In every rank: why setting the run up failed, and the names of heartbeats that go on behind it."""
+    config, why = config_from_dict(given), ""
+    trouble = mock.patch("pretrain.run.choose_products", side_effect=DataError("planted") if fails else None)
+    try:
+        with trouble, contextlib.redirect_stdout(io.StringIO()), prepared(config, layout_of(config)):
+            assert "heartbeat" in [thread.name for thread in threading.enumerate()]
+    except DataError as error:
+        why = str(error)
+    return why, [thread.name for thread in threading.enumerate() if thread.name == "heartbeat"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_watchdog_outlives_its_run(tmp_path: Path, fails: bool) -> None:
+    """One that did would end the process, later, in the middle of whatever is at work there."""
+    given = settings(write_corpus(tmp_path / "corpus"), tmp_path / "run")
+    assert run_ranks(watchdogs_left, 1, given, fails) == [("planted" if fails else "", [])]

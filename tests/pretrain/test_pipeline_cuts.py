@@ -19,7 +19,7 @@ from pretrain.config.layouts import _stages_fit
 from pretrain.dry_run import dry_run
 from pretrain.errors import LaunchError
 from pretrain.parallel.groups import require_alike
-from pretrain.run import prepare
+from pretrain.run import prepared
 from tests.distributed import run_ranks
 from tests.pretrain.attempts import Attempt, attempt, write_run_file
 from tests.pretrain.runs import layout_of, settings, train, write_corpus
@@ -155,10 +155,8 @@ def test_any_cut_goes_on_from_any_other(outcomes: Any, corpus: str, tmp_path: Pa
 def names_held(given: dict[str, Any]) -> list[str]:
     """In every rank: the modules of its stage."""
     config = config_from_dict(given)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = prepare(config, layout_of(config))
-    trainer.heartbeat.close()
-    return [name for name, _ in trainer.engine.model.named_modules()]
+    with contextlib.redirect_stdout(io.StringIO()), prepared(config, layout_of(config)) as trainer:
+        return [name for name, _ in trainer.engine.model.named_modules()]
 
 
 def test_run_and_dry_run_cut_alike(corpus: str, tmp_path: Path) -> None:

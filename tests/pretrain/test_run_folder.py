@@ -13,7 +13,7 @@ import yaml
 from pretrain.callbacks.base import Callback, Record
 from pretrain.config import config_from_dict
 from pretrain.errors import CheckpointError
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.run_folder import RunFolder
 from pretrain.trainer import Trainer
 from tests.distributed import run_ranks
@@ -47,8 +47,7 @@ class FullDisk(Callback):
 
 def train_on_a_full_disk(job: dict[str, Any]) -> tuple[str, int]:
     config = config_from_dict(job)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = prepare(config, layout_of(config))
+    with contextlib.redirect_stdout(io.StringIO()), prepared(config, layout_of(config)) as trainer:
         trainer.callbacks.insert(0, FullDisk())
         try:
             trainer.fit()

@@ -22,7 +22,7 @@ from pretrain.callbacks.base import Callback
 from pretrain.checkpoint.folder import published, read_manifest, step_of
 from pretrain.config import config_from_dict
 from pretrain.exit_codes import DONE, STOPPED
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.stopping import SIGNALS, StopRequest
 from pretrain.trainer import Trainer
 from tests.distributed import run_ranks
@@ -63,8 +63,7 @@ class Asking(Callback):
 def train(case: dict[str, Any]) -> dict[str, Any]:
     config = config_from_dict(case["job"])
     layout = layout_of(config)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = prepare(config, layout)
+    with contextlib.redirect_stdout(io.StringIO()), prepared(config, layout) as trainer:
         if layout.rank == 1 and "step" in case:
             trainer.callbacks.insert(0, Asking(case["step"], case["in_evaluation"]))
         trainer.fit()

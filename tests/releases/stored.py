@@ -20,7 +20,7 @@ from pretrain.checkpoint.content import vectors_of
 from pretrain.checkpoint.probe import probe_loss
 from pretrain.config import config_from_dict
 from pretrain.config.yaml_text import read_yaml
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.trainer import Trainer
 from tests.pretrain.runs import layout_of, train
 
@@ -79,13 +79,8 @@ def _each(function: Callable[[dict[str, Any]], Any], folder: str, jobs: list[dic
 
 def _load(given: dict[str, Any]) -> dict[str, Any]:
     config = config_from_dict(given)
-    with contextlib.redirect_stdout(io.StringIO()) as screen:
-        trainer = prepare(config, layout_of(config))
-    try:
+    with contextlib.redirect_stdout(io.StringIO()) as screen, prepared(config, layout_of(config)) as trainer:
         return {**_held(trainer), "screen": screen.getvalue()}
-    finally:
-        trainer.loader.close()
-        trainer.heartbeat.close()
 
 
 def _held(trainer: Trainer) -> dict[str, Any]:

@@ -99,20 +99,17 @@ def run(folder: Path) -> dict[str, Any] | None:
 
 
 def _by_the_program(folder: Path, spec: dict[str, Any], config: RunConfig, layout: Layout) -> dict[str, Any] | None:
-    from pretrain.run import prepare
+    from pretrain.run import prepared
 
     from . import branch, probe
     from .summary import summarize
 
-    trainer = prepare(config, layout, REQUEST)
-    if spec["kind"] == "branches":
-        branch.attach(trainer, spec["measure"], folder / "branches.jsonl")
-    elif spec["measure"]:
-        probe.attach(trainer, spec["measure"], folder / "probe.jsonl")
-    try:
+    with prepared(config, layout, REQUEST) as trainer:
+        if spec["kind"] == "branches":
+            branch.attach(trainer, spec["measure"], folder / "branches.jsonl")
+        elif spec["measure"]:
+            probe.attach(trainer, spec["measure"], folder / "probe.jsonl")
         trainer.fit()
-    finally:
-        trainer.heartbeat.close()
     return None if trainer.stopped_early else summarize(folder, spec)
 
 

@@ -19,7 +19,7 @@ from pretrain.callbacks.base import Callback
 from pretrain.config import RunConfig, load_config
 from pretrain.data.writer import IndexedWriter
 from pretrain.layout import Layout
-from pretrain.run import prepare
+from pretrain.run import prepared
 from pretrain.trainer import Trainer
 
 from ..packages import CONFIGS
@@ -165,13 +165,13 @@ def _run(config: RunConfig, rank: Rank) -> tuple[float, list[float], dict[str, f
     """Seconds of the whole run, of every step, and by callback; and what trained. Collective."""
     parts: dict[str, float] = defaultdict(float)
     steps = Steps(rank.tick)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = prepare(config, rank.layout)
+    with contextlib.redirect_stdout(io.StringIO()), prepared(config, rank.layout) as trainer:
         trainer.callbacks = [*(Timed(callback, parts) for callback in trainer.callbacks), steps]
         rank.layout.barrier()
         begin = time.perf_counter()
         trainer.fit()
-    return time.perf_counter() - begin, steps.seconds, dict(parts), trainer
+        spent = time.perf_counter() - begin
+    return spent, steps.seconds, dict(parts), trainer
 
 
 def corpus(folder: Path, name: str, vocabulary: int, layout: Layout) -> str:

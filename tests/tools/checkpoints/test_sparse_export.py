@@ -15,7 +15,7 @@ import smet
 import smet.hf
 from pretrain.callbacks.checkpointing import CheckpointCallback
 from pretrain.config import config_from_dict
-from pretrain.run import prepare
+from pretrain.run import prepared
 from tests.distributed import run_ranks
 from tests.pages import blocks
 from tests.pretrain.runs import layout_of
@@ -121,10 +121,9 @@ def save_again(jobs_of: list[dict[str, Any]]) -> None:
     """Load what each job resumes from, and save it at the job's layout."""
     for job in jobs_of:
         config = config_from_dict(job)
-        trainer = prepare(config, layout_of(config))
-        saver = next(one for one in trainer.callbacks if isinstance(one, CheckpointCallback))
-        saver.save(trainer, wait=True)
-        trainer.loader.close()
+        with prepared(config, layout_of(config)) as trainer:
+            saver = next(one for one in trainer.callbacks if isinstance(one, CheckpointCallback))
+            saver.save(trainer, wait=True)
 
 
 def test_exports_of_one_state_are_the_same_bytes_at_any_layout(
