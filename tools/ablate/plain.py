@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from pretrain.build import build_optimizer
 from pretrain.config import RunConfig
-from pretrain.data.corpus import open_corpus
+from pretrain.data.corpus import Corpus, open_corpus
 from pretrain.data.loader import BatchLoader
 from pretrain.data_specs import blend_spec, training_spec
 from pretrain.evaluate import evaluate
+from pretrain.first_masks import first_masks
 from pretrain.layout import Layout
 from pretrain.models import family_of
 from pretrain.models.init import initialize
@@ -31,6 +32,7 @@ from pretrain.schedule import learning_rate
 from pretrain.startup import choose_device
 from pretrain.stopping import REQUEST
 from smet import MaskBank, TopologyController, UpdateReport, densify, parameter_groups, sparse_layers
+from smet.initial import needs_dense_model
 from smet.measured import measure as measure_products
 from smet.optim.aged import AgedOptimizer
 from smet.store import LocalStore
@@ -93,8 +95,7 @@ def run(
     accumulation = config.accumulation(1)
     layout = layout or alone(config)
     subject = build(config, peer, layout)
-    corpus = open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed)
-    loader = BatchLoader(corpus, config.train.micro_batch_size, accumulation, 0, 1)
+    loader = BatchLoader(_training(config), config.train.micro_batch_size, accumulation, 0, 1)
     dense_from = config.train.steps if then_dense is None else round(then_dense * config.train.steps)
     losses: list[float] = []
     densities: list[float] = []
@@ -131,6 +132,10 @@ def run(
     }  # fmt: skip
 
 
+def _training(config: RunConfig) -> Corpus:
+    return open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed)
+
+
 def build(config: RunConfig, peer: Mapping[str, Any] | None = None, layout: Layout | None = None) -> Subject:
     """Model and optimizer: a peer's, or ``smet``'s, over the dense model or the sparse one.
 
@@ -148,7 +153,8 @@ def build(config: RunConfig, peer: Mapping[str, Any] | None = None, layout: Layo
 
 
 def _sparse(config: RunConfig, dtype: torch.dtype, layout: Layout, peer: Mapping[str, Any] | None) -> Subject:
-    model = Builder(config, layout).whole().to(layout.device, dtype)
+    first = first_masks(config, layout, _training(config)) if needs_dense_model(config.sparsity) else None
+    model = Builder(config, layout, first=first).whole().to(layout.device, dtype)
     if peer:  # masks stay, so that nobody has to know which weights are new
         measure_products(sparse_layers(model).values(), *micro_batch(config), lambda value: [value], True)
         return Subject(model, peers.optimizer_of(model, peer, config), MaskBank(model, None), layout.device,

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.data.corpus import open_corpus
+from pretrain.data_specs import training_spec
 from pretrain.errors import DataError
-from smet import MaskBank, SparseLinear
+from pretrain.first_masks import first_masks
+from smet import MaskBank, SparseLinear, sparse_layers
 from tests.tools.ablate import matrices
 from tools.ablate import peers, plain
 from tools.ablate.live import bytes_of, layer_flops
@@ -24,6 +27,7 @@ METHODS = {
     "APOLLO": {"method": "dense", "peer": {"name": "apollo", "rank": 6}},
     "then dense": {"method": "static", "then_dense": 0.75},
     "GMP": {"method": "gmp", "update_interval": 2},
+    "SNIP": {"method": "static", "mask_init": "snip"},
 }
 
 
@@ -123,6 +127,16 @@ def test_a_run_that_ends_dense_trains_every_weight_from_there_on(cells: dict[str
 def test_the_mean_density_is_that_of_what_is_open(cells: dict[str, Cell]) -> None:
     found = trained(cells["GMP"])
     assert 0.25 < found["mean_density"] < 0.6 and trained(cells["SMET"], 2)["mean_density"] == pytest.approx(0.25, 0.01)
+
+
+def test_masks_that_the_dense_model_chooses_are_those_of_the_program(cells: dict[str, Cell]) -> None:
+    config = cells["SNIP"].config(Path("unused"))
+    corpus = open_corpus(training_spec(config.data), config.data.seq_length, config.data.seed)
+    expected = first_masks(config, plain.alone(config), corpus)
+    assert expected is not None
+    layers = sparse_layers(plain.build(config).model)
+    assert layers.keys() == expected.keys()
+    assert all(torch.equal(layer.mask, expected[name]) for name, layer in layers.items())
 
 
 def test_a_run_that_diverges_ends_there(cells: dict[str, Cell]) -> None:
