@@ -5,7 +5,7 @@ from __future__ import annotations
 from pretrain.advice import poor
 from pretrain.config import RunConfig
 from pretrain.config.names import in_run_file
-from pretrain.config.passed_on import summed_in
+from pretrain.config.passed_on import sent_in, summed_in
 from pretrain.data.epochs import as_epochs, of_validation, too_many
 from pretrain.engine.log import EngineLog
 from pretrain.plan import cut
@@ -86,8 +86,9 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
 def numbers(config: RunConfig) -> str:
     """In which numbers a run computes and what it keeps."""
     precision = config.train.precision
-    summed = summed_in(config.deepspeed, precision)
-    gradients = " and gradients" if summed == precision else f", gradients summed in {summed}"
+    summed, sent = (numbers_of(config.deepspeed, precision) for numbers_of in (summed_in, sent_in))
+    over = f" over micro-batches and in {sent} over ranks" if sent != summed else ""
+    gradients = " and gradients" if summed == sent == precision else f", gradients summed in {summed}{over}"
     wide = precision == "bf16" and are_widened()
     products = "; products in fp32 and rounded, as this processor has none of bf16" if wide else ""
     return f"{precision} weights{gradients}, fp32 master and moments{products}"

@@ -37,8 +37,7 @@ MONITORS = {
 DEEPSPEED_KEYS = (
     "aio", "comms_logger", "communication_data_type", "data_types", "disable_python_gc", "dump_state",
     "expert_parallel", "flops_profiler", "gradient_predivide_factor", "log_level", "memory_breakdown",
-    "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print", "timers",
-    "wall_clock_breakdown", "zero_optimization",
+    "pipeline", "prescale_gradients", "steps_per_print", "timers", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
 """The other keys that deepspeed 0.19.8 reads; it passes over any that it does not know without a word."""
 
@@ -53,6 +52,7 @@ INSTEAD = {
     "elasticity": "is no key of DeepSpeed any more; a run goes on at another number of ranks by itself",
     "gradient_allreduce_op": "would make another run of each number of ranks; gradients are averaged over them",
     "managed_gradient_accumulation": "would make a step of each micro-batch; steps are of train.global_batch_size",
+    "seq_parallel_communication_data_type": "decides nothing here: DeepSpeed cuts no sequences; set parallel.sequence",
     "tensor_parallel": "would cut layers that are cut already; set parallel.tensor",
     "torch_autocast": "would compute in other numbers than the weights have; set train.precision",
     "weight_quantization": "decides nothing here: the model is not built by DeepSpeed",
@@ -76,13 +76,20 @@ SUMS = {
     "fp32": ("fp32", "float32", "float", "torch.float32"),
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
 }
-"""DeepSpeed's words for the numbers in which gradients are summed over micro-batches and ranks, by ours."""
+"""DeepSpeed's words for the numbers in which gradients are summed over micro-batches, by ours."""
+SENT = {"fp32": 4, "bf16": 2}
+"""Bytes of a gradient on its way, where each micro-batch's are averaged over ranks in these numbers."""
 
 
 def summed_in(deepspeed: dict[str, Any], precision: str) -> str:
-    """In which numbers a run that trains in ``precision`` sums its gradients, by the section ``deepspeed``."""
+    """In which numbers a run that trains in ``precision`` sums its gradients over micro-batches."""
     told = (deepspeed.get("data_types") or {}).get("grad_accum_dtype")
     return next((name for name, words in SUMS.items() if told in words), precision)
+
+
+def sent_in(deepspeed: dict[str, Any], precision: str) -> str:
+    """In which numbers such a run averages gradients over ranks."""
+    return str(deepspeed.get("communication_data_type") or precision)
 
 
 def _unwanted(name: str, why: str) -> str:
@@ -163,16 +170,27 @@ def _gradients_are_summed_soundly(deepspeed: dict[str, Any], parallel: ParallelC
     return found
 
 
+def _gradients_are_sent_soundly(deepspeed: dict[str, Any]) -> list[str]:
+    told = deepspeed.get("communication_data_type")
+    if told is None or told in tuple(SENT):  # which takes a list as well
+        return []
+    why = ", in which gradients overflow" if told == "fp16" else ""
+    return [f"deepspeed.communication_data_type is {told!r}{why}, expected {' or '.join(SENT)}, or no such key"]
+
+
 PASSED_ON_CHECKS: tuple[Callable[..., list[str]], ...] = (
     _keys_are_known_and_mean_something,
     _zero_keys_mean_something,
     _gradients_are_summed_soundly,
+    _gradients_are_sent_soundly,
 )
 
 
 def still_known(saved: dict[str, Any]) -> dict[str, Any]:
     """The section of an earlier release, which let keys be set that are refused now, without them."""
     kept = {key: value for key, value in saved.items() if key not in MONITORS and key not in INSTEAD}
+    if kept.get("communication_data_type") not in tuple(SENT):
+        kept.pop("communication_data_type", None)
     if isinstance(types := kept.get("data_types"), dict):
         sound = {"param_dtype": False, "grad_accum_dtype": types.get("grad_accum_dtype") in SUMS["fp32"]}
         kept["data_types"] = {key: value for key, value in types.items() if sound.get(key, True)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pretrain.config import RunConfig
+from pretrain.config.passed_on import SENT, sent_in
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Role
 from pretrain.plan.gathers import Traced, gathered_elements
@@ -48,7 +49,8 @@ def _elements(rank: Rank, parts: Sequence[Part]) -> int:
 
 
 def _gradients(rank: Rank, parts: Sequence[Part]) -> int:
-    width, ranks = width_of(rank.config), rank.data_ranks
+    config, ranks = rank.config, rank.data_ranks
+    width = SENT[sent_in(config.deepspeed, config.train.precision)]
     if rank.zero_stage == 3:
         return rank.micro_batches * ring_bytes("reduce_scatter", width * _elements(rank, parts), ranks)
     plain = sum(length for part in parts for lengths, _ in part.groups for length in lengths)

@@ -112,6 +112,11 @@ def make(**sections: dict[str, Any]) -> RunConfig:
             {"deepspeed": {"data_types": {"grad_accum_dtype": "float32"}}, "parallel": {"zero_stage": 1}},
             "grad_accum_dtype is 'float32' with parallel.zero_stage 1, expected zero_stage 2 or 3: below them DeepSp",
         ),
+        (
+            {"deepspeed": {"communication_data_type": "fp16"}},
+            "deepspeed.communication_data_type is 'fp16', in which gradients overflow, expected fp32 or bf16, or no",
+        ),
+        ({"deepspeed": {"communication_data_type": ["fp32"]}}, "is ['fp32'], expected fp32 or bf16, or no such key"),
         ({"deepspeed": {"data_types": "fp32"}}, "deepspeed.data_types is 'fp32', expected a mapping of keys such as"),
         ({"deepspeed": {"elasticity": None}}, "deepspeed.elasticity is no key of DeepSpeed any more, expected no such"),
         ({"deepspeed": {"zero_optimization": 3}}, "is 3, expected a mapping of keys; the stage is parallel.zero_stage"),
@@ -253,12 +258,16 @@ def test_what_gradients_are_summed_in_follows_from_the_settings() -> None:
     assert summed_in({}, "fp32") == summed_in({"data_types": None}, "fp32") == "fp32"
     make(deepspeed={"data_types": {"grad_accum_dtype": "bfloat16"}})
     summed = make(deepspeed={"data_types": {"grad_accum_dtype": "fp32"}})
-    assert numbers(summed) == "bf16 weights, gradients summed in fp32, fp32 master and moments"
+    over = "gradients summed in fp32 over micro-batches and in bf16 over ranks"
+    assert numbers(summed) == f"bf16 weights, {over}, fp32 master and moments"
+    both = make(deepspeed={"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"})
+    assert numbers(both) == "bf16 weights, gradients summed in fp32, fp32 master and moments"
     assert numbers(make()) == "bf16 weights and gradients, fp32 master and moments"
 
 
 def test_numbers_that_are_refused_now_are_left_out_of_saved_settings() -> None:
     before = {"torch_autocast": {"enabled": True}, "data_types": {"param_dtype": "bf16", "grad_accum_dtype": "fp16"}}
+    before["communication_data_type"], before["seq_parallel_communication_data_type"] = "fp16", "fp32"
     assert still_known(before) == {"data_types": {}}
-    kept = {"data_types": {"grad_accum_dtype": "float32", "buffer_dtype": "fp32"}}
+    kept = {"data_types": {"grad_accum_dtype": "float32", "buffer_dtype": "fp32"}, "communication_data_type": "fp32"}
     assert still_known(kept) == kept

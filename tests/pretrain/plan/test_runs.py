@@ -42,11 +42,11 @@ def job(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 def make(folder: Path, name: str, parallel: dict[str, Any], train: dict[str, Any] | None = None,
          sparsity: dict[str, Any] | None = None, model: dict[str, Any] | None = None,
-         zero: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+         zero: dict[str, Any] | None = None, **deepspeed: Any) -> dict[str, Any]:  # fmt: skip
     made = job(folder, name, sparsity__changed=sparsity or {}, model__changed=model or {})
     made["parallel"] = parallel
     made["train"].update({"global_batch_size": 8, "micro_batch_size": 2, **(train or {})})
-    made["deepspeed"] = {"zero_optimization": zero} if zero else {}
+    made["deepspeed"] = {**({"zero_optimization": zero} if zero else {}), **deepspeed}
     return made
 
 
@@ -146,6 +146,8 @@ def test_data_parallel(folder: Path) -> None:
         "kept": make(folder, "kept", {"zero_stage": 1}, None, {"weight_residency": "dense"}),
         "dense": make(folder, "dense", {"zero_stage": 2}, BF16, {"method": "dense", "density": 1.0,
                                                                  "update_interval": 0}),
+        "two-sent-wide": make(folder, "two-sent-wide", {"zero_stage": 2}, BF16, communication_data_type="fp32"),
+        "three-summed-wide": make(folder, "three-summed-wide", three, BF16, data_types={"grad_accum_dtype": "fp32"}),
         "gradient-growth": make(folder, "gradient-growth", {"zero_stage": 2}, None, {"growth": "gradient"}),
     }  # fmt: skip
     check(folder, jobs, 2)
