@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.config.passed_on import summed_in
+from pretrain.config.passed_on import SENT, sent_in, summed_in
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Place
 from pretrain.plan.compute import is_over_tiles
@@ -21,7 +21,7 @@ from smet.criteria import DENSE, mask_needs, update_needs
 from smet.memory import Part, part_bytes
 
 REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's default ``reduce_bucket_size``, in elements; ZeRO-1 and 2 allocate all of it."""
+"""DeepSpeed's default ``reduce_bucket_size``, in elements."""
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's defaults for ``stage3_max_live_parameters`` and ``sub_group_size``, in elements."""
 
@@ -216,14 +216,21 @@ def _two_buckets(rank: Rank) -> int:
 
 
 def _gradients_in_flight(rank: Rank, stored: int) -> int:
-    """Gradients beside the partition that is counted at rest: whole ones, and buckets to reduce."""
-    zero, width = zero_settings(rank.config), width_of(rank.config)
-    bucket = width * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-    if zero.get("overlap_comm", rank.zero_stage == 3):
-        bucket *= 2
-    at_rest = 0 if offloaded(rank.config) else stored // rank.data_ranks
+    """Gradients beside the partition that is counted at rest: whole ones, and buckets to reduce.
+
+    A bucket is allocated whole, unless gradients stay where they are. Stage 3 lays what is in it out anew by rank;
+    below it what is sent in other numbers is copied.
+    """
+    config, zero, width = rank.config, zero_settings(rank.config), width_of(rank.config)
+    size, last = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)), rank.zero_stage == 3
+    filled, sent = min(size, stored), SENT[sent_in(config.deepspeed, config.train.precision)]
+    moved = zero.get("contiguous_gradients", True) or (offloaded(config) and not last)
+    two = moved and not last and zero.get("overlap_comm", False)
+    bucket = (sent if last else width) * size * (1 + two) if moved else width * filled
+    copied = sent * filled if last or sent != width else 0
+    at_rest = 0 if offloaded(config) else stored // rank.data_ranks
     whole = width * (stored - at_rest) if rank.zero_stage == 1 else 0
-    return bucket + whole
+    return bucket + copied + whole
 
 
 def topology_update(config: RunConfig, sparse: Sequence[PlannedWeight], ranks: int) -> int:
