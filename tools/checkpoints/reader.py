@@ -162,7 +162,7 @@ class Checkpoint:
         state = self._declared()
         for name, (length, kind) in self.vectors.items():
             parameter, _, key = name.partition("/")
-            fits = key.isidentifier() if state is None else key in state and kind.is_floating_point
+            fits = key.isidentifier() if state is None else kind == state.get(key)
             fits = kind == torch.uint8 if key == "birth" else fits
             fits = (fits and length == values.get(parameter)) or (kind == torch.float32 and length == means.get(name))
             if name not in values and name not in masks and not fits:
@@ -179,10 +179,12 @@ class Checkpoint:
                 f" (digest {saved or 'none'}, expected {own or 'none'}); use the version that its manifest.json names"
             )
 
-    def _declared(self) -> list[str] | None:
-        """What the optimizer keeps beside each weight; None where only somebody's own module would tell."""
+    def _declared(self) -> dict[str, torch.dtype] | None:
+        """What the optimizer keeps beside each weight, by name; None where only somebody's own module would tell."""
         name = str(self.section("optimizer").get("name") or "adamw")
-        return [one.name for one in find("optimizer.name", name).state] if name in FORMULAS else None
+        if name not in FORMULAS:
+            return None
+        return {one.name: one.dtype or torch.float32 for one in find("optimizer.name", name).state}
 
     def vector(self, name: str) -> Tensor:
         """The whole vector ``name``, 1-D, on the CPU.

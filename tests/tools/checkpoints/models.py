@@ -38,6 +38,8 @@ def jobs(corpus: str, folder: Path) -> dict[str, dict[str, Any]]:
         },
         "partly": {**mha, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.self_attn.o_proj"]},
         "dense": {**mha, "sparsity": {"method": "dense"}},
+        "adamw_8bit": {"optimizer__name": "adamw_8bit", "optimizer__beta2": 0.95},
+        "lion": {"optimizer__name": "lion"},
         "tensor": {**even, "parallel__tensor": 2, "sparsity__exclude": ["*embed*", "*lm_head*", "*0.mlp.down_proj"]},
         "tensor-tied": {**even, "parallel__tensor": 2, "model__tie_word_embeddings": True, "sparsity__block": [1, 2]},
         "permuted": {

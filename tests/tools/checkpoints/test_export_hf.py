@@ -18,7 +18,7 @@ from tools import export_hf
 from tools.checkpoints import stream
 from tools.checkpoints.reader import Checkpoint
 
-NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "tensor-tied", "permuted", "pipeline"]
+NAMES = ["grouped", "tied", "blocks", "partly", "dense", "tensor", "tensor-tied", "permuted", "pipeline", "adamw_8bit"]
 
 
 def export(*arguments: Any) -> int:

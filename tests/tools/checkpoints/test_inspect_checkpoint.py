@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from pretrain.errors import CheckpointError
+from smet.optim import FORMULAS, find
 from tests.tools.checkpoints.models import newest, read_state, read_vectors
 from tools import inspect_checkpoint
+from tools.checkpoints.reader import Checkpoint
 from tools.inspect_checkpoint import describe, main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,6 +63,22 @@ def test_a_dense_run_has_one_age_and_no_masks(runs: Path, capsys: pytest.Capture
     assert set(report["density"].values()) == {1.0}
     assert [(row["born"], row["age"], row["share"]) for row in report["ages"]] == [(0, 6, 1.0)]
     assert report["bytes"]["masks"] == report["bytes"]["ages"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_checkpoints_of_every_formula_are_read(runs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(runs / ("grouped" if name == "adamw" else name), capsys)
+    assert report["bytes"]["moments"] == find("optimizer.name", name).width() * report["parameters_stored"]
+
+
+def test_moments_of_another_kind_than_the_formula_keeps_are_refused(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "adamw_8bit", tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    state = read_state(checkpoint)
+    state["config"]["optimizer"]["name"] = "adamw"
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"exp_avg \(\d+ elements, torch.int8\), which the settings in its"):
+        Checkpoint(checkpoint, check=False)
 
 
 def test_a_person_reads_it_on_one_screen(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
