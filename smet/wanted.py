@@ -47,7 +47,7 @@ def derived_from(base: type) -> Wanted:
     )
 
 
-def misfit(function: Callable[..., Any], *given: object, **options: Any) -> str:
+def misfit(function: Callable[..., Any], /, *given: object, **options: Any) -> str:
     """Why ``function`` cannot be called so; empty where it can, or is compiled and does not say what it takes."""
     if not callable(function):
         return f"{described(function)} cannot be called"
@@ -60,8 +60,10 @@ def misfit(function: Callable[..., Any], *given: object, **options: Any) -> str:
     return ""
 
 
-def require_fit(what: str, name: str, made: Callable[..., Any], *given: object, **options: Any) -> None:
+def require_fit(what: str, name: str, made: Callable[..., Any], /, *given: object, **options: Any) -> None:
     """See that ``made``, which ``name`` stands for, takes ``given`` and the ``options`` of the entry ``what``.
+
+    An option may have any name, those of the parameters here too.
 
     Raises:
         ConfigError: it does not.

@@ -68,6 +68,15 @@ def test_what_is_compiled_and_says_nothing_of_its_arguments_is_believed() -> Non
         require_fit("here", "own:grown", grown, None, 3, shre=1)
 
 
+def test_an_option_may_be_called_as_any_parameter_here_is() -> None:
+    def made(run: object, name: str = "", what: int = 0, made: int = 0, function: int = 0) -> None: ...
+
+    options = {"name": "first", "what": 1, "made": 2, "function": 3}
+    require_fit("logging.writers[0]", "own:made", made, None, **options)
+    with pytest.raises(ConfigError, match=r"^here.options do not fit own:grown: got an unexpected keyword argument"):
+        require_fit("here", "own:grown", grown, None, 3, **options)
+
+
 class Base:
     """What is called."""
 
