@@ -43,12 +43,21 @@ def floor_problems(options: Mapping[str, Any], names: Iterable[str]) -> list[str
     return [
         f"{name} is {options[name]}, expected a number of 0 or more"
         for name in names
-        if not 0.0 <= float(options[name]) < math.inf
+        if not 0.0 <= _number(options[name]) < math.inf
     ]
 
 
 def betas_problem(betas: Any) -> list[str]:
     """A problem, if these are no two decay rates."""
-    if len(betas) == 2 and all(0.0 <= float(beta) < 1.0 for beta in betas):
+    several = isinstance(betas, (tuple, list))
+    if several and len(betas) == 2 and all(0.0 <= _number(beta) < 1.0 for beta in betas):
         return []
-    return [f"betas are {tuple(betas)}, expected two numbers in [0, 1), such as 0.9, 0.999"]
+    return [f"betas are {tuple(betas) if several else betas}, expected two numbers in [0, 1), such as 0.9, 0.999"]
+
+
+def _number(value: Any) -> float:
+    """``value``, also one in a tensor of one element; NaN, which is in no range, where it is none."""
+    try:
+        return math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several
+        return math.nan

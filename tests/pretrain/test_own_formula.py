@@ -118,6 +118,11 @@ def test_another_optimizer_cannot_go_on_with_its_state(
         ({"name": "tests.pretrain.own_formulas:Eighths"}, "keeps its state 'eighth' in torch.float8_e4m3fn, expected"),
         ({"name": HALVED, "options": {"momentm": 1}}, "optimizer.options.momentm is no option of halved (did you mean"),
         (
+            {"name": "lion", "options": {"betas": 0.9}},
+            "optimizer.options.betas are 0.9, expected two numbers in",
+        ),
+        ({"name": "lion", "options": {"betas": ["a", None]}}, "betas are ('a', None), expected two numbers in [0, 1)"),
+        (
             {"name": "lion", "options": {"betas": [0.9, 2]}},
             "optimizer.options.betas are (0.9, 2), expected two numbers",
         ),
