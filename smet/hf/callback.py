@@ -90,8 +90,10 @@ class SmetCallback(TrainerCallback):
         optimizer: ModelOptimizer
         betas = (args.adam_beta1, args.adam_beta2)
         if self._formula != "adamw":
-            told = self._formula == "adamw_8bit" and betas != TRANSFORMERS_BETAS
-            options = {**({"betas": betas} if told else {}), **self._options}
+            given: dict[str, Any] = {}
+            if self._formula == "adamw_8bit":
+                given = {"eps": args.adam_epsilon, **({} if betas == TRANSFORMERS_BETAS else {"betas": betas})}
+            options = {**given, **self._options}
             optimizer = ModelOptimizer(model, self._formula, args.learning_rate, args.weight_decay, **options)
         else:
             optimizer = AdamW(model, args.learning_rate, betas, args.adam_epsilon, args.weight_decay, **self._options)

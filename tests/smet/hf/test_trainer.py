@@ -343,11 +343,13 @@ def test_a_checkpoint_without_the_optimizers_state_is_not_gone_on_from(tmp_path:
                 trainer.train(resume_from_checkpoint=resume)
 
 
-def test_moments_of_a_byte_take_the_arguments_betas_where_somebody_gave_them(tmp_path: Path) -> None:
-    for given, expected in (({}, (0.9, 0.95)), ({"adam_beta2": 0.97}, (0.9, 0.97))):
+def test_moments_of_a_byte_take_the_arguments_betas_and_eps_where_somebody_gave_them(tmp_path: Path) -> None:
+    for given, betas, eps in (
+        ({}, (0.9, 0.95), 1e-8), ({"adam_beta2": 0.97}, (0.9, 0.97), 1e-8), ({"adam_epsilon": 1e-6}, (0.9, 0.95), 1e-6),
+    ):  # fmt: skip
         trainer = small(str(tmp_path), **given)
         optimizer = smet.hf.SmetCallback(trainer, formula="adamw_8bit").make_optimizer(trainer.model)
-        assert {group["betas"] for group in optimizer.param_groups} == {expected}
+        assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {(betas, eps)}
     with pytest.raises(ConfigError, match=r"optim is 'adamw_bnb_8bit'.*SmetCallback\(trainer, formula='adamw_8bit'\)"):
         smet.hf.SmetCallback(small(str(tmp_path), optim="adamw_bnb_8bit"))
 
