@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,19 +114,41 @@ def build_engine(
     try:
         engine, *_ = deepspeed.initialize(model=runnable, optimizer=optimizer, config=settings, mpu=mpu)
     except pydantic.ValidationError as error:
-        raise ConfigError([_deepspeed_problem(problem) for problem in error.errors()]) from None
+        raise ConfigError([_deepspeed_problem(error.title, problem) for problem in error.errors()]) from None
     except DeepSpeedConfigError as error:
         raise ConfigError(f"the section deepspeed is refused, DeepSpeed says: {' '.join(str(error).split())}") from None
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        if not config.deepspeed or not _read_settings(error):
+            raise
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"the section deepspeed is refused, DeepSpeed says: {told}") from None
     return (PlainEngine if layout.stages == 1 else PipelineEngine)(engine, model, layout)
 
 
-def _deepspeed_problem(problem: Any) -> str:
-    """One line about a value that DeepSpeed refuses; only its zero_optimization section is checked by type."""
+def _read_settings(error: Exception) -> bool:
+    """Whether DeepSpeed raised ``error`` while it read its settings, few of whose kinds it looks at."""
+    return any(frame.name == READING for frame in traceback.extract_tb(error.__traceback__))
+
+
+READING = "_initialize_params"
+"""DeepSpeed's method that reads its settings."""
+CHECKED_BESIDE = {"CommsLoggerConfig": "comms_logger", "DeepSpeedThroughputTimerConfig": "timers.throughput"}
+"""What DeepSpeed checks by type beside zero_optimization: its class to the section."""
+
+
+def _deepspeed_problem(title: str, problem: Any) -> str:
+    """One line about a value that DeepSpeed refuses.
+
+    Args:
+        title: the class that checks the section.
+    """
+    section = f"deepspeed.{CHECKED_BESIDE.get(title, 'zero_optimization')}"
     key = ".".join(str(part) for part in problem["loc"])
     if not key:  # of several keys together
-        return f"deepspeed.zero_optimization is refused, DeepSpeed says: {problem['msg']}"
+        return f"{section} is refused, DeepSpeed says: {problem['msg']}"
     if problem["type"] != "extra_forbidden":
-        return f"deepspeed.zero_optimization.{key} is {problem['input']!r}, DeepSpeed says: {problem['msg']}"
+        return f"{section}.{key} is {problem['input']!r}, DeepSpeed says: {problem['msg']}"
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    return f"deepspeed.zero_optimization.{key} is not a known key{nearest(key, DeepSpeedZeroConfig.model_fields)}"
+    known = () if title in CHECKED_BESIDE else DeepSpeedZeroConfig.model_fields
+    return f"{section}.{key} is not a known key{nearest(key, known)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pretrain.config.passed_inside import INSIDE_CHECKS, without_unknown
 from pretrain.errors import nearest
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ PASSED_ON_CHECKS: tuple[Callable[..., list[str]], ...] = (
     _zero_keys_mean_something,
     _gradients_are_summed_soundly,
     _gradients_are_sent_soundly,
+    *INSIDE_CHECKS,
 )
 
 
@@ -191,6 +193,7 @@ def still_known(saved: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in saved.items() if key not in MONITORS and key not in INSTEAD}
     if kept.get("communication_data_type") not in tuple(SENT):
         kept.pop("communication_data_type", None)
+    kept = without_unknown(kept)
     if isinstance(types := kept.get("data_types"), dict):
         sound = {"param_dtype": False, "grad_accum_dtype": types.get("grad_accum_dtype") in SUMS["fp32"]}
         kept["data_types"] = {key: value for key, value in types.items() if sound.get(key, True)}

@@ -44,6 +44,16 @@ SETTINGS: list[Case] = [
         "overlap_comm is 'maybe', DeepSpeed says: ",
     ),
     (
+        "another section that DeepSpeed checks",
+        ("deepspeed.comms_logger.enabled=maybe",),
+        "deepspeed.comms_logger.enabled is 'maybe', DeepSpeed says: ",
+    ),
+    (
+        "another kind inside a DeepSpeed section",
+        ("deepspeed.timers.throughput=1",),
+        "the section deepspeed is refused, DeepSpeed says: TypeError: ",
+    ),
+    (
         "mistyped DeepSpeed section",
         ("deepspeed.zero_optimisation.overlap_comm=true",),
         "deepspeed.zero_optimisation is not a known key of",

@@ -14,6 +14,7 @@ import pytest
 
 from pretrain.config import RunConfig, config_from_dict
 from pretrain.config.names import in_run_file
+from pretrain.config.passed_inside import INSIDE, VALUES
 from pretrain.config.passed_on import DEEPSPEED_KEYS, INSTEAD, ZERO_INSTEAD, still_known, summed_in
 from pretrain.config.run import NO_DATACLASS
 from pretrain.errors import ConfigError
@@ -118,6 +119,25 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ),
         ({"deepspeed": {"communication_data_type": ["fp32"]}}, "is ['fp32'], expected fp32 or bf16, or no such key"),
         ({"deepspeed": {"data_types": "fp32"}}, "deepspeed.data_types is 'fp32', expected a mapping of keys such as"),
+        (
+            {"deepspeed": {"data_types": {"grad_accum_dtyp": "fp32"}}},
+            "deepspeed.data_types.grad_accum_dtyp is not a known key of DeepSpeed (did you mean 'grad_accum_dtype'?)",
+        ),
+        ({"deepspeed": {"flops_profiler": {"enabeld": True}}}, "enabeld is not a known key of DeepSpeed (did you mean"),
+        ({"deepspeed": {"comms_logger": {"verbos": True}}}, "deepspeed.comms_logger.verbos is not a known key of"),
+        ({"deepspeed": {"timers": None}}, "deepspeed.timers is None, expected a mapping of keys such as throughput"),
+        ({"deepspeed": {"log_level": 7}}, "deepspeed.log_level is 7, expected one of debug, info, warning, error, "),
+        ({"deepspeed": {"steps_per_print": "x"}}, "steps_per_print is 'x', expected a whole number of 1 or more"),
+        ({"deepspeed": {"wall_clock_breakdown": "yes"}}, "wall_clock_breakdown is 'yes', expected true or false"),
+        ({"deepspeed": {"gradient_predivide_factor": 0}}, "predivide_factor is 0, expected a positive number"),
+        (
+            {"deepspeed": {"prescale_gradients": True}, "parallel": {"zero_stage": 2}},
+            "deepspeed.prescale_gradients is True with parallel.zero_stage 2, expected false: DeepSpeed does that only",
+        ),
+        (
+            {"deepspeed": {"gradient_predivide_factor": 2.0}, "parallel": {"zero_stage": 3}},
+            "deepspeed.gradient_predivide_factor is 2.0 with parallel.zero_stage 3, expected 1.0: DeepSpeed does that",
+        ),
         ({"deepspeed": {"elasticity": None}}, "deepspeed.elasticity is no key of DeepSpeed any more, expected no such"),
         ({"deepspeed": {"zero_optimization": 3}}, "is 3, expected a mapping of keys; the stage is parallel.zero_stage"),
         ({"deepspeed": {"zero_optimization": {"cpu_offload": True}}}, "; set offload_optimizer.device to cpu"),
@@ -195,8 +215,9 @@ def test_the_known_deepspeed_keys_are_deepspeeds() -> None:
     assert package is not None and package.origin is not None
     sources = [*Path(package.origin).parent.glob("**/config*.py"), *Path(package.origin).parent.glob("**/constants.py")]
     text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
-    missing = [key for key in (*DEEPSPEED_KEYS, *INSTEAD) if f'"{key}"' not in text and f"'{key}'" not in text]
-    assert missing == [] and not set(DEEPSPEED_KEYS) & set(INSTEAD)
+    inner = {key for keys in INSIDE.values() for key in keys if not re.search(rf"^    {key}:", text, re.MULTILINE)}
+    missing = [key for key in (*DEEPSPEED_KEYS, *INSTEAD, *inner) if f'"{key}"' not in text and f"'{key}'" not in text]
+    assert missing == [] and not set(DEEPSPEED_KEYS) & set(INSTEAD) and {*INSIDE, *VALUES} <= set(DEEPSPEED_KEYS)
     assert [key for key in ZERO_INSTEAD if not re.search(rf"^    {key}:", text, re.MULTILINE)] == []
 
 
@@ -271,3 +292,14 @@ def test_numbers_that_are_refused_now_are_left_out_of_saved_settings() -> None:
     assert still_known(before) == {"data_types": {}}
     kept = {"data_types": {"grad_accum_dtype": "float32", "buffer_dtype": "fp32"}, "communication_data_type": "fp32"}
     assert still_known(kept) == kept
+    assert still_known({"timers": {"thrughput": {}}, "aio": 3, "dump_state": True}) == {
+        "timers": {}, "aio": 3, "dump_state": True,
+    }  # fmt: skip
+
+
+def test_what_deepspeed_takes_is_passed_on() -> None:
+    scaled = {"prescale_gradients": True, "gradient_predivide_factor": 2}
+    make(deepspeed=scaled, parallel={"zero_stage": 1})
+    make(deepspeed={**scaled, "zero_optimization": {"reduce_scatter": False}}, parallel={"zero_stage": 2})
+    make(deepspeed={"prescale_gradients": False, "gradient_predivide_factor": 1, "log_level": "INFO", "aio": {}})
+    make(deepspeed={"steps_per_print": None, "timers": {"throughput": {}}})

@@ -102,8 +102,9 @@ def test_overrides_take_yaml_values(tmp_path: Path) -> None:
 
 def test_the_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     config = load(
-        tmp_path, "sparsity.method=rigl", "optimizer.eps=1e-15", "data.validation=v", "deepspeed.aio.b=[1, {c: 2.5}]"
-    )
+        tmp_path, "sparsity.method=rigl", "optimizer.eps=1e-15", "data.validation=v",
+        "deepspeed.expert_parallel.b=[1, {c: 2.5}]",
+    )  # fmt: skip
     config.save(tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
     assert config_from_dict(config.to_dict()) == config
