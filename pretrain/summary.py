@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
 from pretrain.advice import poor
 from pretrain.config import RunConfig
 from pretrain.config.names import in_run_file
 from pretrain.config.passed_on import sent_in, summed_in
 from pretrain.data.epochs import as_epochs, of_validation, too_many
 from pretrain.engine.log import EngineLog
+from pretrain.formula import formula_of
 from pretrain.plan import cut
 from pretrain.plan.table import in_words
-from pretrain.precision import are_widened
+from pretrain.precision import DTYPES, are_widened
 from pretrain.products import degrees, micro_batch
 from pretrain.trainer import Trainer
 from smet import compute, kernels
@@ -18,6 +21,8 @@ from smet.starved import empty, starved
 
 INDENT = 11
 """Characters that the names of lines take."""
+SHORT = {kind: name for name, kind in DTYPES.items()}
+"""Types by the words of run files."""
 
 
 def _sparse_weights(trainer: Trainer) -> tuple[int, int]:
@@ -91,7 +96,16 @@ def numbers(config: RunConfig) -> str:
     gradients = " and gradients" if summed == sent == precision else f", gradients summed in {summed}{over}"
     wide = precision == "bf16" and are_widened()
     products = "; products in fp32 and rounded, as this processor has none of bf16" if wide else ""
-    return f"{precision} weights{gradients}, fp32 master and moments{products}"
+    return f"{precision} weights{gradients}, {_kept(config)}{products}"
+
+
+def _kept(config: RunConfig) -> str:
+    """In which numbers the optimizer keeps what it has of each weight, by what its formula declares."""
+    kinds = {one.dtype or torch.float32 for one in formula_of(config).state}
+    if not kinds - {torch.float32}:
+        return "fp32 master and moments" if kinds else "fp32 master"
+    words = sorted(SHORT.get(kind, str(kind).removeprefix("torch.")) for kind in kinds)
+    return f"fp32 master, moments in {' and '.join(words)}"
 
 
 def _line(name: str, text: str) -> str:

@@ -286,6 +286,19 @@ def test_what_gradients_are_summed_in_follows_from_the_settings() -> None:
     assert numbers(make()) == "bf16 weights and gradients, fp32 master and moments"
 
 
+def test_what_the_optimizer_keeps_is_told_in_the_numbers_that_its_formula_declares() -> None:
+    own = "tests.pretrain.own_formulas:"
+    told = {
+        "lion": "fp32 master and moments",
+        "adamw_8bit": "fp32 master, moments in int8 and uint8",
+        f"{own}Halved": "fp32 master, moments in bf16 and fp32",
+        f"{own}Sign": "fp32 master",
+    }
+    for name, expected in told.items():
+        options = {"beta2": 0.95} if name == "adamw_8bit" else {}
+        assert numbers(make(optimizer={"name": name, **options})) == f"bf16 weights and gradients, {expected}"
+
+
 def test_numbers_that_are_refused_now_are_left_out_of_saved_settings() -> None:
     before = {"torch_autocast": {"enabled": True}, "data_types": {"param_dtype": "bf16", "grad_accum_dtype": "fp16"}}
     before["communication_data_type"], before["seq_parallel_communication_data_type"] = "fp16", "fp32"
