@@ -63,7 +63,7 @@ def _wide(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``original`` writes into ``out``, which is torch's own kernel still."""
 
     def product(*operands: Tensor, **factors: Any) -> Tensor:
-        if operands[0].dtype is not torch.bfloat16:
+        if any(operand.dtype is not torch.bfloat16 for operand in operands):  # mixed ones are torch's to refuse
             return original(*operands, **factors, out=operands[0].new_empty(0))
         wide = [operand.float() for operand in operands]
         return original(*wide, **factors, out=wide[0].new_empty(0)).bfloat16()

@@ -60,6 +60,14 @@ def layers(dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
+def test_operands_of_two_kinds_are_refused_as_torch_does(untouched: None) -> None:
+    x, y, z = some(4, 4).bfloat16(), some(4, 4), some(4, 4).bfloat16()
+    precision.replace_products()
+    for product in (lambda: x @ y, lambda: y @ x, lambda: torch.addmm(x, y, y), lambda: torch.addmm(y, x, z)):
+        with pytest.raises(RuntimeError, match="must have the same dtype|to have the same dtype"):
+            product()
+
+
 def test_products_of_bf16_are_the_same_to_their_rounding(untouched: None) -> None:
     own, found = results(lambda: layers(torch.bfloat16))
     exact = layers(torch.float64)
