@@ -158,8 +158,10 @@ def train(args: argparse.Namespace, vocab_size: int, documents: Sequence[str]) -
         sentencepiece.SentencePieceTrainer.train(**options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
+        step = args.pad_to_multiple
+        asked = f" ({args.vocab_size} up to a multiple of {step})" if vocab_size != args.vocab_size else ""
         raise DataError(
-            f"no vocabulary of {vocab_size} can be trained on {sum(map(len, documents))} characters: {reason}; "
+            f"no vocabulary of {vocab_size}{asked} can be trained on {sum(map(len, documents))} characters: {reason}; "
             "change --vocab-size or give more text"
         ) from None
     return model.getvalue()

@@ -69,8 +69,8 @@ def test_an_existing_tokenizer_stays(tmp_path: Path, source: list[str], capsys) 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["--vocab-size", "100000"], "no vocabulary of 100096 can be trained"),
-        (["--vocab-size", "100"], "no vocabulary of 128 can be trained"),
+        (["--vocab-size", "100000"], "no vocabulary of 100096 (100000 up to a multiple of 128) can be trained"),
+        (["--vocab-size", "100"], "no vocabulary of 128 (100 up to a multiple of 128) can be trained"),
         (["--vocab-size", "0"], "--vocab-size is 0"),
         (["--text-column", "body"], "has no column 'body'; it has id, text"),
         (["--max-document-bytes", "1"], "gives no document with text in it"),
