@@ -47,7 +47,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     given = {"--rank": options.rank, "--world-size": options.world_size, "--json": options.json or None}
     if words := [word for word, value in given.items() if value is not None and not options.dry_run]:
-        parser.error(f"{', '.join(words)} without --dry-run; a launcher starts several ranks, such as smet launch")
+        hint = "" if words == ["--json"] else "; a launcher starts several ranks, such as smet launch"
+        parser.error(f"{', '.join(words)} without --dry-run{hint}")
     return options
 
 

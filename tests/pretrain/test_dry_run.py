@@ -148,6 +148,7 @@ def test_refusals(arguments: list[str], expected: str, capsys: pytest.CaptureFix
     [
         (["--dry-run", "--world-size", "0"], "argument --world-size: is '0', expected a whole number of 1 or more"),
         (["--world-size", "2", "--json"], "--world-size, --json without --dry-run; a launcher starts several ranks"),
+        (["--json"], "error: --json without --dry-run\n"),
         (["--rank", "0"], "--rank without --dry-run; a launcher starts several ranks, such as smet launch"),
     ],
 )
