@@ -23,7 +23,18 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
 
 
 def test_every_file_has_cells():
-    names = ["afterwards", "budget", "gpu", "llama-quick", "llama", "moments", "rewiring", "settings", "tiles"]
+    names = [
+        "afterwards",
+        "budget",
+        "gpu",
+        "granularity",
+        "llama-quick",
+        "llama",
+        "moments",
+        "rewiring",
+        "settings",
+        "tiles",
+    ]
     assert [path.stem for path in FILES] == names
     assert all(load_matrix(path).cells for path in FILES)
 
@@ -31,7 +42,7 @@ def test_every_file_has_cells():
 def test_pages_of_one_text_have_the_same_text_and_rates():
     """Matrix files are frozen once their cells ran, so none can be made of another."""
     known = {path.stem: read_yaml(path) for path in FILES}
-    for name in ("afterwards", "settings", "rewiring", "moments"):
+    for name in ("afterwards", "settings", "rewiring", "moments", "granularity"):
         for read in (lambda file: file["text"], lambda file: file["tune"], lambda file: file["run"]["data"]):
             assert read(known[name]) == read(known["budget"]), name
 
