@@ -27,6 +27,8 @@ INSIDE = {
 }  # fmt: skip
 """The keys that deepspeed 0.19.8 reads inside a key of its own; those of ``zero_optimization`` it checks itself."""
 
+NUMBERS = ("fp32", "bf16", "fp16", "float32", "bfloat16", "float16")
+"""To which DeepSpeed casts what a model keeps beside its weights; it has further words for them."""
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -81,6 +83,14 @@ def _values_are_taken(deepspeed: dict[str, Any]) -> list[str]:
     ]
 
 
+def _buffers_are_cast_to_numbers(deepspeed: dict[str, Any]) -> list[str]:
+    types = deepspeed.get("data_types")
+    told = types.get("buffer_dtype") if isinstance(types, dict) else None
+    if told is None or told in NUMBERS:
+        return []
+    return [f"deepspeed.data_types.buffer_dtype is {told!r}, expected one of {', '.join(NUMBERS)}, or no such key"]
+
+
 def _gradients_are_scaled_where_they_can_be(deepspeed: dict[str, Any], parallel: ParallelConfig) -> list[str]:
     zero = deepspeed.get("zero_optimization")
     scatters = zero.get("reduce_scatter", True) if isinstance(zero, dict) else True
@@ -97,6 +107,7 @@ def _gradients_are_scaled_where_they_can_be(deepspeed: dict[str, Any], parallel:
 INSIDE_CHECKS: tuple[Callable[..., list[str]], ...] = (
     _inner_keys_are_known,
     _values_are_taken,
+    _buffers_are_cast_to_numbers,
     _gradients_are_scaled_where_they_can_be,
 )
 

@@ -126,6 +126,10 @@ def make(**sections: dict[str, Any]) -> RunConfig:
         ({"deepspeed": {"flops_profiler": {"enabeld": True}}}, "enabeld is not a known key of DeepSpeed (did you mean"),
         ({"deepspeed": {"comms_logger": {"verbos": True}}}, "deepspeed.comms_logger.verbos is not a known key of"),
         ({"deepspeed": {"timers": None}}, "deepspeed.timers is None, expected a mapping of keys such as throughput"),
+        (
+            {"deepspeed": {"data_types": {"buffer_dtype": "fp99"}}},
+            "deepspeed.data_types.buffer_dtype is 'fp99', expected one of fp32, bf16, fp16",
+        ),
         ({"deepspeed": {"log_level": 7}}, "deepspeed.log_level is 7, expected one of debug, info, warning, error, "),
         ({"deepspeed": {"steps_per_print": "x"}}, "steps_per_print is 'x', expected a whole number of 1 or more"),
         ({"deepspeed": {"wall_clock_breakdown": "yes"}}, "wall_clock_breakdown is 'yes', expected true or false"),
