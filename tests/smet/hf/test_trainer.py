@@ -24,6 +24,7 @@ from smet.groups import parameter_groups
 from smet.memory import Part, measure, plan
 from smet.zero import ZeroStore
 from tests.distributed import run_ranks
+from tests.smet.hf.cpus import tell_of_ranks_without_gpus
 
 LAYOUTS = {"one process": 1, "ddp": 2, "zero-1": 2, "zero-2": 2, "zero-3": 2}
 METHODS = ("smet", "rigl")
@@ -191,7 +192,7 @@ def one(layout: str, method: str, folder: str, steps: int) -> dict[str, Any]:
     trainer.train()
     whole, losses = state_of(callback), trainer.state.log_history
     trainer.save_model(f"{folder}/saved")
-    found = {"updates": seen, "log": losses, "loss": loss_of(trainer), "whole": whole}
+    found = {"ranks": trainer.args.world_size, "updates": seen, "log": losses, "loss": loss_of(trainer), "whole": whole}
     again, other, later = trainer_of(layout, method, folder, steps, seed=9)
     again.train(resume_from_checkpoint=f"{folder}/checkpoint-{steps // 2}")
     return {**found, "resumed": state_of(other), "later": later, "log again": again.state.log_history,
@@ -201,6 +202,7 @@ def one(layout: str, method: str, folder: str, steps: int) -> dict[str, Any]:
 
 def session(folder: str, steps: int) -> dict[tuple[str, str], dict[str, Any]]:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    tell_of_ranks_without_gpus()
     cases = SHORT if steps < 60 else [(layout, method) for layout in LAYOUTS for method in METHODS]
     own = [case for case in cases if LAYOUTS[case[0]] == dist.get_world_size()]
     return {case: one(*case, f"{folder}/{' '.join(case)} {steps}", steps) for case in own}
@@ -226,6 +228,7 @@ def updates(steps: int) -> int:
 def test_all_ranks_agree_after_every_update(layout: str, method: str, steps: int) -> None:
     ranks = every_rank(layout, method, steps)
     for rank in ranks:
+        assert rank["ranks"] == LAYOUTS[layout]
         assert [step for step, *_ in rank["updates"]] == [INTERVAL * (number + 1) for number in range(updates(steps))]
         assert all(same for *_, same in rank["updates"]) and rank["updates"] == ranks[0]["updates"]
         assert len({digest for _, digest, _ in rank["updates"]}) == updates(steps), "the topology moved each time"

@@ -21,6 +21,7 @@ from smet.dtensors import is_cut
 from smet.exchange import gather
 from smet.fsdp import FsdpStore
 from tests.distributed import run_ranks
+from tests.smet.hf.cpus import take_cpus_for_accelerators
 
 STEPS, INTERVAL = 8, 3
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -32,26 +33,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Settings of ``sparsify``, and of the trainer."""
 FAST, SLOW = ("whole",), ("in parts", "checkpointing", "bf16")
 RUNS = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-
-
-def take_cpus_for_accelerators() -> None:
-    """Let accelerate turn FSDP on, which it does for accelerators alone. For the rest of this process."""
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    kind: Any = AcceleratorState
-    begin = kind.__init__
-
-    @functools.wraps(begin)
-    def begin_fsdp(state: Any, *arguments: Any, **options: Any) -> None:
-        begin(state, *arguments, **options)
-        if (plugin := options.get("fsdp_plugin")) is not None:
-            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            state.fsdp_plugin = plugin
-            if state.mixed_precision != "no":
-                plugin.set_mixed_precision(state.mixed_precision)
-
-    kind.__init__ = begin_fsdp
 
 
 def data() -> list[dict[str, Tensor]]:
