@@ -26,6 +26,7 @@ PAGES = {
     "results-afterwards": "afterwards.yaml",
     "results-settings": "settings.yaml",
     "results-rewiring": "rewiring.yaml",
+    "results-granularity": "granularity.yaml",
     "results-moments": "moments.yaml",
     "results-spikes": "llama-quick.yaml",
     "results-tiles": "tiles.yaml",
