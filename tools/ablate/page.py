@@ -37,8 +37,8 @@ ELSEWHERE = (
     "Adam on both sides; [rules of rewiring at tiles](results-rewiring.md), and [from which tile on none pays]"
     "(results-granularity.md); [moments of one byte](results-moments.md) in the program's own AdamW; "
     "[what causes the spikes of naive Adam](results-spikes.md); [what tiles cost](results-tiles.md) through the whole "
-    "program, and [what they save in time](performance-tiles.md). Some of these questions at 60m and 130m, for one GPU: "
-    "`python -m tools.ablate configs/ablations/gpu.yaml --jobs 1` (not measured yet)."
+    "program, and [what they save in time](performance-tiles.md). Some of these questions at 60m and 130m, for one "
+    "GPU: `python -m tools.ablate configs/ablations/gpu.yaml --jobs 1` (not measured yet)."
 )
 """Below the overview of the page that is made of ``BUDGET``."""
 BUDGET = "budget.yaml"
