@@ -6,14 +6,17 @@ put together in chunks when the writer is finished. Until then no final name exi
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import numpy as np
+import psutil
 
 from pretrain.data.indexed import HEADER, MAGIC, VERSION, dtype_code, index_path, tokens_path
 from pretrain.errors import DataError
@@ -154,8 +157,12 @@ def _chunks(file: IO[bytes], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def publish(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write a file under a temporary name in its folder, flush it to disk, and rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    """Write a file under a temporary name in its folder, flush it to disk, and rename it to ``path``.
+
+    What processes of this machine left there that were killed on the way goes.
+    """
+    begin = f".{path.name}.{socket.gethostname()}."
+    temporary = path.with_name(f"{begin}{os.getpid()}.writing")
     try:
         with temporary.open("wb") as file:
             for block in blocks:
@@ -165,4 +172,8 @@ def publish(path: Path, blocks: Iterable[bytes]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{glob.escape(begin)}*.writing"):
+        process = left.name[len(begin) :].removesuffix(".writing")
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)
     sync_folder(path.parent)

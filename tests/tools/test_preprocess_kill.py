@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pretrain.data.writer import publish
 from tests.tools.texts import ROOT, make_documents, write_jsonl
 from tools.preprocess import main
 
@@ -146,3 +148,15 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path, model: str, source: Pat
         args = ["--input", str(source), "--tokenizer", model, "--output", str(tmp_path / "c"), "--workers", "1"]
         assert main(args) == 2
     assert "another process is preprocessing" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_had_begun_to_publish_goes_and_that_of_others_stays(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    begun = [f".m[1].json.{host}.{process}.writing" for host, process in (
+        (socket.gethostname(), gone.pid), (socket.gethostname(), os.getppid()), ("another", gone.pid),
+    )]  # fmt: skip
+    for name in begun:
+        (tmp_path / name).write_text("{")
+    publish(tmp_path / "m[1].json", [b"{}"])
+    assert {path.name for path in tmp_path.iterdir()} == {"m[1].json", *begun[1:]}
