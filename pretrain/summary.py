@@ -91,7 +91,7 @@ def _summary(trainer: Trainer, counts: list[tuple[int, int]], log: EngineLog) ->
 def numbers(config: RunConfig) -> str:
     """In which numbers a run computes and what it keeps."""
     precision = config.train.precision
-    summed, sent = (numbers_of(config.deepspeed, precision) for numbers_of in (summed_in, sent_in))
+    summed, sent = summed_in(config.deepspeed, precision), sent_in(config.deepspeed, precision)
     over = f" over micro-batches and in {sent} over ranks" if sent != summed else ""
     gradients = " and gradients" if summed == sent == precision else f", gradients summed in {summed}{over}"
     wide = precision == "bf16" and are_widened()

@@ -78,8 +78,8 @@ SUMS = {
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
 }
 """DeepSpeed's words for the numbers in which gradients are summed over micro-batches, by ours."""
-SENT = {"fp32": 4, "bf16": 2}
-"""Bytes of a gradient on its way, where each micro-batch's are averaged over ranks in these numbers."""
+WIDTHS = {"fp32": 4, "bf16": 2}
+"""Bytes of a number, by the words of run files: of a weight, and of a gradient that is summed or sent."""
 
 
 def summed_in(deepspeed: dict[str, Any], precision: str) -> str:
@@ -173,10 +173,10 @@ def _gradients_are_summed_soundly(deepspeed: dict[str, Any], parallel: ParallelC
 
 def _gradients_are_sent_soundly(deepspeed: dict[str, Any]) -> list[str]:
     told = deepspeed.get("communication_data_type")
-    if told is None or told in tuple(SENT):  # which takes a list as well
+    if told is None or told in tuple(WIDTHS):  # which takes a list as well
         return []
     why = ", in which gradients overflow" if told == "fp16" else ""
-    return [f"deepspeed.communication_data_type is {told!r}{why}, expected {' or '.join(SENT)}, or no such key"]
+    return [f"deepspeed.communication_data_type is {told!r}{why}, expected {' or '.join(WIDTHS)}, or no such key"]
 
 
 PASSED_ON_CHECKS: tuple[Callable[..., list[str]], ...] = (
@@ -191,7 +191,7 @@ PASSED_ON_CHECKS: tuple[Callable[..., list[str]], ...] = (
 def still_known(saved: dict[str, Any]) -> dict[str, Any]:
     """The section of an earlier release, which let keys be set that are refused now, without them."""
     kept = {key: value for key, value in saved.items() if key not in MONITORS and key not in INSTEAD}
-    if kept.get("communication_data_type") not in tuple(SENT):
+    if kept.get("communication_data_type") not in tuple(WIDTHS):
         kept.pop("communication_data_type", None)
     kept = without_unknown(kept)
     if isinstance(types := kept.get("data_types"), dict):

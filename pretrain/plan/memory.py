@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.config.passed_on import SENT, sent_in, summed_in
+from pretrain.config.passed_on import WIDTHS, sent_in, summed_in
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Place
 from pretrain.plan.compute import is_over_tiles
@@ -39,7 +39,12 @@ def offloaded(config: RunConfig) -> bool:
 
 def width_of(config: RunConfig) -> int:
     """Bytes of one weight, gradient or activation."""
-    return 2 if config.train.precision == "bf16" else 4
+    return WIDTHS[config.train.precision]
+
+
+def sent_width(config: RunConfig) -> int:
+    """Bytes of one gradient on its way between ranks."""
+    return WIDTHS[sent_in(config.deepspeed, config.train.precision)]
 
 
 def gradient_at_rest(config: RunConfig, ranks: int) -> int:
@@ -54,7 +59,7 @@ def gradient_at_rest(config: RunConfig, ranks: int) -> int:
     """
     stage, precision = config.parallel.zero_stage, config.train.precision
     numbers = summed_in(config.deepspeed, precision)
-    summed = 4 if numbers == "fp32" else 2
+    summed = WIDTHS[numbers]
     if not offloaded(config):
         return summed
     summing = stage == 3 or (stage == 2 and (config.accumulation(ranks) > 1 or numbers != precision))
@@ -223,7 +228,7 @@ def _gradients_in_flight(rank: Rank, stored: int) -> int:
     """
     config, zero, width = rank.config, zero_settings(rank.config), width_of(rank.config)
     size, last = int(zero.get("reduce_bucket_size", REDUCE_BUCKET)), rank.zero_stage == 3
-    filled, sent = min(size, stored), SENT[sent_in(config.deepspeed, config.train.precision)]
+    filled, sent = min(size, stored), sent_width(config)
     moved = zero.get("contiguous_gradients", True) or (offloaded(config) and not last)
     two = moved and not last and zero.get("overlap_comm", False)
     bucket = (sent if last else width) * size * (1 + two) if moved else width * filled

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pretrain.config import RunConfig
-from pretrain.config.passed_on import SENT, sent_in
 from pretrain.models import inventory_of
 from pretrain.models.inventory import Kind, Role
 from pretrain.plan.gathers import Traced, gathered_elements
-from pretrain.plan.memory import parts_of, width_of, zero_settings
+from pretrain.plan.memory import parts_of, sent_width, width_of, zero_settings
 from pretrain.plan.sizes import Block, Rank
 from pretrain.traffic import ring_bytes
 from smet.bank import window
@@ -49,8 +48,7 @@ def _elements(rank: Rank, parts: Sequence[Part]) -> int:
 
 
 def _gradients(rank: Rank, parts: Sequence[Part]) -> int:
-    config, ranks = rank.config, rank.data_ranks
-    width = SENT[sent_in(config.deepspeed, config.train.precision)]
+    width, ranks = sent_width(rank.config), rank.data_ranks
     if rank.zero_stage == 3:
         return rank.micro_batches * ring_bytes("reduce_scatter", width * _elements(rank, parts), ranks)
     plain = sum(length for part in parts for lengths, _ in part.groups for length in lengths)
